@@ -1,0 +1,39 @@
+/* util.h: small things that every room needs. */
+#ifndef GLMD_BASE_UTIL_H
+#define GLMD_BASE_UTIL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+static inline size_t round_up(size_t value, size_t multiple)
+{
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+/* *ret = a * b or a + b; false when the result does not fit. Sizes that come from outside go
+ * through these. */
+static inline bool mul_size(size_t a, size_t b, size_t *ret)
+{
+    return !__builtin_mul_overflow(a, b, ret);
+}
+
+static inline bool add_size(size_t a, size_t b, size_t *ret)
+{
+    return !__builtin_add_overflow(a, b, ret);
+}
+
+/* calloc that checks the product; NULL when out of memory or out of range. n == 0 gives a valid
+ * pointer. */
+static inline void *alloc_array(size_t n, size_t size)
+{
+    return calloc(n ? n : 1, size ? size : 1);
+}
+
+#endif

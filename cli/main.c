@@ -1,0 +1,51 @@
+/* main.c: finds the verb and runs it. */
+#include "cli/cli.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/util.h"
+
+struct verb {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *summary;
+};
+
+static const struct verb verbs[] = {
+#include "cli_verbs.inc"
+};
+
+static void print_usage(FILE *out)
+{
+    fputs("glmd " GLMD_VERSION ": serve GLM-130B on your own machines\n\n"
+          "usage: glmd VERB [OPTIONS]     (glmd VERB --help explains one)\n\n",
+          out);
+    for (size_t i = 0; i < ARRAY_LEN(verbs); i++)
+        fprintf(out, "  %-12s %s\n", verbs[i].name, verbs[i].summary);
+}
+
+int main(int argc, char **argv)
+{
+    log_init("glmd", LOG_LEVEL_INFO);
+    if (argc < 2) {
+        print_usage(stderr);
+        return EXIT_USAGE;
+    }
+    const char *name = argv[1];
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
+        print_usage(stdout);
+        return EXIT_OK;
+    }
+    if (strcmp(name, "--version") == 0 || strcmp(name, "version") == 0) {
+        puts("glmd " GLMD_VERSION);
+        return EXIT_OK;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(verbs); i++) {
+        if (strcmp(name, verbs[i].name) == 0)
+            return verbs[i].run(argc - 1, argv + 1);
+    }
+    fprintf(stderr, "glmd: unknown verb \"%s\"; `glmd --help` lists the verbs\n", name);
+    return EXIT_USAGE;
+}

@@ -1,0 +1,42 @@
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
+
+# glmd_unit_test(NAME SOURCES ... ROOMS ... LIBS ... [LONG] [ARGS ...]): a cmocka program in
+# build/<preset>/tests, run by ctest with the repository root as GLMD_SOURCE_DIR. LONG tests run only
+# with `tests/run --long` (ctest label "long").
+function(glmd_unit_test name)
+  cmake_parse_arguments(A "LONG" "" "SOURCES;ROOMS;LIBS;ARGS" ${ARGN})
+  add_executable(${name} ${A_SOURCES})
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
+  glmd_rooms(${name} ${A_ROOMS} tests)
+  target_link_libraries(${name} PRIVATE glmd_flags PkgConfig::CMOCKA ${A_LIBS})
+  add_test(NAME ${name} COMMAND ${name} ${A_ARGS})
+  set_tests_properties(${name} PROPERTIES
+    ENVIRONMENT "GLMD_SOURCE_DIR=${CMAKE_SOURCE_DIR};GLMD_BIN_DIR=${CMAKE_BINARY_DIR}/bin"
+    TIMEOUT 600
+    SKIP_RETURN_CODE 77)
+  if(A_LONG)
+    set_tests_properties(${name} PROPERTIES LABELS long TIMEOUT 3600)
+  endif()
+endfunction()
+
+# glmd_fuzzer(NAME SOURCES ... ROOMS ... LIBS ...): a fuzz target with LLVMFuzzerTestOneInput.
+# With GLMD_FUZZ it is a libFuzzer program; otherwise it links a small driver that replays the seed
+# corpus tests/fuzz/corpus/<name>/ plus deterministic mutations of it, as an ordinary test.
+function(glmd_fuzzer name)
+  cmake_parse_arguments(A "" "" "SOURCES;ROOMS;LIBS" ${ARGN})
+  set(driver "")
+  if(NOT GLMD_FUZZ)
+    set(driver "${CMAKE_SOURCE_DIR}/tests/fuzz/replay.c")
+  endif()
+  add_executable(${name} ${A_SOURCES} ${driver})
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
+  glmd_rooms(${name} ${A_ROOMS} tests)
+  target_link_libraries(${name} PRIVATE glmd_flags ${A_LIBS})
+  if(GLMD_FUZZ)
+    target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+  else()
+    add_test(NAME ${name} COMMAND ${name} "${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${name}")
+    set_tests_properties(${name} PROPERTIES TIMEOUT 300 LABELS fuzz)
+  endif()
+endfunction()

@@ -1,0 +1,161 @@
+/* kernels.h: the compute seam. A table of operations with a CPU and a CUDA implementation, and the
+ * plain structs that they take. kernels/ knows nothing of the project (half.h excepted): no plans,
+ * no files, no model names.
+ *
+ * Conventions
+ * - A context (struct k_ctx) is one device with its worker threads or stream, and one activation
+ *   mode. Operations are enqueued in order; results are visible after k_ops.sync. On the CPU they
+ *   have finished when the call returns. One thread drives a context.
+ * - Activation buffers come from k_ops.alloc and hold `k_ops.act_bytes(ctx)` bytes per element:
+ *   float on the CPU in every mode, half on CUDA. Matrices are row-major and dense, [rows,
+ * columns].
+ * - T is the number of rows (tokens) of the step, H the hidden size, Nl the heads of this rank, D
+ * the head size.
+ * - Nothing is allocated inside an operation; scratch is part of the context (k_open_params).
+ * - Batch invariance: a row of a result has the same bits whatever the other rows are and however
+ *   many there are. Every sum has an order that depends on the operation's shape only.
+ * - Operations do not fail: shapes are asserted. Device errors are sticky and reported by sync.
+ */
+#ifndef GLMD_KERNELS_KERNELS_H
+#define GLMD_KERNELS_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum k_weight { K_WEIGHT_F16, K_WEIGHT_I8, K_WEIGHT_I4 };
+
+/* FP32: everything equals the references; dequantized weights are fp16(q * scale), as published.
+ * FP16: 16-bit faithful and fast; scales are applied to sums; KV cache in FP16.
+ * A8: products with activations quantized to INT8 per row and group. */
+enum k_mode { K_MODE_FP32, K_MODE_FP16, K_MODE_A8 };
+
+struct k_ctx;    /* device, threads, scratch */
+struct k_linear; /* a weight matrix in the backend's packed layout, with scales and bias */
+struct k_kv;     /* paged KV cache of one rank: all layers */
+
+struct k_open_params {
+    const char *device; /* "cpu", "cuda:0" */
+    enum k_mode mode;
+    uint32_t n_threads; /* CPU: threads of the pool, the caller included; 0 = allowed CPUs */
+    uint32_t max_rows;  /* largest T of a call */
+    uint32_t max_cols;  /* largest input dimension of a linear */
+    uint32_t max_seq;   /* largest sequence */
+    const char *isa;    /* CPU: NULL = best; or "c", "avx2", "avx512", "avx512vnni" for tests */
+};
+
+/* A weight shard as it lies on disk: row-major [rows, cols], out x in. K_WEIGHT_I4: two values a
+ * byte, even column in the high nibble, signed. scale [rows, n_groups]: group g covers columns
+ * [g * group_cols, (g + 1) * group_cols) of this shard; NULL for K_WEIGHT_F16. bias [rows] F16 or
+ * NULL. */
+struct k_linear_src {
+    enum k_weight type;
+    uint32_t rows, cols;
+    uint32_t n_groups, group_cols;
+    const void *data;
+    const uint16_t *scale;
+    const uint16_t *bias;
+};
+
+/* One sequence of a step: rows [row0, row0 + n_rows) of the batch are its tokens
+ * [start, start + n_rows). Row i sees columns [0, max(prefix_len, start + i + 1)). blocks: physical
+ * block of tokens [block_tokens * j, ...), covering start + n_rows tokens. */
+struct k_seq {
+    uint32_t row0, n_rows;
+    uint32_t start;
+    uint32_t prefix_len;
+    const uint32_t *blocks;
+};
+
+struct k_attn_params {
+    uint32_t n_heads, n_kv_heads, head_dim; /* of this rank */
+    uint32_t layer;
+};
+
+struct k_kv_params {
+    uint32_t n_layers, n_kv_heads, head_dim;
+    uint32_t n_blocks, block_tokens;
+};
+
+struct k_ops {
+    const char *name; /* "cpu", "cuda" */
+
+    /* 0, or a negative errno value with the reason in `message`. */
+    int (*open)(const struct k_open_params *p, struct k_ctx **ret, char *message, size_t size);
+    void (*close)(struct k_ctx *c);
+    /* One line for logs: instruction set or GPU name, threads, mode. */
+    const char *(*describe)(struct k_ctx *c);
+    /* 0, or -EIO when the device failed (sticky), with the reason. */
+    int (*sync)(struct k_ctx *c, char *message, size_t size);
+
+    size_t (*act_bytes)(struct k_ctx *c);
+    void *(*alloc)(struct k_ctx *c,
+                   size_t bytes); /* 64-byte aligned, zeroed; NULL = out of memory */
+    void (*free)(struct k_ctx *c, void *p);
+    /* Host FP32 <-> activation buffer. */
+    void (*upload)(struct k_ctx *c, void *dst, const float *src, size_t n);
+    void (*download)(struct k_ctx *c, float *dst, const void *src, size_t n);
+    /* Host pointer to an activation buffer as FP32, or NULL where memory is not shared: host
+     * collectives and the sampler then stage through download/upload. */
+    float *(*host_view)(struct k_ctx *c, void *buffer);
+
+    /* Bytes that a packed linear of this shape takes on the device. */
+    size_t (*linear_bytes)(struct k_ctx *c, enum k_weight type, uint32_t rows, uint32_t cols,
+                           uint32_t n_groups);
+    /* Packs; the source may be freed afterwards. NULL = out of memory. */
+    struct k_linear *(*linear_new)(struct k_ctx *c, const struct k_linear_src *src);
+    void (*linear_free)(struct k_ctx *c, struct k_linear *l);
+
+    /* y[T, rows] = x[T, cols] W^T + bias */
+    void (*linear)(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows,
+                   void *y);
+    /* y[t] = row (ids[t] - first_row) of the table, or zeros where the id is outside
+     * [first_row, first_row + rows). The table is a K_WEIGHT_F16 linear without bias (tied head).
+     */
+    void (*embed)(struct k_ctx *c, const struct k_linear *table, uint32_t first_row,
+                  const int32_t *ids, uint32_t n_rows, void *y);
+    /* y = LayerNorm(x) with weight and bias [H] FP32 (device copies made by norm_new). */
+    struct k_norm *(*norm_new)(struct k_ctx *c, const uint16_t *weight, const uint16_t *bias,
+                               uint32_t cols);
+    void (*norm_free)(struct k_ctx *c, struct k_norm *n);
+    void (*norm)(struct k_ctx *c, const struct k_norm *n, float eps, const void *x, uint32_t n_rows,
+                 void *y);
+    /* x = alpha * a + r + bias; y = LayerNorm(x). `r` is overwritten with x (the layer's output
+     * before the next norm). bias: [H] FP16 on the host side copied by bias_new; may be NULL. */
+    struct k_bias *(*bias_new)(struct k_ctx *c, const uint16_t *bias, uint32_t cols);
+    void (*bias_free)(struct k_ctx *c, struct k_bias *b);
+    void (*residual_norm)(struct k_ctx *c, const struct k_norm *n, float eps, float alpha,
+                          const void *a, void *r, const struct k_bias *bias, uint32_t n_rows,
+                          void *y);
+
+    struct k_kv *(*kv_new)(struct k_ctx *c, const struct k_kv_params *p);
+    void (*kv_free)(struct k_ctx *c, struct k_kv *kv);
+    size_t (*kv_block_bytes)(struct k_ctx *c, const struct k_kv_params *p);
+    /* Copies whole blocks (all layers), copy-on-write. */
+    void (*kv_copy)(struct k_ctx *c, struct k_kv *kv, uint32_t src, uint32_t dst);
+
+    /* Rotary tables: cos, sin [max_seq, D/2] as FP32 values (already rounded as the architecture
+     * asks), copied to the device. */
+    struct k_rope *(*rope_new)(struct k_ctx *c, const float *cos, const float *sin,
+                               uint32_t max_seq, uint32_t half_dim);
+    void (*rope_free)(struct k_ctx *c, struct k_rope *r);
+    /* qkv [T, Nl * 3 * D], per head q, k, v: rotates q and k by positions[t] (pairs (i, i + D/2)),
+     * writes k and v into the cache and q densely to q [T, Nl * D]. */
+    void (*rope_kv)(struct k_ctx *c, const struct k_attn_params *p, const struct k_rope *r,
+                    const void *qkv, const int32_t *positions, const struct k_seq *seqs,
+                    uint32_t n_seqs, struct k_kv *kv, void *q);
+    /* out [T, Nl * D] = softmax(q k^T / sqrt(D)) v over the visible columns; softmax in FP32. */
+    void (*attention)(struct k_ctx *c, const struct k_attn_params *p, const void *q,
+                      const struct k_seq *seqs, uint32_t n_seqs, const struct k_kv *kv, void *out);
+    /* u [T, 2 I] -> g [T, I]: first half * gelu(second half), exact erf form. */
+    void (*geglu)(struct k_ctx *c, const void *u, uint32_t n_rows, uint32_t inner, void *g);
+    /* Gathers rows: y[i] = x[rows[i]], i < n. */
+    void (*gather)(struct k_ctx *c, const void *x, uint32_t cols, const uint32_t *rows, uint32_t n,
+                   void *y);
+};
+
+/* "cpu" or "cuda"; NULL when this build or this host does not have it (`message` says why). The
+ * CUDA table lives in libglmd_cuda.so, opened on the first request. */
+const struct k_ops *k_backend(const char *name, char *message, size_t size);
+
+#endif

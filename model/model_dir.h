@@ -1,0 +1,62 @@
+/* model_dir.h: a model directory as `glmd convert` writes it, opened for reading.
+ *
+ *   config.json                    architecture (arch.h) + "quantization_config"
+ *   generation_config.json         defaults of a generation
+ *   tokenizer.model                SentencePiece model, + tokenizer_config.json (variant)
+ *   model.safetensors.index.json   tensor name -> file
+ *   model-0000x-of-0000y.safetensors
+ *   manifest.json                  checksums per file and per tensor (XXH3-128), source, converter
+ *                                  version, digest of the whole model, known-answer token hash
+ *
+ * Tensors are named as in the published checkpoint
+ * ("transformer.layers.0.mlp.dense_4h_to_h.weight") and stored whole, independent of tensor
+ * parallelism. A quantized linear is `<name>.weight` (U8, two INT4 values a byte, or I8) plus
+ * `<name>.weight_scale` (F16 [rows, groups]); quant.h documents both layouts. Everything else is
+ * F16.
+ *
+ * Reading uses pread: no mapping that could fault when a file shrinks. A struct model_dir may be
+ * used by several threads at once after model_dir_open.
+ */
+#ifndef GLMD_MODEL_MODEL_DIR_H
+#define GLMD_MODEL_MODEL_DIR_H
+
+#include <stdint.h>
+
+#include "base/err.h"
+#include "model/arch.h"
+#include "model/quant.h"
+#include "model/safetensors.h"
+
+struct model_dir; /* opaque */
+
+struct model_digest {
+    char hex[33]; /* XXH3-128 over the tensors' checksums in name order, as lower-case hex */
+};
+
+int model_dir_open(const char *path, struct model_dir **ret_dir, struct err *e);
+void model_dir_close(struct model_dir *d); /* NULL is fine */
+
+const char *model_dir_path(const struct model_dir *d);
+const struct arch *model_dir_arch(const struct model_dir *d);
+const struct quant_scheme *model_dir_scheme(const struct model_dir *d);
+const struct model_digest *model_dir_digest(const struct model_dir *d);
+
+/* NULL when there is no such tensor. The entry lives as long as the directory. */
+const struct st_tensor *model_dir_find(const struct model_dir *d, const char *name);
+size_t model_dir_n_tensors(const struct model_dir *d);
+const struct st_tensor *model_dir_tensor_at(const struct model_dir *d, size_t i);
+
+/* A rectangle of a 2-D tensor (1-D tensors count as one row of `cols` elements): rows
+ * [row0, row0 + n_rows), columns [col0, col0 + n_cols), in stored elements of `t->dtype` (so an
+ * INT4 tensor's columns are bytes). Rows land densely, one behind the other, at `dst`. */
+struct model_slice {
+    uint64_t row0, n_rows;
+    uint64_t col0, n_cols;
+};
+int model_dir_read(const struct model_dir *d, const struct st_tensor *t,
+                   const struct model_slice *slice, void *dst, struct err *e);
+
+/* Re-reads the whole tensor and compares with the manifest; -EBADMSG names the tensor and file. */
+int model_dir_verify_tensor(const struct model_dir *d, const struct st_tensor *t, struct err *e);
+
+#endif

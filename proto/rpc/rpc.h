@@ -1,0 +1,139 @@
+/* rpc.h: the transport seam. Calls as objects with callbacks on one libuv loop; bytes in, bytes
+ * out.
+ *
+ * Two implementations: rpc_grpc.c (gRPC core) and a simulated one for tests. Nothing outside
+ * proto/rpc includes gRPC or generated code; messages are packed and unpacked by wire.h.
+ *
+ * Threads: gRPC's completion queue has a thread of its own; every callback arrives on the loop
+ * thread, and every function below is called on the loop thread.
+ *
+ * Life cycle of a call, server or client side:
+ *   on_call/rpc_open -> [on_message ...] -> [on_half_close] -> on_done, exactly once; the call
+ * object dies when on_done returns. After on_done nothing else arrives. Sends after the peer has
+ * gone are dropped. rpc_cancel may be called at any time before on_done. Back-pressure: rpc_send
+ * queues; rpc_queued_bytes tells how much is unsent; on_drained fires when the queue empties. A
+ * message larger than the limit fails the call with RESOURCE_EXHAUSTED.
+ */
+#ifndef GLMD_PROTO_RPC_RPC_H
+#define GLMD_PROTO_RPC_RPC_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+struct uv_loop_s;
+struct rpc_runtime; /* gRPC library, completion queue and its thread, bound to a loop */
+struct rpc_server;
+struct rpc_channel;
+struct rpc_call;
+
+enum rpc_status { /* the codes of gRPC */
+                  RPC_OK = 0,
+                  RPC_CANCELLED = 1,
+                  RPC_UNKNOWN = 2,
+                  RPC_INVALID_ARGUMENT = 3,
+                  RPC_DEADLINE_EXCEEDED = 4,
+                  RPC_NOT_FOUND = 5,
+                  RPC_ALREADY_EXISTS = 6,
+                  RPC_PERMISSION_DENIED = 7,
+                  RPC_RESOURCE_EXHAUSTED = 8,
+                  RPC_FAILED_PRECONDITION = 9,
+                  RPC_ABORTED = 10,
+                  RPC_OUT_OF_RANGE = 11,
+                  RPC_UNIMPLEMENTED = 12,
+                  RPC_INTERNAL = 13,
+                  RPC_UNAVAILABLE = 14,
+                  RPC_DATA_LOSS = 15,
+                  RPC_UNAUTHENTICATED = 16,
+};
+const char *rpc_status_name(enum rpc_status s); /* "INVALID_ARGUMENT" */
+
+struct rpc_callbacks {
+    void (*on_message)(struct rpc_call *c, const uint8_t *data,
+                       size_t size);           /* data: this call only */
+    void (*on_half_close)(struct rpc_call *c); /* peer will send no more; may be NULL */
+    void (*on_drained)(struct rpc_call *c);    /* may be NULL */
+    /* The end. Server: status is what was sent, or RPC_CANCELLED when the peer went away (also its
+     * deadline). Client: what the server said. */
+    void (*on_done)(struct rpc_call *c, enum rpc_status status, const char *message);
+};
+
+struct rpc_limits {
+    size_t max_message_bytes; /* 0 = 4 MiB */
+    size_t
+        max_calls; /* server: calls at once, more are refused with RESOURCE_EXHAUSTED; 0 = 1024 */
+};
+
+/* NULL certificate files: plaintext. Client side: ca, and cert + key for mutual TLS. */
+struct rpc_tls {
+    const char *ca_file, *cert_file, *key_file;
+    const char
+        *target_name; /* client: name expected in the server's certificate, NULL = the host */
+};
+
+int rpc_runtime_new(struct uv_loop_s *loop, struct rpc_runtime **ret, struct err *e);
+/* After every server is shut down and every channel closed; on_stopped runs on the loop, then the
+ * runtime is gone. */
+void rpc_runtime_stop(struct rpc_runtime *r, void (*on_stopped)(void *context), void *context);
+
+/* One RPC of a server. `on_call` sets callbacks and user data (rpc_set) before it returns; the
+ * request of a unary or server-streaming RPC arrives as one on_message followed by on_half_close.
+ */
+struct rpc_method {
+    const char *path; /* "/glmd.v1.Inference/Generate" */
+    void (*on_call)(struct rpc_call *c, void *context);
+    void *context;
+};
+
+int rpc_server_new(struct rpc_runtime *r, const struct rpc_limits *limits, struct rpc_server **ret);
+/* Methods may be added until start; the array is borrowed. Unknown paths: UNIMPLEMENTED. */
+int rpc_server_add(struct rpc_server *s, const struct rpc_method *methods, size_t n);
+/* "127.0.0.1:8130", "[::]:8130", "unix:/run/glmd/rpc.sock". Port 0 picks one (ret_port). The port
+ * is not shared with other processes (no SO_REUSEPORT): -EADDRINUSE says so. */
+int rpc_server_listen(struct rpc_server *s, const char *address, const struct rpc_tls *tls,
+                      int *ret_port, struct err *e);
+int rpc_server_start(struct rpc_server *s);
+/* No new calls; open ones may end until grace_ns is over, then they are cancelled. */
+void rpc_server_shutdown(struct rpc_server *s, int64_t grace_ns, void (*on_stopped)(void *context),
+                         void *context);
+
+int rpc_channel_new(struct rpc_runtime *r, const char *target, const struct rpc_tls *tls,
+                    const struct rpc_limits *limits, struct rpc_channel **ret, struct err *e);
+void rpc_channel_close(struct rpc_channel *ch); /* its calls are cancelled */
+
+/* Opens a call; deadline_ns is relative, 0 = none. wait_for_ready: do not fail while the channel is
+ * still connecting. */
+int rpc_open(struct rpc_channel *ch, const char *path, int64_t deadline_ns, bool wait_for_ready,
+             const struct rpc_callbacks *callbacks, void *user, struct rpc_call **ret);
+
+void rpc_set(struct rpc_call *c, const struct rpc_callbacks *callbacks,
+             void *user); /* server side */
+void *rpc_user(const struct rpc_call *c);
+const char *rpc_path(const struct rpc_call *c);
+const char *rpc_peer(const struct rpc_call *c); /* "ipv4:127.0.0.1:5000" */
+int64_t
+rpc_deadline_ns(const struct rpc_call *c); /* server: monotonic clock_now_ns time; 0 = none */
+const char *rpc_metadata(const struct rpc_call *c,
+                         const char *key); /* server: request header or NULL */
+
+int rpc_send(struct rpc_call *c, const void *data, size_t size); /* copies */
+size_t rpc_queued_bytes(const struct rpc_call *c);
+void rpc_half_close(struct rpc_call *c); /* client: no more messages */
+/* Server: sends the status behind all queued messages. message <= 1 KiB, UTF-8. */
+void rpc_finish(struct rpc_call *c, enum rpc_status status, const char *message);
+void rpc_cancel(struct rpc_call *c);
+
+/* Stop and resume reading messages of a call (flow control reaches the peer). */
+void rpc_pause(struct rpc_call *c);
+void rpc_resume(struct rpc_call *c);
+
+/* grpc.health.v1 (Check, Watch) and server reflection (v1 and v1alpha), added before start. */
+enum rpc_serving { RPC_SERVING_UNKNOWN = 0, RPC_SERVING = 1, RPC_NOT_SERVING = 2 };
+int rpc_health_add(struct rpc_server *s);
+/* service "" = the whole server; unknown services are added. */
+void rpc_health_set(struct rpc_server *s, const char *service, enum rpc_serving status);
+int rpc_reflection_add(struct rpc_server *s, const char *const *services, size_t n);
+
+#endif

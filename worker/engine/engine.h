@@ -1,0 +1,83 @@
+/* engine.h: one rank's model, KV cache and sampler behind two calls: open and step.
+ *
+ * A library without sockets: the worker daemon feeds it plans from the coordinator, `glmd logits`
+ * and the tests feed it plans of their own. One thread drives an engine. Ranks of a tensor-parallel
+ * group are engines that were given the same plans and are joined by a comm.
+ */
+#ifndef GLMD_WORKER_ENGINE_ENGINE_H
+#define GLMD_WORKER_ENGINE_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "kernels/kernels.h"
+#include "model/model_dir.h"
+#include "proto/plan.h"
+#include "worker/engine/comm/comm.h"
+
+struct engine; /* opaque */
+
+struct engine_config {
+    const struct model_dir *model; /* borrowed, outlives the engine */
+    uint32_t tp_size, tp_rank;
+    const char *device; /* "cpu", "cuda:N" */
+    enum k_mode mode;
+    uint32_t
+        n_threads;   /* 0 = allowed CPUs / ranks on this host is the caller's business: 0 = all */
+    const char *isa; /* NULL = best; tests */
+    uint32_t n_slots;
+    uint32_t n_kv_blocks;     /* 0 = as many as kv_bytes allows */
+    size_t kv_bytes;          /* used when n_kv_blocks = 0; 0 = room for n_slots full sequences */
+    uint32_t max_step_tokens; /* 0 = max_seq, at least n_slots */
+    bool verify; /* checksums of every tensor that is read (default on in the daemon) */
+    /* Called from engine_open between tensors: progress in bytes; may be NULL. A non-zero return
+     * cancels the load (-ECANCELED). */
+    int (*on_progress)(void *context, uint64_t done_bytes, uint64_t total_bytes);
+    void *progress_context;
+};
+
+struct engine_memory { /* bytes of this rank, printed at start */
+    uint64_t weights;
+    uint64_t kv;
+    uint64_t scratch;
+};
+
+struct engine_stats {
+    uint64_t steps;
+    uint64_t prefill_tokens, decode_tokens;
+    uint64_t compute_ns;
+};
+
+/* Loads this rank's rows and columns, allocates everything a step needs. Collectives are not used
+ * while opening, so that ranks load at their own pace. */
+int engine_open(const struct engine_config *config, struct engine **ret, struct err *e);
+void engine_close(struct engine *g); /* NULL is fine; does not close the comm */
+
+/* The group's collectives; borrowed; may be set again after an epoch change (drops all slots). Must
+ * have tp_size ranks. Required before the first step, comm_self_new for one rank. */
+int engine_set_comm(struct engine *g, struct comm *comm, struct err *e);
+
+/* Runs one step. The result is valid until the next call. -EINVAL: the plan contradicts the
+ * engine's slots (nothing ran); -EIO, -ETIMEDOUT, -ECANCELED: the device or a peer failed, the
+ * epoch is over. */
+int engine_step(struct engine *g, const struct plan *plan, const struct step_result **ret,
+                struct err *e);
+
+/* Forgets all slots and the state hash: a new epoch begins. */
+void engine_reset(struct engine *g);
+
+void engine_limits(const struct engine *g, struct plan_limits *ret);
+void engine_memory(const struct engine *g, struct engine_memory *ret);
+void engine_stats(const struct engine *g, struct engine_stats *ret);
+const char *engine_describe(const struct engine *g);
+
+/* A fixed greedy step whose token hash must equal the manifest's (and every other rank's): run once
+ * before a rank reports ready. Uses the comm. Leaves the engine reset. */
+int engine_known_answer(struct engine *g, uint64_t *ret_hash, struct err *e);
+
+/* Output of every layer before the next norm, [n_layers, rows, H], of the last step: test hook, off
+ * unless enabled before engine_step. */
+void engine_capture_layers(struct engine *g, float *buffer, uint32_t max_rows);
+
+#endif
