@@ -22,7 +22,7 @@ static void print_usage(FILE *out)
     fputs("glmd " GLMD_VERSION ": serve GLM-130B on your own machines\n\n"
           "usage: glmd VERB [OPTIONS]     (glmd VERB --help explains one)\n\n",
           out);
-    for (size_t i = 0; i < ARRAY_LEN(verbs); i++)
+    for (size_t i = 0; i != ARRAY_LEN(verbs); i++)
         fprintf(out, "  %-12s %s\n", verbs[i].name, verbs[i].summary);
 }
 
@@ -42,7 +42,7 @@ int main(int argc, char **argv)
         puts("glmd " GLMD_VERSION);
         return EXIT_OK;
     }
-    for (size_t i = 0; i < ARRAY_LEN(verbs); i++) {
+    for (size_t i = 0; i != ARRAY_LEN(verbs); i++) {
         if (strcmp(name, verbs[i].name) == 0)
             return verbs[i].run(argc - 1, argv + 1);
     }
