@@ -1,0 +1,103 @@
+"""The tool as a person uses it."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from conftest import BIN, DEADLINE_S, glmd
+
+
+@pytest.fixture
+def server(model, module_cluster):
+    c = module_cluster("cli", model("ckpt-fp16-tp1", "--weights", "int4"), 2)
+    os.environ["GLMD_COORDINATOR"] = c.target
+    yield c
+    del os.environ["GLMD_COORDINATOR"]
+
+
+VERBS = ["compare", "config", "convert", "detokenize", "fill", "generate", "inspect", "logits",
+         "score", "status", "tokenize"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb):
+    assert verb in glmd("--help").stdout
+    assert f"glmd {verb}" in glmd(verb, "--help").stdout
+    wrong = glmd(verb, "--no-such-option", check=False)
+    assert wrong.returncode == 2 and wrong.stderr
+
+
+def test_fill(server):
+    out = glmd("fill", "--top-k", "1", "The train [MASK] to the city.").stdout
+    assert out.startswith("The train") and out.rstrip().endswith("to the city.")
+    data = json.loads(glmd("fill", "--json", "--beams", "2", "The train [MASK] to the city.").stdout)
+    assert len(data["results"]) == 2
+
+
+def test_generate_streams_and_reports(server):
+    result = glmd("generate", "--max-tokens", "12", "--seed", "5", "--stats", "今天")
+    assert result.stdout.strip()
+    assert "tokens/s" in result.stderr + result.stdout
+    again = glmd("generate", "--max-tokens", "12", "--seed", "5", "今天")
+    assert again.stdout.strip() in result.stdout
+
+
+def test_text_from_standard_input(server):
+    out = glmd("fill", "--top-k", "1", "-", input="The train [MASK] to the city.").stdout
+    assert out.startswith("The train")
+
+
+def test_score(server):
+    out = glmd("score", "--choice", "train", "--choice", "city", "The [MASK] opens.").stdout
+    assert "train" in out and "city" in out
+
+
+def test_status_is_health(server):
+    result = glmd("status")
+    assert "ready" in result.stdout.lower() and "rank" in result.stdout.lower()
+    assert json.loads(glmd("status", "--json").stdout)["groups"]
+    nobody = glmd("status", "--coordinator", "127.0.0.1:1", check=False)
+    assert nobody.returncode == 3 and "127.0.0.1:1" in nobody.stderr
+
+
+def test_bad_input_is_exit_1_with_the_reason(server):
+    result = glmd("generate", "--max-tokens", "4", "river " * 400, check=False)
+    assert result.returncode == 1 and "256" in result.stderr
+
+
+def test_tokenize_round_trip(model):
+    folder = model("ckpt-fp16-tp1", "--weights", "int4")
+    ids = glmd("tokenize", "--model", folder, "The river").stdout.split()
+    assert glmd("detokenize", "--model", folder, *ids).stdout.strip() == "The river"
+
+
+def test_config(tmp_path):
+    default = tmp_path / "glmd.yaml"
+    default.write_text(glmd("config", "show").stdout)
+    glmd("config", "check", default)
+    default.write_text("coordinator:\n  lissten: 127.0.0.1:1\n")
+    wrong = glmd("config", "check", default, check=False)
+    assert wrong.returncode != 0 and "lissten" in wrong.stderr and "2" in wrong.stderr
+
+
+def test_daemons_refuse_a_bad_configuration(tmp_path):
+    file = tmp_path / "glmd.yaml"
+    file.write_text("worker:\n  slots: many\n")
+    for daemon in ("glmd-coordinator", "glmd-worker"):
+        result = subprocess.run([BIN / daemon, "--config", file], capture_output=True, text=True,
+                                timeout=DEADLINE_S)
+        assert result.returncode == 64, result
+        assert "slots" in result.stderr
+
+
+def test_a_worker_without_a_gpu_never_falls_back(model):
+    folder = model("ckpt-fp16-tp1", "--weights", "int4")
+    if os.path.exists("/dev/nvidiactl"):
+        pytest.skip("this host has a GPU driver")
+    result = subprocess.run(
+        [BIN / "glmd-worker", "--rank", "0", "--coordinator", "127.0.0.1:1", "--model", folder,
+         "--device", "cuda:0"], capture_output=True, text=True, timeout=DEADLINE_S)
+    assert result.returncode not in (0, -6, -11)
+    assert "cuda" in result.stderr.lower()

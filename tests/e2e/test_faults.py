@@ -1,0 +1,146 @@
+"""What must not go unnoticed: killed and hung ranks, mixed and corrupt weights, a lost coordinator."""
+
+import shutil
+import signal
+import threading
+import time
+
+import grpc
+import pytest
+
+from conftest import DEADLINE_S
+
+
+def endless(api):
+    return api.GenerateRequest(text="The river", max_tokens=230,
+                               sampling=api.SamplingParameters(ignore_end=True, seed=1))
+
+
+@pytest.fixture
+def weights(model):
+    return model("ckpt-fp16-tp1", "--weights", "int4")
+
+
+def stream_until_error(c, api, on_first):
+    """Restarts the generation until the fault has hit a running one."""
+    hit = False
+    while True:
+        started = time.monotonic()
+        try:
+            for i, _ in enumerate(c.inference.Generate(endless(api), timeout=DEADLINE_S)):
+                if i == 2 and not hit:
+                    hit = True
+                    started = time.monotonic()
+                    on_first()
+        except grpc.RpcError as e:
+            return e, time.monotonic() - started
+
+
+def test_a_killed_worker_is_an_error_within_seconds_and_the_group_returns(weights, cluster, api):
+    c = cluster(weights, 2, workers="external", expect={"worker1": -signal.SIGKILL},
+                deadlines__step="2s")
+    epoch = c.status().groups[0].epoch
+    error, seconds = stream_until_error(c, api, lambda: c.processes["worker1"].kill())
+    assert error.code() == grpc.StatusCode.UNAVAILABLE, error
+    assert "rank 1" in error.details(), error.details()
+    assert seconds < 10
+    c.start_worker(1, name="worker1b")
+    status = c.wait(lambda: (s := c.group_ready()) and s.groups[0].epoch > epoch and s,
+                    "the group to form again")
+    assert status.groups[0].running == 0
+    assert status.groups[0].kv_blocks_free == status.groups[0].kv_blocks_total
+    assert list(c.inference.Generate(endless(api), timeout=DEADLINE_S))
+
+
+def test_a_spawned_worker_is_started_again(weights, cluster, api):
+    c = cluster(weights, 2, deadlines__step="2s")
+    before = c.status().groups[0]
+    pid = before.ranks[1].pid
+    error, _ = stream_until_error(c, api, lambda: __import__("os").kill(pid, signal.SIGKILL))
+    assert error.code() == grpc.StatusCode.UNAVAILABLE
+    after = c.wait(lambda: (s := c.group_ready()) and s.groups[0].epoch > before.epoch and s,
+                   "the group to form again").groups[0]
+    assert after.ranks[1].pid != pid
+    assert list(c.inference.Generate(endless(api), timeout=DEADLINE_S))
+
+
+def test_a_hung_worker_misses_the_step_deadline(weights, cluster, api):
+    c = cluster(weights, 2, workers="external", deadlines__step="1s", deadlines__heartbeat="200ms")
+    worker = c.processes["worker1"]
+    error, seconds = stream_until_error(c, api, lambda: worker.send_signal(signal.SIGSTOP))
+    worker.send_signal(signal.SIGCONT)
+    assert error.code() == grpc.StatusCode.UNAVAILABLE
+    assert seconds < 20
+    c.wait_ready()  # the late rank is fenced, joins the new epoch and serves again
+    assert list(c.inference.Generate(endless(api), timeout=DEADLINE_S))
+
+
+def test_no_workers_is_unavailable_not_a_hang(weights, cluster, api):
+    c = cluster(weights, 2, ready=False, workers="external")
+    for rank in range(2):
+        c.processes[f"worker{rank}"].terminate()
+        c.processes[f"worker{rank}"].wait()
+    with pytest.raises(grpc.RpcError) as e:
+        list(c.inference.Generate(endless(api), timeout=2))
+    assert e.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+def test_mixed_models_are_refused_with_the_reason(weights, model, cluster, api):
+    other = model("ckpt-int4-tp2")
+    c = cluster(weights, 2, ready=False, workers="external", expect={"odd": 65, "worker1": 0})
+    c.processes["worker1"].terminate()
+    assert c.processes["worker1"].wait(timeout=DEADLINE_S) == 0
+    odd = c.start_worker(1, sets=("--set", f"model.dir={other}"), name="odd")
+    assert odd.wait(timeout=DEADLINE_S) == 65
+    log = (c.folder / "odd.log").read_text()
+    assert "digest" in log, log
+    c.start_worker(1, name="worker1b")
+    c.wait_ready()
+
+
+def test_corrupt_weights_are_refused(weights, cluster, api, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(weights, broken)
+    file = sorted(broken.glob("*.safetensors"))[0]
+    data = bytearray(file.read_bytes())
+    data[-1000] ^= 4
+    file.write_bytes(data)
+    c = cluster(weights, 1, ready=False, workers="external", expect={"odd": 65})
+    c.wait_ready()
+    odd = c.start_worker(0, sets=("--set", f"model.dir={broken}"), name="odd")
+    assert odd.wait(timeout=DEADLINE_S) == 65
+    log = (c.folder / "odd.log").read_text()
+    assert "checksum" in log and file.name in log, log
+
+
+def test_workers_outlive_the_coordinator_and_keep_their_weights(weights, cluster, api):
+    c = cluster(weights, 2, workers="external", expect={"first": -signal.SIGKILL})
+    epoch = c.status().groups[0].epoch
+    port = c.target.rsplit(":", 1)[1]
+    pids = [r.pid for r in c.status().groups[0].ranks]
+    c.processes["first"] = c.processes.pop("coordinator")
+    c.processes["first"].kill()
+    c.processes["first"].wait()
+    c.channel.close()
+    c.sets += ["--set", f"coordinator.listen=127.0.0.1:{port}"]
+    c.start_coordinator()
+    status = c.wait_ready()
+    assert status.groups[0].epoch > epoch, "an epoch is never used twice"
+    assert [r.pid for r in status.groups[0].ranks] == pids
+
+
+def test_drain_finishes_what_runs(weights, cluster, api):
+    c = cluster(weights, 2)
+    tokens = []
+
+    def run():
+        for r in c.inference.Generate(endless(api), timeout=DEADLINE_S):
+            tokens.append(r)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    c.wait(lambda: tokens, "the first token")
+    c.processes["coordinator"].send_signal(signal.SIGTERM)
+    thread.join()
+    assert tokens[-1].usage.completion_tokens == 230
+    assert c.processes["coordinator"].wait(timeout=DEADLINE_S) == 0
