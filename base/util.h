@@ -9,8 +9,10 @@
 
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 
+#ifndef MIN /* libuv brings <sys/param.h>, which has the same two */
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
+#endif
 
 static inline size_t round_up(size_t value, size_t multiple)
 {

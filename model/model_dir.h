@@ -28,11 +28,16 @@
 #include "model/safetensors.h"
 
 struct model_dir; /* opaque */
+struct manifest;  /* manifest.h */
 
 struct model_digest {
-    char hex[33]; /* XXH3-128 over the tensors' checksums in name order, as lower-case hex */
+    char hex[33]; /* XXH3-128 over the tensors' names and checksums in name order, lower-case hex */
 };
 
+/* Checks everything that can be checked without reading the tensors' bytes: architecture, scheme,
+ * that every tensor is there exactly once with the right type and shape, ranges against file
+ * lengths, sizes against the manifest. -ENOENT: no manifest (unfinished conversion, or no model);
+ * -EBADMSG, -EINVAL: with the file and the reason. */
 int model_dir_open(const char *path, struct model_dir **ret_dir, struct err *e);
 void model_dir_close(struct model_dir *d); /* NULL is fine */
 
@@ -41,8 +46,19 @@ const struct arch *model_dir_arch(const struct model_dir *d);
 const struct quant_scheme *model_dir_scheme(const struct model_dir *d);
 const struct model_digest *model_dir_digest(const struct model_dir *d);
 
+/* Token hash of the known-answer step; -ENOENT when the manifest has none yet. */
+int model_dir_known_answer(const struct model_dir *d, uint64_t *ret_hash);
+
+/* Writes it into the manifest of the directory at `path`, atomically. An open struct model_dir
+ * keeps what it read. */
+int model_manifest_set_known_answer(const char *path, uint64_t hash, struct err *e);
+
+/* The whole manifest: checksums, source, converter. */
+const struct manifest *model_dir_manifest(const struct model_dir *d);
+
 /* NULL when there is no such tensor. The entry lives as long as the directory. */
 const struct st_tensor *model_dir_find(const struct model_dir *d, const char *name);
+/* In file order: embedding, layers, final norm; scales follow their weight. */
 size_t model_dir_n_tensors(const struct model_dir *d);
 const struct st_tensor *model_dir_tensor_at(const struct model_dir *d, size_t i);
 
@@ -53,8 +69,13 @@ struct model_slice {
     uint64_t row0, n_rows;
     uint64_t col0, n_cols;
 };
+/* Columns are read in large sequential blocks where what lies between them is small. -EBADMSG: the
+ * file has become shorter since it was opened. */
 int model_dir_read(const struct model_dir *d, const struct st_tensor *t,
                    const struct model_slice *slice, void *dst, struct err *e);
+
+/* The name of a tensor's file, "model-00001-of-00034.safetensors". */
+const char *model_dir_file_name(const struct model_dir *d, const struct st_tensor *t);
 
 /* Re-reads the whole tensor and compares with the manifest; -EBADMSG names the tensor and file. */
 int model_dir_verify_tensor(const struct model_dir *d, const struct st_tensor *t, struct err *e);

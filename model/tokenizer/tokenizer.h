@@ -38,11 +38,19 @@ int tokenizer_open_file(const char *file, const struct arch *a, enum tokenizer_v
                         struct tokenizer **ret, struct err *e);
 void tokenizer_close(struct tokenizer *t);
 
-/* The pieces' digest (XXH3-128 hex) for the handshake between coordinator and workers. */
+/* Digest of pieces and normaliser as used (XXH3-128 hex; the variants differ), for the handshake
+ * between coordinator and workers. */
 const char *tokenizer_digest(const struct tokenizer *t);
 
+/* Largest text in bytes that is encoded into at most max_tokens: 64 bytes a token and 4 KiB, but
+ * never more than TOKENIZER_MAX_TEXT_BYTES. A bound for memory and time; ordinary text has 2 to 6
+ * bytes a token. */
+enum { TOKENIZER_MAX_TEXT_BYTES = 4 << 20 };
+size_t tokenizer_text_limit(size_t max_tokens);
+
 /* Encodes UTF-8 text (need not be NUL-terminated) and appends the ids. -EILSEQ with the byte offset
- * for invalid UTF-8; -E2BIG when more than max_tokens would be appended. */
+ * for invalid UTF-8; -E2BIG with both numbers when more than max_tokens would be appended, or when
+ * the text exceeds tokenizer_text_limit. */
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t size, bool keep_linebreak,
                      size_t max_tokens, struct token_list *ret_ids, struct err *e);
 
@@ -51,6 +59,9 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t size, b
  * belongs to (image codes, padding rows): -EINVAL. */
 int tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, struct buf *ret_text,
                      struct err *e);
+
+/* The piece of a text token ("▁the") or the name of a special one; NULL for other ids. */
+const char *tokenizer_piece(const struct tokenizer *t, int32_t id);
 
 /* Whether an id can appear in text (a piece that is not control), so that sampling may allow it. */
 bool tokenizer_is_text(const struct tokenizer *t, int32_t id);

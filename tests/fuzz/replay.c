@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_INPUT = 1 << 20, MUTATIONS_PER_SEED = 400 };
+enum { MAX_INPUT_BYTES = 1 << 20, MUTATIONS_PER_SEED = 400 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -57,7 +57,7 @@ static void mutate_and_run(const uint8_t *seed, size_t size, uint8_t *scratch)
         }
         case 5: { /* repeat a stretch */
             size_t length = random_next() % (n - at) + 1;
-            if (n + length > MAX_INPUT)
+            if (n + length > MAX_INPUT_BYTES)
                 break;
             memmove(scratch + at + length, scratch + at, n - at);
             n += length;
@@ -79,7 +79,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s: cannot open the seed corpus\n", argv[1]);
         return 1;
     }
-    uint8_t *seed = malloc(MAX_INPUT), *scratch = malloc(MAX_INPUT);
+    uint8_t *seed = malloc(MAX_INPUT_BYTES), *scratch = malloc(MAX_INPUT_BYTES);
     if (!seed || !scratch)
         abort();
     run_once(seed, 0);
@@ -91,7 +91,7 @@ int main(int argc, char **argv)
         FILE *f = entry->d_name[0] == '.' ? NULL : fopen(path, "rb");
         if (!f)
             continue;
-        size_t size = fread(seed, 1, MAX_INPUT, f);
+        size_t size = fread(seed, 1, MAX_INPUT_BYTES, f);
         fclose(f);
         run_once(seed, size);
         for (int i = 0; i < MUTATIONS_PER_SEED; i++)

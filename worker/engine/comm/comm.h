@@ -14,6 +14,8 @@
 
 struct comm;
 
+enum { COMM_MAX_RANKS = 64 };
+
 struct comm_ops {
     const char *name; /* "self", "inproc", "shm", "tcp", "nccl" */
     /* In place, n floats. */

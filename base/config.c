@@ -1,0 +1,265 @@
+/* config.c: glmd's option table, and the checks that span several options. See config.h. */
+#include "base/config.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/util.h"
+
+#define AT(field) offsetof(struct config, field)
+#define MS        ((uint64_t)NSEC_PER_MSEC)
+#define SEC       ((uint64_t)NSEC_PER_SEC)
+#define HOUR      (3600 * SEC)
+#define KIB       ((uint64_t)1 << 10)
+#define MIB       ((uint64_t)1 << 20)
+#define GIB       ((uint64_t)1 << 30)
+#define TIB       ((uint64_t)1 << 40)
+
+static const char *const workers_choices[] = {"spawn", "external", NULL};
+static const char *const activations_choices[] = {"fp32", "fp16", "a8", NULL};
+static const char *const level_choices[] = {"error", "warn", "info", "debug", NULL};
+
+static const struct conf_option options[] = {
+    {"cluster.name", CONF_STRING, AT(cluster.name), "glmd", 1, 64, NULL,
+     "Name of this installation. A worker that was started for another name is refused."},
+
+    {"model.dir", CONF_STRING, AT(model.dir), "", 0, 0, NULL,
+     "Model directory made by `glmd convert`: config.json, tokenizer and safetensors files. Every "
+     "host with a rank needs it (the same path, or --model there); the coordinator reads only the "
+     "tokenizer and the configuration."},
+    {"model.name", CONF_STRING, AT(model.name), "", 0, 64, NULL,
+     "Name that clients ask for. Empty: the name in the model's config.json."},
+
+    {"coordinator.listen", CONF_STRING, AT(coordinator.listen), "127.0.0.1:8130", 1, 255, NULL,
+     "Address for clients (gRPC), and for workers unless worker_listen is set: HOST:PORT, "
+     "[IPV6]:PORT or unix:/PATH. Port 0 picks a free one. There is no authentication without tls: "
+     "keep it on the loopback interface or a trusted network."},
+    {"coordinator.worker_listen", CONF_STRING, AT(coordinator.worker_listen), "", 0, 255, NULL,
+     "A separate address for workers. Empty: workers come through coordinator.listen."},
+    {"coordinator.state_dir", CONF_STRING, AT(coordinator.state_dir), "", 0, 1024, NULL,
+     "Folder for the epoch file, which must survive restarts. Empty: $STATE_DIRECTORY (set by "
+     "systemd), else $XDG_STATE_HOME/glmd, else ~/.local/state/glmd."},
+    {"coordinator.tls.ca", CONF_STRING, AT(coordinator.tls.ca), "", 0, 1024, NULL,
+     "Certificates (PEM) that sign the peers' certificates. Set: every client and worker must show "
+     "one."},
+    {"coordinator.tls.cert", CONF_STRING, AT(coordinator.tls.cert), "", 0, 1024, NULL,
+     "The coordinator's certificate chain (PEM). Empty: plaintext."},
+    {"coordinator.tls.key", CONF_STRING, AT(coordinator.tls.key), "", 0, 1024, NULL,
+     "Private key of coordinator.tls.cert (PEM)."},
+    {"coordinator.limits.max_queue", CONF_UINT, AT(coordinator.limits.max_queue), "256", 1, 100000,
+     NULL, "Requests that may wait; one more is refused with RESOURCE_EXHAUSTED."},
+    {"coordinator.limits.max_input_bytes", CONF_SIZE, AT(coordinator.limits.max_input_bytes),
+     "256KiB", 64, 4 * MIB, NULL, "Largest text of a request."},
+    {"coordinator.limits.max_tokens_per_request", CONF_UINT,
+     AT(coordinator.limits.max_tokens_per_request), "2048", 1, 1048576, NULL,
+     "Most new tokens that a request may ask for; the model's context length bounds it too."},
+    {"coordinator.limits.max_masks", CONF_UINT, AT(coordinator.limits.max_masks), "64", 1, 4096,
+     NULL, "Most masks in a text."},
+    {"coordinator.limits.max_choices", CONF_UINT, AT(coordinator.limits.max_choices), "256", 1,
+     4096, NULL, "Most choices of a Score request."},
+    {"coordinator.limits.max_connections", CONF_UINT, AT(coordinator.limits.max_connections),
+     "1024", 1, 65536, NULL, "Calls open at once, workers included; one more is refused."},
+    {"coordinator.limits.max_stream_bytes", CONF_SIZE, AT(coordinator.limits.max_stream_bytes),
+     "256KiB", 4 * KIB, 64 * MIB, NULL,
+     "Output that may wait for a slow reader before its request is cancelled (see "
+     "deadlines.slow_reader)."},
+    {"coordinator.deadlines.request", CONF_DURATION, AT(coordinator.deadlines.request), "10m",
+     100 * MS, 24 * HOUR, NULL, "Deadline of a request that brings none."},
+    {"coordinator.deadlines.max_request", CONF_DURATION, AT(coordinator.deadlines.max_request),
+     "1h", 100 * MS, 24 * HOUR, NULL, "Longest deadline that is honoured; later ones are cut."},
+    {"coordinator.deadlines.drain", CONF_DURATION, AT(coordinator.deadlines.drain), "30s", 0, HOUR,
+     NULL, "After SIGTERM: time for running requests to finish."},
+    {"coordinator.deadlines.slow_reader", CONF_DURATION, AT(coordinator.deadlines.slow_reader),
+     "30s", 100 * MS, HOUR, NULL,
+     "A stream whose unread output stays above limits.max_stream_bytes for this long is cancelled "
+     "with RESOURCE_EXHAUSTED."},
+
+    {"group.tensor_parallel", CONF_UINT, AT(group.tensor_parallel), "1", 1, 64, NULL,
+     "Ranks that hold one copy of the model together. Must divide the model's heads, hidden size, "
+     "inner size and vocabulary."},
+    {"group.workers", CONF_ENUM, AT(group.workers), "spawn", 0, 0, workers_choices,
+     "spawn: the coordinator starts all ranks on its own host. external: each rank is started by "
+     "itself, with systemd (glmd-worker@RANK) or on another host."},
+    {"group.devices", CONF_LIST, AT(group.devices), "cpu", 1, 64, NULL,
+     "Device of each rank: cpu, or cuda:N. The last one counts for all further ranks."},
+    {"group.spawn.threads_per_rank", CONF_UINT, AT(group.spawn.threads_per_rank), "0", 0, 1024,
+     NULL, "CPU threads of a spawned rank. 0: the CPUs allowed, divided by the ranks."},
+    {"group.spawn.worker_path", CONF_STRING, AT(group.spawn.worker_path), "", 0, 1024, NULL,
+     "Program to start. Empty: glmd-worker beside glmd-coordinator."},
+    {"group.spawn.restart_min", CONF_DURATION, AT(group.spawn.restart_min), "200ms", 10 * MS, HOUR,
+     NULL, "Pause before a dead rank is started again; doubles with every further death."},
+    {"group.spawn.restart_max", CONF_DURATION, AT(group.spawn.restart_max), "30s", 10 * MS, HOUR,
+     NULL, "Longest such pause."},
+
+    {"worker.coordinator", CONF_STRING, AT(worker.coordinator), "", 0, 255, NULL,
+     "Address that ranks dial: HOST:PORT. Empty: coordinator.worker_listen or coordinator.listen."},
+    {"worker.listen", CONF_STRING, AT(worker.listen), "127.0.0.1:0", 1, 255, NULL,
+     "Address where a rank's peers on other hosts reach it (activations, tensor parallel over "
+     "TCP): an address of this host that they can route to; port 0 picks a free one. Not used when "
+     "all ranks share a host."},
+    {"worker.health_listen", CONF_STRING, AT(worker.health_listen), "127.0.0.1:0", 0, 255, NULL,
+     "Address of this rank's own gRPC server, which has the standard health and reflection "
+     "services "
+     "and nothing else. Port 0 picks a free one, which the log names. Empty: no server."},
+    {"worker.tls.ca", CONF_STRING, AT(worker.tls.ca), "", 0, 1024, NULL,
+     "Certificates (PEM) that sign the coordinator's certificate. Empty: plaintext."},
+    {"worker.tls.cert", CONF_STRING, AT(worker.tls.cert), "", 0, 1024, NULL,
+     "The worker's certificate chain (PEM), for coordinators that ask for one."},
+    {"worker.tls.key", CONF_STRING, AT(worker.tls.key), "", 0, 1024, NULL,
+     "Private key of worker.tls.cert (PEM)."},
+    {"worker.activations", CONF_ENUM, AT(worker.activations), "fp32", 0, 0, activations_choices,
+     "Precision of activations. fp32 equals the references; fp16 rounds as the original does; a8 "
+     "computes INT4 and INT8 products with 8-bit activations, where the device has them. All ranks "
+     "must agree."},
+    {"worker.threads", CONF_UINT, AT(worker.threads), "0", 0, 1024, NULL,
+     "CPU threads of a rank that is not spawned. 0: all CPUs allowed."},
+    {"worker.slots", CONF_UINT, AT(worker.slots), "32", 1, 1024, NULL,
+     "Sequences at once: a request takes one for each choice or beam."},
+    {"worker.kv_bytes", CONF_SIZE, AT(worker.kv_bytes), "0", 0, 64 * TIB, NULL,
+     "Memory of a rank for keys and values. 0: room for `slots` sequences of full length."},
+    {"worker.max_step_tokens", CONF_UINT, AT(worker.max_step_tokens), "0", 0, 65536, NULL,
+     "Most tokens in a step; sizes the scratch memory. 0: the model's context length. A "
+     "bidirectional context runs as one piece, so that it also bounds the prompt."},
+    {"worker.verify", CONF_BOOL, AT(worker.verify), "true", 0, 0, NULL,
+     "Check the checksum of every tensor while loading."},
+    {"worker.reconnect_min", CONF_DURATION, AT(worker.reconnect_min), "100ms", 10 * MS, HOUR, NULL,
+     "Pause before a rank dials again after it lost the coordinator; doubles with every failure."},
+    {"worker.reconnect_max", CONF_DURATION, AT(worker.reconnect_max), "5s", 10 * MS, HOUR, NULL,
+     "Longest such pause."},
+
+    {"deadlines.step", CONF_DURATION, AT(deadlines.step), "10s", 100 * MS, HOUR, NULL,
+     "A step that takes longer means that a rank hangs: the group is taken down and formed again. "
+     "Steps with long prompts get more time in proportion to the steps seen so far."},
+    {"deadlines.heartbeat", CONF_DURATION, AT(deadlines.heartbeat), "250ms", 10 * MS, 60 * SEC,
+     NULL, "Interval of the heartbeats between coordinator and ranks."},
+    {"deadlines.lease", CONF_DURATION, AT(deadlines.lease), "5s", 100 * MS, HOUR, NULL,
+     "A rank that was not heard of for this long is taken for dead; a rank that does not hear of "
+     "the coordinator for four fifths of it stops by itself."},
+    {"deadlines.hello", CONF_DURATION, AT(deadlines.hello), "30m", SEC, 24 * HOUR, NULL,
+     "Time for a rank to load its part of the model and to answer the known-answer step."},
+
+    {"log.level", CONF_ENUM, AT(log.level), "info", 0, 0, level_choices,
+     "error, warn, info or debug. Prompts and outputs are logged at no level."},
+};
+
+const struct conf_table config_table = {options, ARRAY_LEN(options)};
+
+int config_init(struct config *c)
+{
+    *c = (struct config){0};
+    int r = conf_defaults(&config_table, c);
+    if (r < 0)
+        config_deinit(c);
+    return r;
+}
+
+void config_deinit(struct config *c)
+{
+    conf_deinit(&config_table, c);
+    *c = (struct config){0};
+}
+
+int config_load(struct config *c, const char *file, struct err *e)
+{
+    return conf_read_file(&config_table, c, file, &c->origin, e);
+}
+
+/* A flag replaces what the file said: messages must not point at the file's line any more. */
+static void forget_origin(struct config *c, const char *path, size_t n)
+{
+    for (size_t i = 0; i != config_table.n; i++) {
+        if (strlen(options[i].path) == n && memcmp(options[i].path, path, n) == 0)
+            c->origin.line[i] = 0;
+    }
+}
+
+int config_set(struct config *c, const char *path, const char *value, const char *flag,
+               struct err *e)
+{
+    int r = conf_set(&config_table, c, path, value, flag, e);
+    if (r == 0)
+        forget_origin(c, path, strlen(path));
+    return r;
+}
+
+int config_set_pair(struct config *c, const char *pair, struct err *e)
+{
+    int r = conf_set_pair(&config_table, c, pair, "--set", e);
+    if (r == 0)
+        forget_origin(c, pair, strcspn(pair, "="));
+    return r;
+}
+
+static int check_pair(const struct config *c, const struct config_tls *tls, const char *cert_path,
+                      const char *key_path, struct err *e)
+{
+    if (*tls->cert && !*tls->key)
+        return conf_error(&config_table, &c->origin, cert_path, e,
+                          "a certificate needs its private key: set %s too", key_path);
+    if (*tls->key && !*tls->cert)
+        return conf_error(&config_table, &c->origin, key_path, e,
+                          "a private key needs its certificate: set %s too", cert_path);
+    return 0;
+}
+
+static int check_devices(const struct config *c, struct err *e)
+{
+    for (size_t i = 0; i != c->group.devices.n; i++) {
+        const char *d = c->group.devices.items[i];
+        size_t digits = strncmp(d, "cuda:", 5) == 0 ? strspn(d + 5, "0123456789") : 0;
+        if (strcmp(d, "cpu") != 0 && !(digits && digits <= 3 && d[5 + digits] == '\0'))
+            return conf_error(&config_table, &c->origin, "group.devices", e,
+                              "expected cpu or cuda:N, found \"%.64s\"", d);
+    }
+    if (c->group.devices.n > c->group.tensor_parallel)
+        return conf_error(&config_table, &c->origin, "group.devices", e,
+                          "expected at most one device for each of the %llu ranks "
+                          "(group.tensor_parallel), found %zu",
+                          (unsigned long long)c->group.tensor_parallel, c->group.devices.n);
+    return 0;
+}
+
+int config_check(const struct config *c, struct err *e)
+{
+    int r = check_pair(c, &c->coordinator.tls, "coordinator.tls.cert", "coordinator.tls.key", e);
+    if (r == 0)
+        r = check_pair(c, &c->worker.tls, "worker.tls.cert", "worker.tls.key", e);
+    if (r == 0)
+        r = check_devices(c, e);
+    if (r < 0)
+        return r;
+    if (*c->coordinator.tls.ca && !*c->coordinator.tls.cert)
+        return conf_error(&config_table, &c->origin, "coordinator.tls.ca", e,
+                          "needs coordinator.tls.cert and coordinator.tls.key: without them the "
+                          "server speaks plaintext");
+    if (c->deadlines.lease < 4 * c->deadlines.heartbeat)
+        return conf_error(&config_table, &c->origin, "deadlines.lease", e,
+                          "expected at least four heartbeats (deadlines.heartbeat is %lld ms), "
+                          "found %lld ms",
+                          (long long)(c->deadlines.heartbeat / NSEC_PER_MSEC),
+                          (long long)(c->deadlines.lease / NSEC_PER_MSEC));
+    if (c->coordinator.deadlines.request > c->coordinator.deadlines.max_request)
+        return conf_error(&config_table, &c->origin, "coordinator.deadlines.request", e,
+                          "expected at most coordinator.deadlines.max_request");
+    if (c->group.spawn.restart_min > c->group.spawn.restart_max)
+        return conf_error(&config_table, &c->origin, "group.spawn.restart_min", e,
+                          "expected at most group.spawn.restart_max");
+    if (c->worker.reconnect_min > c->worker.reconnect_max)
+        return conf_error(&config_table, &c->origin, "worker.reconnect_min", e,
+                          "expected at most worker.reconnect_max");
+    return 0;
+}
+
+const char *config_worker_target(const struct config *c)
+{
+    if (*c->worker.coordinator)
+        return c->worker.coordinator;
+    return *c->coordinator.worker_listen ? c->coordinator.worker_listen : c->coordinator.listen;
+}
+
+const char *config_device(const struct config *c, unsigned rank)
+{
+    const struct conf_list *l = &c->group.devices;
+    return l->n == 0 ? "cpu" : l->items[MIN((size_t)rank, l->n - 1)];
+}

@@ -1,0 +1,121 @@
+/* config.h: the one configuration of all of glmd's programs.
+ *
+ * A single YAML file serves coordinator, workers and tools on every host; each reads the parts it
+ * needs. The option table in config.c documents every key, its default and its range; `glmd config
+ * show` prints it. Order of precedence: defaults, file, flags (config_set).
+ */
+#ifndef GLMD_BASE_CONFIG_H
+#define GLMD_BASE_CONFIG_H
+
+#include "base/conf.h"
+#include "base/log.h"
+
+enum config_workers {
+    CONFIG_WORKERS_SPAWN,    /* the coordinator starts the ranks on its own host */
+    CONFIG_WORKERS_EXTERNAL, /* each rank is a service of its own (systemd, another host) */
+};
+
+enum config_activations { /* values equal those of enum k_mode */
+                          CONFIG_ACTIVATIONS_FP32,
+                          CONFIG_ACTIVATIONS_FP16,
+                          CONFIG_ACTIVATIONS_A8,
+};
+
+/* Certificate files in PEM; empty = plaintext. */
+struct config_tls {
+    char *ca;   /* certificates that sign the peers' certificates */
+    char *cert; /* own certificate chain */
+    char *key;  /* its private key */
+};
+
+struct config {
+    struct {
+        char *name; /* workers of another cluster are refused */
+    } cluster;
+    struct {
+        char *dir;  /* model directory made by `glmd convert` */
+        char *name; /* name that clients use; empty = the name in config.json */
+    } model;
+    struct {
+        char *listen;
+        char *worker_listen; /* empty = the same port serves workers */
+        char *state_dir;     /* empty = $STATE_DIRECTORY, else ~/.local/state/glmd */
+        struct config_tls tls;
+        struct {
+            uint64_t max_queue;
+            uint64_t max_input_bytes;
+            uint64_t max_tokens_per_request;
+            uint64_t max_masks;
+            uint64_t max_choices;
+            uint64_t max_connections;
+            uint64_t max_stream_bytes;
+        } limits;
+        struct {
+            int64_t request;
+            int64_t max_request;
+            int64_t drain;
+            int64_t slow_reader;
+        } deadlines;
+    } coordinator;
+    struct {
+        uint64_t tensor_parallel;
+        int workers;              /* enum config_workers */
+        struct conf_list devices; /* one per rank; the last one repeats */
+        struct {
+            uint64_t threads_per_rank;
+            char *worker_path;
+            int64_t restart_min;
+            int64_t restart_max;
+        } spawn;
+    } group;
+    struct {
+        char *coordinator;   /* HOST:PORT that ranks dial; empty = coordinator.listen */
+        char *listen;        /* address of this rank for its peers on other hosts */
+        char *health_listen; /* gRPC health service of this rank; empty = none */
+        struct config_tls tls;
+        int activations; /* enum config_activations */
+        uint64_t threads;
+        uint64_t slots;
+        uint64_t kv_bytes;
+        uint64_t max_step_tokens;
+        bool verify;
+        int64_t reconnect_min;
+        int64_t reconnect_max;
+    } worker;
+    struct {
+        int64_t step;
+        int64_t heartbeat;
+        int64_t lease;
+        int64_t hello;
+    } deadlines;
+    struct {
+        int level; /* enum log_level */
+    } log;
+
+    struct conf_origin origin; /* where the values came from, for messages */
+};
+
+extern const struct conf_table config_table;
+
+int config_init(struct config *c); /* defaults; -ENOMEM */
+void config_deinit(struct config *c);
+
+/* File over what is there; call before the flags. */
+int config_load(struct config *c, const char *file, struct err *e);
+
+/* Flags over everything: the table's path and a text value. */
+int config_set(struct config *c, const char *path, const char *value, const char *flag,
+               struct err *e);
+/* --set path=value */
+int config_set_pair(struct config *c, const char *pair, struct err *e);
+
+/* What single options cannot tell: combinations. Call after file and flags. */
+int config_check(const struct config *c, struct err *e);
+
+/* The address that ranks dial, with the defaults applied. */
+const char *config_worker_target(const struct config *c);
+
+/* The device of a rank ("cpu", "cuda:0"): group.devices[rank], the last one repeating. */
+const char *config_device(const struct config *c, unsigned rank);
+
+#endif

@@ -1,0 +1,271 @@
+/* client.c: see client.h. */
+#include "cli/client.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <uv.h>
+
+#include "base/clock.h"
+#include "base/utf8.h"
+#include "base/util.h"
+#include "cli/cli.h"
+#include "cli/common.h"
+#include "proto/rpc/rpc.h"
+
+/* A filled text of 64 beams with token ids stays far below. */
+enum { MAX_MESSAGE_BYTES = 16 << 20 };
+
+#define DEFAULT_COORDINATOR "127.0.0.1:8130"
+
+/* ---- options ---- */
+
+void client_target_init(struct client_target *t, const char *verb)
+{
+    const char *address = getenv("GLMD_COORDINATOR");
+    *t = (struct client_target){
+        .verb = verb,
+        .coordinator = address && address[0] ? address : DEFAULT_COORDINATOR,
+    };
+}
+
+int client_option(struct client_target *t, int c, const char *value)
+{
+    switch (c) {
+    case 'c':
+        t->coordinator = value;
+        return 0;
+    case CLIENT_OPTION_FIRST:
+        return cli_option_double(t->verb, "--timeout", value, 0.001, 1e6, &t->timeout_seconds);
+    case CLIENT_OPTION_FIRST + 1:
+        t->ca_file = value;
+        return 0;
+    case CLIENT_OPTION_FIRST + 2:
+        t->cert_file = value;
+        return 0;
+    case CLIENT_OPTION_FIRST + 3:
+        t->key_file = value;
+        return 0;
+    case CLIENT_OPTION_FIRST + 4:
+        t->tls_name = value;
+        return 0;
+    default:
+        return -1;
+    }
+}
+
+/* ---- one call ---- */
+
+struct client {
+    const struct client_target *target;
+    const struct client_call *call;
+    uv_loop_t loop;
+    uv_signal_t interrupt;
+    struct rpc_runtime *runtime;
+    struct rpc_channel *channel;
+    struct rpc_call *rpc; /* NULL before rpc_open and after on_done */
+    /* the end */
+    bool done;
+    bool interrupted;
+    struct err failure; /* of on_message */
+    enum rpc_status status;
+    char message[1024];
+};
+
+static void on_message(struct rpc_call *rpc, const uint8_t *data, size_t size)
+{
+    struct client *c = rpc_user(rpc);
+    if (c->failure.code || c->interrupted)
+        return;
+    int r = c->call->on_message(c->call->context, data, size, &c->failure);
+    if (r < 0) {
+        c->failure.code = r;
+        rpc_cancel(rpc);
+    }
+}
+
+static void on_done(struct rpc_call *rpc, enum rpc_status status, const char *message)
+{
+    struct client *c = rpc_user(rpc);
+    c->status = status;
+    snprintf(c->message, sizeof c->message, "%s", message ? message : "");
+    c->rpc = NULL;
+    c->done = true;
+}
+
+static void on_interrupt(uv_signal_t *signal, int number)
+{
+    (void)number;
+    struct client *c = signal->data;
+    c->interrupted = true;
+    if (c->rpc)
+        rpc_cancel(c->rpc);
+    uv_signal_stop(signal); /* a second Ctrl-C ends the process */
+}
+
+static int open_call(struct client *c, struct err *e)
+{
+    static const struct rpc_callbacks callbacks = {.on_message = on_message, .on_done = on_done};
+    const struct client_target *t = c->target;
+    const struct rpc_tls tls = {.ca_file = t->ca_file,
+                                .cert_file = t->cert_file,
+                                .key_file = t->key_file,
+                                .target_name = t->tls_name};
+    bool secure = t->ca_file || t->cert_file || t->key_file || t->tls_name;
+    const struct rpc_limits limits = {.max_message_bytes = MAX_MESSAGE_BYTES};
+    int r = rpc_runtime_new(&c->loop, &c->runtime, e);
+    if (r == 0)
+        r = rpc_channel_new(c->runtime, t->coordinator, secure ? &tls : NULL, &limits, &c->channel,
+                            e);
+    if (r < 0)
+        return r;
+    r = rpc_open(c->channel, c->call->path, (int64_t)(t->timeout_seconds * (double)NSEC_PER_SEC),
+                 false, &callbacks, c, &c->rpc);
+    if (r == 0)
+        r = rpc_send(c->rpc, c->call->request->data ? c->call->request->data : "",
+                     c->call->request->size);
+    if (r < 0)
+        return err_set(e, r, "cannot start the call: %s", err_name(r));
+    rpc_half_close(c->rpc);
+    return 0;
+}
+
+static void close_all(struct client *c)
+{
+    if (c->channel)
+        rpc_channel_close(c->channel);
+    if (c->runtime)
+        rpc_runtime_stop(c->runtime, NULL, NULL);
+    uv_close((uv_handle_t *)&c->interrupt, NULL);
+    uv_run(&c->loop, UV_RUN_DEFAULT);
+}
+
+/* The transport's own words for a server that cannot be reached, as opposed to one that refuses. */
+static bool is_unreachable(const struct client *c)
+{
+    return c->status == RPC_UNAVAILABLE &&
+           (strstr(c->message, "connect") || strstr(c->message, "DNS") ||
+            strstr(c->message, "esol") || strstr(c->message, "ocket"));
+}
+
+static int report(const struct client *c)
+{
+    const struct client_target *t = c->target;
+    if (c->interrupted && c->status != RPC_OK) {
+        fprintf(stderr, "glmd %s: cancelled\n", t->verb);
+        return EXIT_FAILED;
+    }
+    if (c->failure.code)
+        return cli_failed(t->verb, &c->failure);
+    if (c->status == RPC_OK)
+        return EXIT_OK;
+    if (is_unreachable(c)) {
+        fprintf(stderr,
+                "glmd %s: no coordinator answers at %s (%s)\n"
+                "Start one with `glmd-coordinator --config FILE`, or name another one with "
+                "--coordinator HOST:PORT or GLMD_COORDINATOR.\n",
+                t->verb, t->coordinator, c->message);
+        return EXIT_UNAVAILABLE;
+    }
+    if (c->status == RPC_DEADLINE_EXCEEDED && t->timeout_seconds > 0)
+        fprintf(stderr, "glmd %s: no complete answer from %s within %g s\n", t->verb,
+                t->coordinator, t->timeout_seconds);
+    else
+        fprintf(stderr, "glmd %s: %s: %s\n", t->verb, rpc_status_name(c->status),
+                c->message[0] ? c->message : "(no message)");
+    return c->status == RPC_UNAVAILABLE ? EXIT_UNAVAILABLE : EXIT_FAILED;
+}
+
+int client_run(const struct client_target *t, const struct client_call *call)
+{
+    struct client c = {.target = t, .call = call, .failure = ERR_INIT};
+    struct err e = ERR_INIT;
+    int r = uv_loop_init(&c.loop);
+    if (r < 0) {
+        err_set(&e, r, "cannot create an event loop: %s", uv_strerror(r));
+        return cli_failed(t->verb, &e);
+    }
+    uv_signal_init(&c.loop, &c.interrupt);
+    c.interrupt.data = &c;
+    uv_signal_start(&c.interrupt, on_interrupt, SIGINT);
+    r = open_call(&c, &e);
+    while (r == 0 && !c.done)
+        uv_run(&c.loop, UV_RUN_ONCE);
+    close_all(&c);
+    uv_loop_close(&c.loop);
+    if (r < 0) {
+        cli_failed(t->verb, &e);
+        return EXIT_FAILED;
+    }
+    return report(&c);
+}
+
+/* ---- text ---- */
+
+int client_text(const char *verb, int argc, char **argv, struct buf *ret_text)
+{
+    int code = cli_text(verb, argc, argv, ret_text);
+    if (code)
+        return code;
+    if (ret_text->size == 0)
+        return cli_usage_error(verb, "the text is empty");
+    size_t valid = utf8_check(ret_text->data, ret_text->size);
+    valid = MIN(valid, strlen(ret_text->data));
+    if (valid < ret_text->size) {
+        fprintf(stderr, "glmd %s: the text is not UTF-8: invalid byte at offset %zu\n", verb,
+                valid);
+        return EXIT_FAILED;
+    }
+    return 0;
+}
+
+/* Bytes of a control character (C0 except newline and tab, DEL, C1), else 0. */
+static size_t control_size(const unsigned char *text)
+{
+    if ((text[0] < 0x20 && text[0] != '\n' && text[0] != '\t') || text[0] == 0x7f)
+        return 1;
+    return text[0] == 0xc2 && text[1] >= 0x80 && text[1] < 0xa0 ? 2 : 0;
+}
+
+int client_print(FILE *out, const char *text)
+{
+    bool terminal = isatty(fileno(out));
+    while (*text) {
+        size_t control = terminal ? control_size((const unsigned char *)text) : 0;
+        if (control)
+            fputs("\xef\xbf\xbd", out);
+        else
+            putc((unsigned char)*text, out);
+        text += control ? control : 1;
+    }
+    return fflush(out) == EOF ? -EIO : 0;
+}
+
+/* ---- usage ---- */
+
+void client_print_stats(const struct wire_usage *u, size_t n_first, const uint64_t *seed)
+{
+    fprintf(stderr, "%" PRIu32 " prompt tokens in %.3f s, %" PRIu32 " tokens in %.3f s",
+            u->prompt_tokens, u->prefill_seconds, u->completion_tokens, u->decode_seconds);
+    if (u->decode_seconds > 0 && u->completion_tokens > n_first)
+        fprintf(stderr, ": %.1f tokens/s",
+                (double)(u->completion_tokens - n_first) / u->decode_seconds);
+    if (seed)
+        fprintf(stderr, "; seed %" PRIu64, *seed);
+    fputc('\n', stderr);
+}
+
+void client_add_usage(json_t *object, const struct wire_usage *u, const uint64_t *seed)
+{
+    if (seed)
+        json_object_set_new(object, "seed", json_sprintf("%" PRIu64, *seed));
+    if (u)
+        json_object_set_new(object, "usage",
+                            json_pack("{s:I, s:I, s:f, s:f}", "prompt_tokens",
+                                      (json_int_t)u->prompt_tokens, "completion_tokens",
+                                      (json_int_t)u->completion_tokens, "prefill_seconds",
+                                      u->prefill_seconds, "decode_seconds", u->decode_seconds));
+}

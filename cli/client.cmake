@@ -1,0 +1,11 @@
+# glmd_client: what the verbs share; in a build with the server side also the calls to one.
+set(client_sources common.c)
+set(client_libs glmd_model_prompt glmd_tokenizer glmd_model glmd_base)
+if(NOT GLMD_ENGINE_ONLY)
+  list(APPEND client_sources client.c sampling_options.c)
+  list(APPEND client_libs glmd_proto uv)
+endif()
+glmd_library(glmd_client
+  SOURCES ${client_sources}
+  ROOMS base model plan proto cli
+  LIBS ${client_libs})

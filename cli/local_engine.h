@@ -1,0 +1,56 @@
+/* local_engine.h: a model directory opened for running without a server: what `glmd logits` and
+ * `glmd compare` share. */
+#ifndef GLMD_CLI_LOCAL_ENGINE_H
+#define GLMD_CLI_LOCAL_ENGINE_H
+
+#include "base/err.h"
+#include "kernels/kernels.h"
+#include "model/model_dir.h"
+#include "worker/engine/local_group.h"
+
+struct local_engine_options {
+    uint32_t tp;
+    uint32_t n_threads; /* 0 = all */
+    const char *device; /* "cpu", "cuda" */
+    enum k_mode mode;
+};
+
+#define LOCAL_ENGINE_OPTIONS_INIT                                                                  \
+    {                                                                                              \
+        1, 0, "cpu", K_MODE_FP32                                                                   \
+    }
+
+/* The lines of --help for the options below. */
+extern const char local_engine_usage[];
+
+/* getopt_long characters: 'T' --tp, 'B' --backend, 'A' --activations, 'N' --threads. 0, or -EINVAL
+ * with a message. */
+#define LOCAL_ENGINE_LONG_OPTIONS                                                                  \
+    {"tp", required_argument, NULL, 'T'}, {"backend", required_argument, NULL, 'B'},               \
+        {"activations", required_argument, NULL, 'A'},                                             \
+    {                                                                                              \
+        "threads", required_argument, NULL, 'N'                                                    \
+    }
+int local_engine_option(int c, const char *text, struct local_engine_options *o, struct err *e);
+
+/* One sequence at a time through all layers. */
+struct local_engine {          /* zero-initialised = closed */
+    struct model_dir *dir;     /* owned */
+    struct local_group *group; /* owned */
+    uint32_t *blocks;          /* owned, [n_blocks] the one block table: 0, 1, 2, ... */
+    uint32_t n_blocks;
+    uint64_t step;
+    uint32_t slot_gen;
+};
+
+int local_engine_open(const char *model, const struct local_engine_options *o,
+                      struct local_engine *ret, struct err *e);
+void local_engine_close(struct local_engine *l);
+
+/* Logits [n, V] of tokens [start, start + n) of the sequence; start = 0 begins a new one. Valid
+ * until the next call. */
+int local_engine_logits(struct local_engine *l, const int32_t *ids, const int32_t *positions,
+                        uint32_t start, uint32_t n, uint32_t prefix_len, const float **ret,
+                        struct err *e);
+
+#endif

@@ -1,0 +1,228 @@
+/* cpu.h: inside the CPU backend. The context, what its objects look like, and the table of kernels
+ * that exists once per instruction set.
+ */
+#ifndef GLMD_KERNELS_CPU_CPU_H
+#define GLMD_KERNELS_CPU_CPU_H
+
+#include "kernels/int4.h"
+#include "kernels/kernels.h"
+#include "pool.h"
+
+/* How the activations of a product are handed to its kernel. */
+enum cpu_format {
+    CPU_F32, /* float */
+    CPU_I16, /* round(x / scale), 16 bits, scale per row and block */
+    CPU_I8,  /* the same with 8 bits */
+    CPU_N_FORMATS,
+};
+enum { CPU_N_WEIGHTS = 3 };
+enum { CPU_I16_MAX = 32639, CPU_I8_MAX = 127 };
+enum { CPU_MAX_HEAD_DIM = 512 }; /* buffers on the stack */
+
+struct k_linear {
+    enum k_weight type;
+    struct pack_shape shape;
+    uint8_t *panels; /* shape.matrix_bytes */
+    float *bias;     /* [n_panels * 16], zeros where there is none */
+};
+
+struct k_norm {
+    uint32_t cols;
+    float *weight, *bias; /* [cols] */
+};
+
+struct k_bias {
+    uint32_t cols;
+    float *values; /* [cols] */
+};
+
+struct k_rope {
+    uint32_t max_seq, half_dim;
+    float *cos, *sin; /* [max_seq, half_dim] */
+};
+
+/* Keys and values. A block of one layer and head is one contiguous piece, read front to back:
+ *   K: token groups of 16: [token_groups][dim_pad][16 tokens]   (a token is a lane)
+ *   V: [token_groups * 16][dim_pad]
+ * head_dim is padded to dim_pad, a multiple of 16, with zeros. */
+struct k_kv {
+    struct k_kv_params p;
+    bool half;             /* binary16, or float in K_MODE_FP32 */
+    uint32_t dim_pad;      /* head_dim, to a multiple of 16 */
+    uint32_t token_groups; /* ceil(block_tokens / 16) */
+    size_t head_elements;  /* K and V of one block and head */
+    uint8_t *data;         /* [n_layers][n_blocks][n_kv_heads][head_elements] */
+};
+
+/* Where block `block` of a head begins. */
+static inline uint8_t *cpu_kv_head(const struct k_kv *kv, uint32_t layer, uint32_t block,
+                                   uint32_t head)
+{
+    size_t idx = ((size_t)layer * kv->p.n_blocks + block) * kv->p.n_kv_heads + head;
+    return kv->data + idx * kv->head_elements * (kv->half ? sizeof(uint16_t) : sizeof(float));
+}
+
+/* One product y[n_rows, rows] = x W^T + bias. Rows of x are cut into tiles of at most tile_rows,
+ * of nearly equal size; `data` holds them tile by tile as the kernels read them (activations.c). */
+struct cpu_product {
+    const struct k_linear *l;
+    const float *x; /* [n_rows, cols] */
+    float *y;       /* [n_rows, rows] */
+    uint32_t n_rows, n_tiles;
+    void *data;
+    float *scale;  /* [tile][n_blocks][rows of the tile] */
+    int32_t *zero; /* the same: zero point times the sum of the quantized values */
+    void (*pack)(const struct cpu_product *j, uint64_t first, uint64_t end);
+    void (*multiply)(const struct cpu_product *j, uint64_t first, uint64_t end);
+};
+
+static inline uint32_t cpu_tile_row(const struct cpu_product *j, uint32_t tile)
+{
+    return (uint32_t)((uint64_t)j->n_rows * tile / j->n_tiles);
+}
+
+struct cpu_norm_job {
+    const struct k_norm *norm;
+    const struct k_bias *bias; /* or NULL */
+    const float *a;            /* [n_rows, cols] or NULL: plain norm of `x` */
+    float alpha, eps;
+    const float *x;
+    float *residual; /* where x is kept, with `a` */
+    float *y;
+};
+
+struct cpu_glu_job {
+    const float *u;
+    float *g;
+    uint32_t inner;
+};
+
+enum { CPU_GLU_PIECE = 1024 }; /* columns of an item */
+
+static inline uint32_t cpu_glu_pieces(uint32_t inner)
+{
+    return (inner + CPU_GLU_PIECE - 1) / CPU_GLU_PIECE;
+}
+
+struct cpu_rope_job {
+    struct k_attn_params p;
+    const struct k_rope *rope;
+    const float *qkv;
+    const int32_t *positions;
+    const struct k_seq *seqs;
+    uint32_t n_seqs;
+    struct k_kv *kv;
+    float *q;
+};
+
+/* Item i of an attention: head i % n_heads and, counted over all sequences, row tile i / n_heads.
+ */
+struct cpu_attention_job {
+    struct k_attn_params p;
+    const float *q;
+    const struct k_seq *seqs;
+    uint32_t n_seqs;
+    const struct k_kv *kv;
+    float *out;
+};
+
+/* Kernels for one instruction set. Functions over [first, end) may be called from any thread for
+ * any disjoint ranges: the result does not depend on the cut. */
+struct cpu_kernels {
+    const char *name;
+    uint32_t tile_rows;      /* of a product */
+    uint32_t attention_rows; /* of an attention item */
+
+    /* items: (tile, block) in this order */
+    void (*pack[CPU_N_FORMATS])(const struct cpu_product *j, uint64_t first, uint64_t end);
+    /* items: panels */
+    void (*multiply[CPU_N_FORMATS][CPU_N_WEIGHTS])(const struct cpu_product *j, uint64_t first,
+                                                   uint64_t end);
+    /* items: rows */
+    void (*norm)(const struct cpu_norm_job *j, uint64_t first, uint64_t end);
+    /* items: (row, piece) in this order */
+    void (*geglu)(const struct cpu_glu_job *j, uint64_t first, uint64_t end);
+    /* items: key-value heads */
+    void (*rope)(const struct cpu_rope_job *j, uint64_t first, uint64_t end);
+    /* one tile of rows [row, row + n) of a sequence, one head; scores: attention_rows times the
+     * padded length of the sequence */
+    void (*attention)(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t head,
+                      uint32_t row, uint32_t n, float *scores);
+    /* y[cols] = row of an FP16 matrix */
+    void (*embed)(const struct k_linear *table, uint32_t row, float *y);
+};
+
+extern const struct cpu_kernels cpu_kernels_c;
+extern const struct cpu_kernels cpu_kernels_avx2;
+extern const struct cpu_kernels cpu_kernels_avx512;
+extern const struct cpu_kernels cpu_kernels_avx512vnni;
+
+/* The kernels called `name`, or the best ones when it is NULL; NULL when this processor or this
+ * build does not have them. */
+const struct cpu_kernels *cpu_kernels_find(const char *name);
+/* Names that cpu_kernels_find knows here, best first; NULL behind the last. */
+const char *cpu_kernels_name(uint32_t idx);
+
+struct k_ctx {
+    /* set once */
+    enum k_mode mode;
+    uint32_t max_rows, max_cols, max_seq;
+    const struct cpu_kernels *kernels;
+    char description[96];
+
+    /* owned */
+    struct pool *pool;
+    void *activations; /* of one product */
+    size_t activation_bytes;
+    void *scores; /* attention scores, a piece per thread */
+    size_t score_bytes;
+    size_t scores_per_thread; /* floats */
+};
+
+/* Rows of a product that are packed at a time; longer batches go in several passes. */
+enum { CPU_PASS_ROWS = 512 };
+
+/* linear.c */
+size_t cpu_linear_bytes(struct k_ctx *c, enum k_weight type, uint32_t rows, uint32_t cols,
+                        uint32_t n_groups);
+struct k_linear *cpu_linear_new(struct k_ctx *c, const struct k_linear_src *src);
+void cpu_linear_free(struct k_ctx *c, struct k_linear *l);
+void cpu_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows, void *y);
+void cpu_embed(struct k_ctx *c, const struct k_linear *table, uint32_t first_row,
+               const int32_t *ids, uint32_t n_rows, void *y);
+
+/* pack.c: writes panels [first, end) of `l`. */
+void cpu_pack(const struct k_linear *l, const struct k_linear_src *src, uint32_t first,
+              uint32_t end);
+
+/* sequence.c: cache, rope, attention */
+struct k_kv *cpu_kv_new(struct k_ctx *c, const struct k_kv_params *p);
+void cpu_kv_free(struct k_ctx *c, struct k_kv *kv);
+size_t cpu_kv_block_bytes(struct k_ctx *c, const struct k_kv_params *p);
+void cpu_kv_copy(struct k_ctx *c, struct k_kv *kv, uint32_t src, uint32_t dst);
+struct k_rope *cpu_rope_new(struct k_ctx *c, const float *cos, const float *sin, uint32_t max_seq,
+                            uint32_t half_dim);
+void cpu_rope_free(struct k_ctx *c, struct k_rope *r);
+void cpu_rope_kv(struct k_ctx *c, const struct k_attn_params *p, const struct k_rope *r,
+                 const void *qkv, const int32_t *positions, const struct k_seq *seqs,
+                 uint32_t n_seqs, struct k_kv *kv, void *q);
+void cpu_attention(struct k_ctx *c, const struct k_attn_params *p, const void *q,
+                   const struct k_seq *seqs, uint32_t n_seqs, const struct k_kv *kv, void *out);
+
+/* rowwise.c: norms, GLU, gather */
+struct k_norm *cpu_norm_new(struct k_ctx *c, const uint16_t *weight, const uint16_t *bias,
+                            uint32_t cols);
+void cpu_norm_free(struct k_ctx *c, struct k_norm *n);
+void cpu_norm(struct k_ctx *c, const struct k_norm *n, float eps, const void *x, uint32_t n_rows,
+              void *y);
+struct k_bias *cpu_bias_new(struct k_ctx *c, const uint16_t *bias, uint32_t cols);
+void cpu_bias_free(struct k_ctx *c, struct k_bias *b);
+void cpu_residual_norm(struct k_ctx *c, const struct k_norm *n, float eps, float alpha,
+                       const void *a, void *r, const struct k_bias *bias, uint32_t n_rows, void *y);
+void cpu_geglu(struct k_ctx *c, const void *u, uint32_t n_rows, uint32_t inner, void *g);
+void cpu_gather(struct k_ctx *c, const void *x, uint32_t cols, const uint32_t *rows, uint32_t n,
+                void *y);
+
+extern const struct k_ops cpu_ops;
+
+#endif

@@ -1,0 +1,21 @@
+/* glu.c: g = first half * gelu(second half). Items are pieces of GLU_PIECE columns of a row. */
+#include "isa.h"
+#include "vmath.h"
+
+CPU_RANGE_FN(geglu, cpu_glu_job)
+{
+    uint32_t pieces = cpu_glu_pieces(j->inner);
+    for (uint64_t item = first; item < end; item++) {
+        uint64_t row = item / pieces;
+        uint32_t i = (uint32_t)(item % pieces) * CPU_GLU_PIECE;
+        uint32_t stop = j->inner - i < CPU_GLU_PIECE ? j->inner : i + CPU_GLU_PIECE;
+        const float *u = j->u + row * 2 * j->inner;
+        float *g = j->g + row * j->inner;
+        for (; i < stop; i += VEC) {
+            int n = stop - i < VEC ? (int)(stop - i) : VEC;
+            vf value = vf_load_n(u + i, n);
+            vf gate = vf_load_n(u + j->inner + i, n);
+            vf_store_n(g + i, vf_mul(value, vf_gelu(gate)), n);
+        }
+    }
+}

@@ -1,0 +1,40 @@
+/* isa.h: the kernels of one instruction set. The files that include this are compiled once per
+ * set, with -DCPU_ISA=<set> and the compiler flags of that set; CPU_FN gives each its own names.
+ */
+#ifndef GLMD_KERNELS_CPU_ISA_H
+#define GLMD_KERNELS_CPU_ISA_H
+
+#include "cpu.h"
+#include "vec.h"
+
+#define CPU_JOIN_(a, b) a##_##b
+#define CPU_JOIN(a, b)  CPU_JOIN_(a, b)
+#define CPU_FN(name)    CPU_JOIN(name, CPU_ISA)
+
+/* Sizes of the register tiles: 32 vector registers of 16 floats, or 16 of 8. */
+#if defined CPU_ISA_avx512 || defined CPU_ISA_avx512vnni
+enum { TILE_ROWS = 8, TILE_PANELS = 2, ATTENTION_ROWS = 8, ATTENTION_WIDE = 8 };
+#else
+enum { TILE_ROWS = 4, TILE_PANELS = 1, ATTENTION_ROWS = 2, ATTENTION_WIDE = 4 };
+#endif
+
+#define CPU_RANGE_FN(name, job) void CPU_FN(name)(const struct job *j, uint64_t first, uint64_t end)
+
+CPU_RANGE_FN(pack_f32, cpu_product);
+CPU_RANGE_FN(pack_i16, cpu_product);
+CPU_RANGE_FN(pack_i8, cpu_product);
+CPU_RANGE_FN(multiply_f32_f16, cpu_product);
+CPU_RANGE_FN(multiply_f32_i8, cpu_product);
+CPU_RANGE_FN(multiply_f32_i4, cpu_product);
+CPU_RANGE_FN(multiply_i16_i8, cpu_product);
+CPU_RANGE_FN(multiply_i16_i4, cpu_product);
+CPU_RANGE_FN(multiply_i8_i8, cpu_product);
+CPU_RANGE_FN(multiply_i8_i4, cpu_product);
+CPU_RANGE_FN(norm, cpu_norm_job);
+CPU_RANGE_FN(geglu, cpu_glu_job);
+CPU_RANGE_FN(rope, cpu_rope_job);
+void CPU_FN(attention)(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t head,
+                       uint32_t row, uint32_t n, float *scores);
+void CPU_FN(embed)(const struct k_linear *table, uint32_t row, float *y);
+
+#endif

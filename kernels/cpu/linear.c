@@ -1,0 +1,181 @@
+/* linear.c: weight matrices and their products: packing, scratch, the cut into tiles and threads.
+ * The arithmetic is in multiply_*.c. */
+#include "base/half.h"
+#include "cpu.h"
+#include "mem.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+static uint32_t bits_of(enum k_weight type)
+{
+    return type == K_WEIGHT_F16 ? 16 : type == K_WEIGHT_I8 ? 8 : 4;
+}
+
+static enum cpu_format format_of(const struct k_ctx *c, enum k_weight type)
+{
+    if (type == K_WEIGHT_F16 || c->mode == K_MODE_FP32)
+        return CPU_F32;
+    return c->mode == K_MODE_FP16 ? CPU_I16 : CPU_I8;
+}
+
+static uint32_t pass_rows(const struct k_ctx *c)
+{
+    return c->max_rows < CPU_PASS_ROWS ? c->max_rows : CPU_PASS_ROWS;
+}
+
+/* Bytes of scratch for n rows: values, scales, zero points, each 64-byte aligned. */
+static size_t scratch_bytes(const struct pack_shape *s, uint32_t n, size_t *ret_scale_at,
+                            size_t *ret_zero_at)
+{
+    size_t values = (size_t)n * s->k_pad * sizeof(float);
+    size_t factors = (size_t)n * s->n_blocks * sizeof(float);
+    size_t scale_at = (values + 63) / 64 * 64;
+    size_t zero_at = scale_at + (factors + 63) / 64 * 64;
+    *ret_scale_at = scale_at;
+    *ret_zero_at = zero_at;
+    return zero_at + factors;
+}
+
+static struct pack_shape shape_of(enum k_weight type, uint32_t rows, uint32_t cols,
+                                  uint32_t n_groups, uint32_t group_cols)
+{
+    if (type == K_WEIGHT_F16)
+        return pack_shape(16, rows, cols, 1, cols);
+    return pack_shape(bits_of(type), rows, cols, n_groups, group_cols);
+}
+
+size_t cpu_linear_bytes(struct k_ctx *c, enum k_weight type, uint32_t rows, uint32_t cols,
+                        uint32_t n_groups)
+{
+    (void)c;
+    uint32_t group_cols = n_groups ? (cols + n_groups - 1) / n_groups : cols;
+    struct pack_shape s = shape_of(type, rows, cols, n_groups, group_cols);
+    return sizeof(struct k_linear) + s.matrix_bytes +
+           (size_t)s.n_panels * PACK_LANES * sizeof(float);
+}
+
+struct pack_job {
+    const struct k_linear *l;
+    const struct k_linear_src *src;
+};
+
+static void pack_share(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    const struct pack_job *j = arg;
+    uint64_t first, end;
+    pool_share(j->l->shape.n_panels, thread, n_threads, &first, &end);
+    cpu_pack(j->l, j->src, (uint32_t)first, (uint32_t)end);
+}
+
+struct k_linear *cpu_linear_new(struct k_ctx *c, const struct k_linear_src *src)
+{
+    assert(src->data && src->rows && src->cols && src->cols <= c->max_cols);
+    assert(src->type != K_WEIGHT_I4 || src->cols % 2 == 0);
+    assert((src->type == K_WEIGHT_F16) == !src->scale);
+    struct k_linear *l = calloc(1, sizeof *l);
+    if (!l)
+        return NULL;
+    l->type = src->type;
+    l->shape = shape_of(src->type, src->rows, src->cols, src->n_groups, src->group_cols);
+    l->panels = mem_alloc(l->shape.matrix_bytes);
+    l->bias = mem_alloc((size_t)l->shape.n_panels * PACK_LANES * sizeof *l->bias);
+    size_t scale_at, zero_at;
+    size_t scratch = scratch_bytes(&l->shape, pass_rows(c), &scale_at, &zero_at);
+    if (!l->panels || !l->bias ||
+        mem_reserve(&c->activations, &c->activation_bytes, scratch) != 0) {
+        cpu_linear_free(c, l);
+        return NULL;
+    }
+    struct pack_job j = {l, src};
+    pool_run(c->pool, pack_share, &j);
+    for (uint32_t i = 0; src->bias && i < src->rows; i++)
+        l->bias[i] = half_to_float(src->bias[i]);
+    return l;
+}
+
+void cpu_linear_free(struct k_ctx *c, struct k_linear *l)
+{
+    (void)c;
+    if (!l)
+        return;
+    mem_free(l->panels);
+    mem_free(l->bias);
+    free(l);
+}
+
+static void pack_activations(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    const struct cpu_product *j = arg;
+    uint64_t first, end;
+    pool_share((uint64_t)j->n_tiles * j->l->shape.n_blocks, thread, n_threads, &first, &end);
+    j->pack(j, first, end);
+}
+
+static void multiply(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    const struct cpu_product *j = arg;
+    uint64_t first, end;
+    pool_share(j->l->shape.n_panels, thread, n_threads, &first, &end);
+    j->multiply(j, first, end);
+}
+
+void cpu_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows, void *y)
+{
+    assert(n_rows <= c->max_rows);
+    enum cpu_format format = format_of(c, l->type);
+    for (uint32_t row = 0; row < n_rows; row += CPU_PASS_ROWS) {
+        uint32_t n = n_rows - row < CPU_PASS_ROWS ? n_rows - row : CPU_PASS_ROWS;
+        size_t scale_at, zero_at;
+        size_t bytes = scratch_bytes(&l->shape, n, &scale_at, &zero_at);
+        assert(bytes <= c->activation_bytes);
+        uint8_t *scratch = c->activations;
+        struct cpu_product j = {
+            .l = l,
+            .x = (const float *)x + (size_t)row * l->shape.cols,
+            .y = (float *)y + (size_t)row * l->shape.rows,
+            .n_rows = n,
+            .n_tiles = (n + c->kernels->tile_rows - 1) / c->kernels->tile_rows,
+            .data = scratch,
+            .scale = (float *)(scratch + scale_at),
+            .zero = (int32_t *)(scratch + zero_at),
+            .pack = c->kernels->pack[format],
+            .multiply = c->kernels->multiply[format][l->type],
+        };
+        pool_run(c->pool, pack_activations, &j);
+        pool_run(c->pool, multiply, &j);
+    }
+}
+
+struct embed_job {
+    const struct cpu_kernels *kernels;
+    const struct k_linear *table;
+    uint32_t first_row, n_rows;
+    const int32_t *ids;
+    float *y;
+};
+
+static void embed_share(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    const struct embed_job *j = arg;
+    uint32_t cols = j->table->shape.cols;
+    uint64_t first, end;
+    pool_share(j->n_rows, thread, n_threads, &first, &end);
+    for (uint64_t i = first; i < end; i++) {
+        float *y = j->y + i * cols;
+        int64_t row = (int64_t)j->ids[i] - j->first_row;
+        if (row >= 0 && row < j->table->shape.rows)
+            j->kernels->embed(j->table, (uint32_t)row, y);
+        else
+            memset(y, 0, cols * sizeof *y);
+    }
+}
+
+void cpu_embed(struct k_ctx *c, const struct k_linear *table, uint32_t first_row,
+               const int32_t *ids, uint32_t n_rows, void *y)
+{
+    assert(table->type == K_WEIGHT_F16);
+    struct embed_job j = {c->kernels, table, first_row, n_rows, ids, y};
+    pool_run(c->pool, embed_share, &j);
+}

@@ -1,0 +1,30 @@
+/* pool.h: the threads of one CPU context. */
+#ifndef GLMD_KERNELS_CPU_POOL_H
+#define GLMD_KERNELS_CPU_POOL_H
+
+#include <stdint.h>
+
+struct pool;
+
+typedef void (*pool_fn)(void *arg, uint32_t thread, uint32_t n_threads);
+
+/* n_threads: the caller included; 0 or more than allowed = the CPUs that this thread may run on.
+ * 0 or a negative errno value. */
+int pool_new(uint32_t n_threads, struct pool **ret);
+void pool_free(struct pool *p);
+
+uint32_t pool_threads(const struct pool *p);
+
+/* Calls fn(arg, i, n) once for every i < n = pool_threads(p), the caller being thread 0, and
+ * returns when all have returned. One thread at a time may call it. */
+void pool_run(struct pool *p, pool_fn fn, void *arg);
+
+/* The share [*first, *end) of `thread` when `n` items are cut into n_threads contiguous ranges. */
+static inline void pool_share(uint64_t n, uint32_t thread, uint32_t n_threads, uint64_t *first,
+                              uint64_t *end)
+{
+    *first = n * thread / n_threads;
+    *end = n * (thread + 1) / n_threads;
+}
+
+#endif

@@ -1,0 +1,137 @@
+/* rowwise.c: norms, GLU and gather: their parameters and the cut into threads. */
+#include "base/half.h"
+#include "cpu.h"
+#include "mem.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+static float *floats_from_half(const uint16_t *half, uint32_t n)
+{
+    float *values = mem_alloc((size_t)n * sizeof *values);
+    for (uint32_t i = 0; values && i < n; i++)
+        values[i] = half_to_float(half[i]);
+    return values;
+}
+
+struct k_norm *cpu_norm_new(struct k_ctx *c, const uint16_t *weight, const uint16_t *bias,
+                            uint32_t cols)
+{
+    struct k_norm *n = calloc(1, sizeof *n);
+    if (!n)
+        return NULL;
+    n->cols = cols;
+    n->weight = floats_from_half(weight, cols);
+    n->bias = floats_from_half(bias, cols);
+    if (!n->weight || !n->bias) {
+        cpu_norm_free(c, n);
+        return NULL;
+    }
+    return n;
+}
+
+void cpu_norm_free(struct k_ctx *c, struct k_norm *n)
+{
+    (void)c;
+    if (!n)
+        return;
+    mem_free(n->weight);
+    mem_free(n->bias);
+    free(n);
+}
+
+struct k_bias *cpu_bias_new(struct k_ctx *c, const uint16_t *bias, uint32_t cols)
+{
+    struct k_bias *b = calloc(1, sizeof *b);
+    if (!b)
+        return NULL;
+    b->cols = cols;
+    b->values = floats_from_half(bias, cols);
+    if (!b->values) {
+        cpu_bias_free(c, b);
+        return NULL;
+    }
+    return b;
+}
+
+void cpu_bias_free(struct k_ctx *c, struct k_bias *b)
+{
+    (void)c;
+    if (!b)
+        return;
+    mem_free(b->values);
+    free(b);
+}
+
+struct norm_share {
+    const struct cpu_kernels *kernels;
+    struct cpu_norm_job job;
+    uint32_t n_rows;
+};
+
+static void norm_share(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    const struct norm_share *s = arg;
+    uint64_t first, end;
+    pool_share(s->n_rows, thread, n_threads, &first, &end);
+    s->kernels->norm(&s->job, first, end);
+}
+
+/* A section costs some microseconds when the threads sleep: one row is not worth it. */
+static void run_norm(struct k_ctx *c, struct norm_share *s)
+{
+    if (s->n_rows > 1)
+        pool_run(c->pool, norm_share, s);
+    else
+        norm_share(s, 0, 1);
+}
+
+void cpu_norm(struct k_ctx *c, const struct k_norm *n, float eps, const void *x, uint32_t n_rows,
+              void *y)
+{
+    struct norm_share s = {c->kernels, {.norm = n, .eps = eps, .x = x, .y = y}, n_rows};
+    run_norm(c, &s);
+}
+
+void cpu_residual_norm(struct k_ctx *c, const struct k_norm *n, float eps, float alpha,
+                       const void *a, void *r, const struct k_bias *bias, uint32_t n_rows, void *y)
+{
+    assert(!bias || bias->cols == n->cols);
+    struct norm_share s = {
+        c->kernels,
+        {.norm = n, .bias = bias, .a = a, .alpha = alpha, .eps = eps, .residual = r, .y = y},
+        n_rows,
+    };
+    run_norm(c, &s);
+}
+
+struct glu_share {
+    const struct cpu_kernels *kernels;
+    struct cpu_glu_job job;
+    uint64_t n_items;
+};
+
+static void glu_share(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    const struct glu_share *s = arg;
+    uint64_t first, end;
+    pool_share(s->n_items, thread, n_threads, &first, &end);
+    s->kernels->geglu(&s->job, first, end);
+}
+
+void cpu_geglu(struct k_ctx *c, const void *u, uint32_t n_rows, uint32_t inner, void *g)
+{
+    struct glu_share s = {
+        c->kernels, {.u = u, .g = g, .inner = inner}, (uint64_t)n_rows * cpu_glu_pieces(inner)};
+    pool_run(c->pool, glu_share, &s);
+}
+
+void cpu_gather(struct k_ctx *c, const void *x, uint32_t cols, const uint32_t *rows, uint32_t n,
+                void *y)
+{
+    (void)c;
+    for (uint32_t i = 0; i < n; i++)
+        memcpy((float *)y + (size_t)i * cols, (const float *)x + (size_t)rows[i] * cols,
+               cols * sizeof(float));
+}

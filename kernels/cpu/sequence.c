@@ -1,0 +1,187 @@
+/* sequence.c: the paged cache, rotary tables, and how rope and attention are cut into threads. */
+#include "cpu.h"
+#include "mem.h"
+
+#include <assert.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { LANES = 16 };
+
+static struct k_kv geometry(const struct k_ctx *c, const struct k_kv_params *p)
+{
+    struct k_kv kv = {.p = *p, .half = c->mode != K_MODE_FP32};
+    kv.dim_pad = (p->head_dim + LANES - 1) / LANES * LANES;
+    kv.token_groups = (p->block_tokens + LANES - 1) / LANES;
+    kv.head_elements = (size_t)2 * kv.token_groups * LANES * kv.dim_pad;
+    return kv;
+}
+
+/* Of one layer. */
+static size_t block_bytes(const struct k_kv *kv)
+{
+    return kv->p.n_kv_heads * kv->head_elements * (kv->half ? sizeof(uint16_t) : sizeof(float));
+}
+
+size_t cpu_kv_block_bytes(struct k_ctx *c, const struct k_kv_params *p)
+{
+    struct k_kv kv = geometry(c, p);
+    return p->n_layers * block_bytes(&kv);
+}
+
+static int reserve_scores(struct k_ctx *c, const struct k_kv *kv)
+{
+    uint32_t blocks = (c->max_seq + kv->p.block_tokens - 1) / kv->p.block_tokens;
+    size_t row = (size_t)blocks * kv->token_groups * LANES;
+    size_t thread = row * c->kernels->attention_rows;
+    int e =
+        mem_reserve(&c->scores, &c->score_bytes, thread * pool_threads(c->pool) * sizeof(float));
+    if (!e && thread > c->scores_per_thread)
+        c->scores_per_thread = thread;
+    return e;
+}
+
+struct k_kv *cpu_kv_new(struct k_ctx *c, const struct k_kv_params *p)
+{
+    assert(p->n_layers && p->n_kv_heads && p->n_blocks && p->block_tokens);
+    assert(p->head_dim && p->head_dim <= CPU_MAX_HEAD_DIM);
+    struct k_kv *kv = malloc(sizeof *kv);
+    if (!kv)
+        return NULL;
+    *kv = geometry(c, p);
+    size_t bytes;
+    if (!__builtin_mul_overflow(cpu_kv_block_bytes(c, p), (size_t)p->n_blocks, &bytes))
+        kv->data = mem_alloc(bytes);
+    if (!kv->data || reserve_scores(c, kv)) {
+        cpu_kv_free(c, kv);
+        return NULL;
+    }
+    return kv;
+}
+
+void cpu_kv_free(struct k_ctx *c, struct k_kv *kv)
+{
+    (void)c;
+    if (!kv)
+        return;
+    mem_free(kv->data);
+    free(kv);
+}
+
+void cpu_kv_copy(struct k_ctx *c, struct k_kv *kv, uint32_t src, uint32_t dst)
+{
+    (void)c;
+    assert(src < kv->p.n_blocks && dst < kv->p.n_blocks);
+    if (src == dst)
+        return;
+    for (uint32_t layer = 0; layer < kv->p.n_layers; layer++)
+        memcpy(cpu_kv_head(kv, layer, dst, 0), cpu_kv_head(kv, layer, src, 0), block_bytes(kv));
+}
+
+struct k_rope *cpu_rope_new(struct k_ctx *c, const float *cos, const float *sin, uint32_t max_seq,
+                            uint32_t half_dim)
+{
+    struct k_rope *r = calloc(1, sizeof *r);
+    if (!r)
+        return NULL;
+    size_t bytes = (size_t)max_seq * half_dim * sizeof(float);
+    r->max_seq = max_seq;
+    r->half_dim = half_dim;
+    r->cos = mem_alloc(bytes);
+    r->sin = mem_alloc(bytes);
+    if (!r->cos || !r->sin) {
+        cpu_rope_free(c, r);
+        return NULL;
+    }
+    memcpy(r->cos, cos, bytes);
+    memcpy(r->sin, sin, bytes);
+    return r;
+}
+
+void cpu_rope_free(struct k_ctx *c, struct k_rope *r)
+{
+    (void)c;
+    if (!r)
+        return;
+    mem_free(r->cos);
+    mem_free(r->sin);
+    free(r);
+}
+
+static void check_params(const struct k_attn_params *p, const struct k_kv *kv)
+{
+    assert(p->n_kv_heads && p->n_heads % p->n_kv_heads == 0);
+    assert(p->n_kv_heads == kv->p.n_kv_heads);
+    assert(p->head_dim == kv->p.head_dim);
+    assert(p->layer < kv->p.n_layers);
+}
+
+struct rope_share {
+    const struct cpu_kernels *kernels;
+    struct cpu_rope_job job;
+};
+
+/* By heads, so that no two threads write into the same piece of the cache. */
+static void rope_share(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    const struct rope_share *s = arg;
+    uint64_t first, end;
+    pool_share(s->job.p.n_kv_heads, thread, n_threads, &first, &end);
+    s->kernels->rope(&s->job, first, end);
+}
+
+void cpu_rope_kv(struct k_ctx *c, const struct k_attn_params *p, const struct k_rope *r,
+                 const void *qkv, const int32_t *positions, const struct k_seq *seqs,
+                 uint32_t n_seqs, struct k_kv *kv, void *q)
+{
+    check_params(p, kv);
+    assert(r->half_dim * 2 == p->head_dim);
+    struct rope_share s = {c->kernels, {*p, r, qkv, positions, seqs, n_seqs, kv, q}};
+    pool_run(c->pool, rope_share, &s);
+}
+
+/* Items are taken from a counter: their costs differ by the lengths of the sequences. */
+struct attention_share {
+    const struct k_ctx *c;
+    struct cpu_attention_job job;
+    uint32_t n_items;
+    _Atomic uint32_t next;
+};
+
+static uint32_t row_tiles(const struct k_ctx *c, const struct k_seq *seq)
+{
+    return (seq->n_rows + c->kernels->attention_rows - 1) / c->kernels->attention_rows;
+}
+
+/* A thread's items only grow, so that the sequence is found by walking on from the last one. */
+static void attention_share(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    struct attention_share *s = arg;
+    const struct k_ctx *c = s->c;
+    const uint32_t tile_rows = c->kernels->attention_rows;
+    float *scores = (float *)c->scores + thread * c->scores_per_thread;
+    uint32_t seq_idx = 0, seq_tile0 = 0, item;
+    (void)n_threads;
+    while ((item = atomic_fetch_add(&s->next, 1)) < s->n_items) {
+        uint32_t tile = item / s->job.p.n_heads, head = item % s->job.p.n_heads;
+        while (tile - seq_tile0 >= row_tiles(c, &s->job.seqs[seq_idx]))
+            seq_tile0 += row_tiles(c, &s->job.seqs[seq_idx++]);
+        const struct k_seq *seq = &s->job.seqs[seq_idx];
+        uint32_t row = (tile - seq_tile0) * tile_rows;
+        uint32_t n = seq->n_rows - row < tile_rows ? seq->n_rows - row : tile_rows;
+        c->kernels->attention(&s->job, seq, head, row, n, scores);
+    }
+}
+
+void cpu_attention(struct k_ctx *c, const struct k_attn_params *p, const void *q,
+                   const struct k_seq *seqs, uint32_t n_seqs, const struct k_kv *kv, void *out)
+{
+    check_params(p, kv);
+    struct attention_share s = {.c = c, .job = {*p, q, seqs, n_seqs, kv, out}};
+    for (uint32_t i = 0; i < n_seqs; i++) {
+        assert(seqs[i].start + seqs[i].n_rows <= c->max_seq && seqs[i].prefix_len <= c->max_seq);
+        s.n_items += row_tiles(c, &seqs[i]) * p->n_heads;
+    }
+    pool_run(c->pool, attention_share, &s);
+}

@@ -1,0 +1,110 @@
+/* vec_avx512.h: vec.h with AVX-512 F, BW, DQ, VL; with VNNI in the avx512vnni build. */
+#ifndef GLMD_KERNELS_CPU_VEC_AVX512_H
+#define GLMD_KERNELS_CPU_VEC_AVX512_H
+
+#include <immintrin.h>
+
+typedef __m512 vf;
+typedef __m512i vi;
+
+#define vf_zero()        _mm512_setzero_ps()
+#define vf_set1(x)       _mm512_set1_ps(x)
+#define vi_zero()        _mm512_setzero_si512()
+#define vi_set1(x)       _mm512_set1_epi32(x)
+#define vf_load(p)       _mm512_loadu_ps(p)
+#define vf_store(p, a)   _mm512_storeu_ps(p, a)
+#define vi_load(p)       _mm512_loadu_si512(p)
+#define vi_store(p, a)   _mm512_storeu_si512(p, a)
+#define vf_add(a, b)     _mm512_add_ps(a, b)
+#define vf_sub(a, b)     _mm512_sub_ps(a, b)
+#define vf_mul(a, b)     _mm512_mul_ps(a, b)
+#define vf_div(a, b)     _mm512_div_ps(a, b)
+#define vf_max(a, b)     _mm512_max_ps(a, b)
+#define vf_min(a, b)     _mm512_min_ps(a, b)
+#define vf_fma(a, b, c)  _mm512_fmadd_ps(a, b, c)
+#define vf_rint(a)       _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT)
+#define vi_from_float(a) _mm512_cvtps_epi32(a)
+#define vf_from_int(a)   _mm512_cvtepi32_ps(a)
+#define vf_from_bits(a)  _mm512_castsi512_ps(a)
+#define vi_bits(a)       _mm512_castps_si512(a)
+#define vi_add(a, b)     _mm512_add_epi32(a, b)
+#define vi_sub(a, b)     _mm512_sub_epi32(a, b)
+#define vi_and(a, b)     _mm512_and_si512(a, b)
+#define vi_max(a, b)     _mm512_max_epi32(a, b)
+#define vi_sll(a, n)     _mm512_slli_epi32(a, n)
+#define vi_srl(a, n)     _mm512_srli_epi32(a, n)
+#define VEC_PREFETCH(p)  _mm_prefetch((const char *)(p), _MM_HINT_T0)
+
+VEC_FN __mmask16 vec_mask(int n)
+{
+    return (__mmask16)((1u << n) - 1);
+}
+
+VEC_FN vf vf_load_n(const float *p, int n)
+{
+    return _mm512_maskz_loadu_ps(vec_mask(n), p);
+}
+
+VEC_FN void vf_store_n(float *p, vf a, int n)
+{
+    _mm512_mask_storeu_ps(p, vec_mask(n), a);
+}
+
+VEC_FN vi vi_bcast(const void *p)
+{
+    int32_t x;
+    memcpy(&x, p, sizeof x);
+    return _mm512_set1_epi32(x);
+}
+
+VEC_FN vf vf_select_lt(vf a, vf b, vf x, vf y)
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+
+VEC_FN vf vf_select_n(int n, vf x, vf y)
+{
+    return _mm512_mask_blend_ps(vec_mask(n), y, x);
+}
+
+VEC_FN vf vf_load_half(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+
+VEC_FN void vf_store_half(uint16_t *p, vf a)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+VEC_FN vf vf_round_half(vf a)
+{
+    return _mm512_cvtph_ps(_mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+#ifdef CPU_ISA_avx512vnni
+
+#define vi_dot16(acc, w, x)      _mm512_dpwssd_epi32(acc, w, x)
+#define vi_dot8(acc, u, s)       _mm512_dpbusd_epi32(acc, u, s)
+#define vi_dot8_small(acc, u, s) _mm512_dpbusd_epi32(acc, u, s)
+
+#else
+
+#define vi_dot16(acc, w, x) _mm512_add_epi32(acc, _mm512_madd_epi16(w, x))
+
+VEC_FN vi vi_dot8_small(vi acc, vi u, vi s)
+{
+    __m512i pairs = _mm512_maddubs_epi16(u, s); /* at most 2 * 15 * 128: no saturation */
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+
+VEC_FN vi vi_dot8(vi acc, vi u, vi s)
+{
+    const __m512i low = _mm512_set1_epi16(0xff);
+    acc = vi_dot16(acc, _mm512_and_si512(u, low), _mm512_srai_epi16(_mm512_slli_epi16(s, 8), 8));
+    return vi_dot16(acc, _mm512_srli_epi16(u, 8), _mm512_srai_epi16(s, 8));
+}
+
+#endif
+
+#endif

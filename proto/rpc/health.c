@@ -1,0 +1,256 @@
+/* health.c: grpc.health.v1.Health: who asks, and who watches. Loop thread.
+ *
+ * A watcher has at most one message under way: a status that changes faster than the watcher reads
+ * is not queued, the newest one is sent when the previous is out.
+ */
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/util.h"
+#include "proto/rpc/rpc_builtin.h"
+#include "proto/rpc/rpc_requests.h"
+#include "proto/rpc/wire_arena.h"
+#include "proto/rpc/wire_scan.h"
+
+#include "grpc/health/v1/health.pb-c.h"
+
+enum { MAX_SERVICES = 32, SERVICE_UNKNOWN = 3, NOTHING_SENT = -1, REQUEST_HEAP = 16384 };
+
+/* A call of Check or Watch. */
+struct query {
+    struct health *health;
+    struct rpc_call *call;
+    bool watch, asked; /* asked: the request is here */
+    char service[HEALTH_MAX_SERVICE_BYTES + 1];
+    int sent; /* status of the last message, or NOTHING_SENT */
+    struct query *next, **link;
+};
+
+struct health {
+    struct rpc_method methods[2];
+    struct {
+        char name[HEALTH_MAX_SERVICE_BYTES + 1];
+        enum rpc_serving status;
+    } services[MAX_SERVICES];
+    size_t n_services;
+    struct query *queries; /* owned */
+    bool stopping;
+};
+
+int health_read_request(const uint8_t *data, size_t size,
+                        char ret_service[HEALTH_MAX_SERVICE_BYTES + 1], struct err *e)
+{
+    int code = wire_scan(&grpc__health__v1__health_check_request__descriptor, data, size, e);
+    if (code)
+        return code;
+    struct wire_arena arena;
+    wire_arena_init(&arena, WIRE_HEAP_FACTOR * size + REQUEST_HEAP, 0);
+    ProtobufCAllocator allocator = wire_arena_allocator(&arena);
+    Grpc__Health__V1__HealthCheckRequest *request =
+        grpc__health__v1__health_check_request__unpack(&allocator, size, data);
+    if (!request)
+        code = err_set(e, -EBADMSG, "HealthCheckRequest: malformed message");
+    else if (strlen(request->service) > HEALTH_MAX_SERVICE_BYTES)
+        code = err_set(e, -ENOENT, "no service has a name of more than %d bytes",
+                       HEALTH_MAX_SERVICE_BYTES);
+    else
+        memcpy(ret_service, request->service, strlen(request->service) + 1);
+    wire_arena_deinit(&arena);
+    return code;
+}
+
+/* ---- answers ---- */
+
+static int status_of(const struct health *h, const char *service)
+{
+    for (size_t i = 0; i < h->n_services; i++) {
+        if (strcmp(h->services[i].name, service) == 0)
+            return (int)h->services[i].status;
+    }
+    return SERVICE_UNKNOWN;
+}
+
+static void send_status(struct query *q, int status)
+{
+    Grpc__Health__V1__HealthCheckResponse response = GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__INIT;
+    response.status = (Grpc__Health__V1__HealthCheckResponse__ServingStatus)status;
+    uint8_t bytes[16];
+    assert(grpc__health__v1__health_check_response__get_packed_size(&response) <= sizeof bytes);
+    size_t size = grpc__health__v1__health_check_response__pack(&response, bytes);
+    if (rpc_send(q->call, bytes, size))
+        return; /* no memory, or the call has ended: the watcher will ask again */
+    q->sent = status;
+}
+
+static void update_watcher(struct query *q)
+{
+    int status = status_of(q->health, q->service);
+    if (q->asked && status != q->sent && !rpc_queued_bytes(q->call))
+        send_status(q, status);
+}
+
+static void on_request(struct rpc_call *c, const uint8_t *data, size_t size)
+{
+    struct query *q = rpc_user(c);
+    struct err e = ERR_INIT;
+    if (q->asked)
+        return; /* one request per call; gRPC clients do not send more */
+    q->asked = true;
+    int code = health_read_request(data, size, q->service, &e);
+    if (code && code != -ENOENT) {
+        rpc_finish(c, RPC_INVALID_ARGUMENT, e.message);
+        return;
+    }
+    if (code) /* too long a name: no service has it */
+        memset(q->service, '?', HEALTH_MAX_SERVICE_BYTES);
+    if (q->watch) {
+        update_watcher(q);
+        return;
+    }
+    int status = status_of(q->health, q->service);
+    if (status == SERVICE_UNKNOWN) {
+        rpc_finish(c, RPC_NOT_FOUND, "this server has no such service");
+        return;
+    }
+    send_status(q, status);
+    rpc_finish(c, RPC_OK, "");
+}
+
+static void on_half_close(struct rpc_call *c)
+{
+    struct query *q = rpc_user(c);
+    if (!q->asked)
+        rpc_finish(c, RPC_INVALID_ARGUMENT, "expected a HealthCheckRequest, found none");
+}
+
+static void on_drained(struct rpc_call *c)
+{
+    struct query *q = rpc_user(c);
+    if (q->watch)
+        update_watcher(q);
+}
+
+static void on_done(struct rpc_call *c, enum rpc_status status, const char *message)
+{
+    (void)status, (void)message;
+    struct query *q = rpc_user(c);
+    *q->link = q->next;
+    if (q->next)
+        q->next->link = q->link;
+    free(q);
+}
+
+static void on_refused_message(struct rpc_call *c, const uint8_t *data, size_t size)
+{
+    (void)c, (void)data, (void)size;
+}
+
+static void on_refused_done(struct rpc_call *c, enum rpc_status status, const char *message)
+{
+    (void)c, (void)status, (void)message;
+}
+
+static void accept_query(struct rpc_call *c, struct health *h, bool watch)
+{
+    static const struct rpc_callbacks callbacks = {.on_message = on_request,
+                                                   .on_half_close = on_half_close,
+                                                   .on_drained = on_drained,
+                                                   .on_done = on_done};
+    static const struct rpc_callbacks refused = {.on_message = on_refused_message,
+                                                 .on_done = on_refused_done};
+    struct query *q = calloc(1, sizeof *q);
+    if (!q) {
+        rpc_set(c, &refused, NULL);
+        rpc_finish(c, RPC_RESOURCE_EXHAUSTED, "no memory");
+        return;
+    }
+    *q = (struct query){.health = h, .call = c, .watch = watch, .sent = NOTHING_SENT};
+    q->next = h->queries;
+    q->link = &h->queries;
+    if (q->next)
+        q->next->link = &q->next;
+    h->queries = q;
+    rpc_set(c, &callbacks, q);
+}
+
+static void on_check(struct rpc_call *c, void *context)
+{
+    accept_query(c, context, false);
+}
+
+static void on_watch(struct rpc_call *c, void *context)
+{
+    accept_query(c, context, true);
+}
+
+/* ---- the server's side ---- */
+
+int rpc_health_add(struct rpc_server *s)
+{
+    struct rpc_builtin *builtin = rpc_server_builtin(s);
+    assert(!builtin->health);
+    struct health *h = calloc(1, sizeof *h);
+    if (!h)
+        return -ENOMEM;
+    h->methods[0] = (struct rpc_method){"/grpc.health.v1.Health/Check", on_check, h};
+    h->methods[1] = (struct rpc_method){"/grpc.health.v1.Health/Watch", on_watch, h};
+    h->services[0].status = RPC_NOT_SERVING; /* "": the whole server, until it says otherwise */
+    h->n_services = 1;
+    int code = rpc_server_add_builtin(s, h->methods, ARRAY_LEN(h->methods));
+    if (code) {
+        free(h);
+        return code;
+    }
+    builtin->health = h;
+    return 0;
+}
+
+static void set_status(struct health *h, const char *service, enum rpc_serving status)
+{
+    size_t i = 0;
+    while (i < h->n_services && strcmp(h->services[i].name, service) != 0)
+        i++;
+    if (i == h->n_services) {
+        assert(h->n_services < MAX_SERVICES && strlen(service) <= HEALTH_MAX_SERVICE_BYTES);
+        memcpy(h->services[i].name, service, strlen(service) + 1);
+        h->n_services++;
+    }
+    h->services[i].status = status;
+}
+
+void rpc_health_set(struct rpc_server *s, const char *service, enum rpc_serving status)
+{
+    struct health *h = rpc_server_builtin(s)->health;
+    assert(h);
+    if (h->stopping)
+        return;
+    set_status(h, service, status);
+    for (struct query *q = h->queries; q; q = q->next) {
+        if (q->watch)
+            update_watcher(q);
+    }
+}
+
+void health_stop(struct health *h)
+{
+    for (size_t i = 0; i < h->n_services; i++)
+        h->services[i].status = RPC_NOT_SERVING;
+    h->stopping = true;
+    for (struct query *q = h->queries; q; q = q->next) {
+        if (!q->watch)
+            continue;
+        if (q->asked && q->sent != RPC_NOT_SERVING && status_of(h, q->service) == RPC_NOT_SERVING)
+            send_status(q, RPC_NOT_SERVING);
+        rpc_finish(q->call, RPC_UNAVAILABLE, "the server is shutting down");
+    }
+}
+
+void health_free(struct health *h)
+{
+    if (!h)
+        return;
+    assert(!h->queries); /* every call has ended */
+    free(h);
+}

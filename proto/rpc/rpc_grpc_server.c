@@ -1,0 +1,328 @@
+/* rpc_grpc_server.c: listening, accepting, dispatch by path, shutdown.
+ *
+ * RPC_ACCEPT_DEPTH call objects wait inside gRPC; each that comes back with a call is replaced.
+ * Shutdown, in this order: no object is replaced any more, the standard services end their streams,
+ * gRPC sends GOAWAY and waits for the open calls, the grace timer cancels what is left, and once
+ * gRPC has no call and the last on_done has run, the server goes.
+ */
+#include "proto/rpc/rpc_grpc.h"
+
+#include <assert.h>
+#include <grpc/support/alloc.h>
+#include <grpc/support/time.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/util.h"
+
+static void accept_next(struct rpc_server *s);
+static void on_accepted(struct event *e, bool ok);
+static void on_closed(struct event *e, bool ok);
+
+/* ---- setting up ---- */
+
+static grpc_server *create(const struct rpc_server *s)
+{
+    grpc_arg args[] = {
+        /* Two daemons on one port would share it silently. */
+        {.key = GRPC_ARG_ALLOW_REUSEPORT, .value.integer = 0},
+        {.key = GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, .value.integer = (int)s->max_message_bytes},
+        {.key = GRPC_ARG_MAX_METADATA_SIZE, .value.integer = RPC_MAX_METADATA_BYTES},
+        {.key = GRPC_ARG_MAX_CONCURRENT_STREAMS,
+         .value.integer = (int)(s->max_calls + 2 * RPC_BUILTIN_CALLS)},
+        /* gRPC inflates without a limit: a few kilobytes could become gigabytes. */
+        {.key = GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET,
+         .value.integer = 1 << GRPC_COMPRESS_NONE},
+        {.key = GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, .value.integer = 0},
+        /* A peer that does not read, or whose messages are not read, holds 64 KiB per stream. */
+        {.key = GRPC_ARG_HTTP2_BDP_PROBE, .value.integer = 0},
+        {.key = GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, .value.integer = 65536},
+        /* Pings of our own clients come every 5 s, also without calls. Stock clients that are idle
+         * look at their connection every 5 s only, so that they get longer to answer. */
+        {.key = GRPC_ARG_KEEPALIVE_TIME_MS, .value.integer = 10000},
+        {.key = GRPC_ARG_KEEPALIVE_TIMEOUT_MS, .value.integer = 10000},
+        {.key = GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, .value.integer = 1},
+        {.key = GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, .value.integer = 0},
+        {.key = GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, .value.integer = 1000},
+        {.key = GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, .value.integer = 10000},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(args); i++)
+        args[i].type = GRPC_ARG_INTEGER;
+    grpc_channel_args list = {ARRAY_LEN(args), args};
+    return grpc_server_create(&list, NULL);
+}
+
+int rpc_server_new(struct rpc_runtime *r, const struct rpc_limits *limits, struct rpc_server **ret)
+{
+    runtime_assert_loop(r);
+    assert(!r->stopping);
+    struct rpc_server *s = calloc(1, sizeof *s);
+    if (!s)
+        return -ENOMEM;
+    s->runtime = r;
+    s->max_message_bytes =
+        limits && limits->max_message_bytes ? limits->max_message_bytes : RPC_DEFAULT_MESSAGE_BYTES;
+    s->max_calls = limits && limits->max_calls ? limits->max_calls : RPC_DEFAULT_MAX_CALLS;
+    assert(s->max_message_bytes <= RPC_MAX_QUEUED_BYTES && s->max_calls <= RPC_MAX_CALLS);
+    int code = uv_timer_init(r->loop, &s->grace);
+    if (code) {
+        free(s);
+        return code;
+    }
+    s->server = create(s);
+    grpc_server_register_completion_queue(s->server, r->cq, NULL);
+    r->n_users++;
+    *ret = s;
+    return 0;
+}
+
+static int add_methods(struct rpc_server *s, const struct rpc_method *methods, size_t n,
+                       bool builtin)
+{
+    runtime_assert_loop(s->runtime);
+    assert(!s->started);
+    for (size_t i = 0; i < n; i++) {
+        assert(methods[i].path[0] == '/' && methods[i].on_call);
+        if (s->n_methods == RPC_MAX_METHODS)
+            return -ENOSPC;
+        s->methods[s->n_methods] = &methods[i];
+        s->is_builtin[s->n_methods++] = builtin;
+    }
+    return 0;
+}
+
+int rpc_server_add(struct rpc_server *s, const struct rpc_method *methods, size_t n)
+{
+    return add_methods(s, methods, n, false);
+}
+
+int rpc_server_add_builtin(struct rpc_server *s, const struct rpc_method *methods, size_t n)
+{
+    return add_methods(s, methods, n, true);
+}
+
+struct rpc_builtin *rpc_server_builtin(struct rpc_server *s)
+{
+    return &s->services;
+}
+
+int rpc_server_listen(struct rpc_server *s, const char *address, const struct rpc_tls *tls,
+                      int *ret_port, struct err *e)
+{
+    runtime_assert_loop(s->runtime);
+    assert(!s->started);
+    int code = address_check(address, true, e);
+    if (code)
+        return code;
+    grpc_server_credentials *creds;
+    code = creds_server(tls, &creds, e);
+    if (code)
+        return code;
+    code = address_probe(address, e); /* gRPC says only that it did not work */
+    int port = 0;
+    if (!code) {
+        port = grpc_server_add_http2_port(s->server, address, creds);
+        if (port <= 0)
+            code = address_probe(address, e); /* somebody was faster? */
+        if (port <= 0 && !code)
+            code = err_set(e, -EIO, "cannot listen on %s: see gRPC's message in the log", address);
+    }
+    grpc_server_credentials_release(creds);
+    if (code)
+        return code;
+    if (ret_port)
+        *ret_port = port;
+    return 0;
+}
+
+int rpc_server_start(struct rpc_server *s)
+{
+    runtime_assert_loop(s->runtime);
+    assert(!s->started && !s->stopping);
+    s->started = true;
+    grpc_server_start(s->server);
+    for (int i = 0; i < RPC_ACCEPT_DEPTH; i++)
+        accept_next(s);
+    return s->n_accepting ? 0 : -ENOMEM;
+}
+
+/* ---- calls ---- */
+
+static void accept_next(struct rpc_server *s)
+{
+    struct rpc_call *c = call_new(s->runtime);
+    if (!c) {
+        log_warn("rpc: no memory to accept another call; %zu still can be", s->n_accepting);
+        return;
+    }
+    c->server = s;
+    c->max_message_bytes = s->max_message_bytes;
+    c->accept_event.run = on_accepted;
+    call_get(c);
+    s->n_accepting++;
+    event_release(&c->accept_event);
+    grpc_call_error error =
+        grpc_server_request_call(s->server, &c->call, &c->details, &c->metadata, s->runtime->cq,
+                                 s->runtime->cq, &c->accept_event);
+    assert(error == GRPC_CALL_OK);
+}
+
+static int64_t deadline_from(gpr_timespec deadline)
+{
+    gpr_timespec at = gpr_convert_clock_type(deadline, GPR_CLOCK_MONOTONIC);
+    if (gpr_time_cmp(at, gpr_inf_future(GPR_CLOCK_MONOTONIC)) == 0)
+        return 0;
+    gpr_timespec left = gpr_time_sub(at, gpr_now(GPR_CLOCK_MONOTONIC));
+    int64_t limit = INT64_MAX / 4 / NSEC_PER_SEC; /* centuries: as good as none */
+    if (left.tv_sec > limit)
+        return 0;
+    int64_t ns = left.tv_sec < 0 ? 0 : left.tv_sec * NSEC_PER_SEC + left.tv_nsec;
+    int64_t result = clock_now_ns() + ns;
+    return result ? result : 1;
+}
+
+static const struct rpc_method *find_method(const struct rpc_server *s, const char *path,
+                                            bool *ret_builtin)
+{
+    for (size_t i = 0; i < s->n_methods; i++) {
+        if (strcmp(path, s->methods[i]->path) == 0) {
+            *ret_builtin = s->is_builtin[i];
+            return s->methods[i];
+        }
+    }
+    *ret_builtin = false;
+    return NULL;
+}
+
+/* Decides what becomes of a new call; NULL: it has been refused. */
+static const struct rpc_method *admit(struct rpc_server *s, struct rpc_call *c)
+{
+    bool builtin;
+    const struct rpc_method *method = find_method(s, c->path, &builtin);
+    size_t limit = builtin ? RPC_BUILTIN_CALLS : s->max_calls;
+    struct call_list *list = builtin ? &s->builtin_calls : &s->calls;
+    char reason[256];
+    if (s->stopping) {
+        rpc_finish(c, RPC_UNAVAILABLE, "the server is shutting down");
+    } else if (!method) {
+        snprintf(reason, sizeof reason, "there is no method \"%.128s\" here", c->path);
+        rpc_finish(c, RPC_UNIMPLEMENTED, reason);
+    } else if (list->n >= limit) {
+        snprintf(reason, sizeof reason, "the server already has its limit of %zu calls; try later",
+                 limit);
+        rpc_finish(c, RPC_RESOURCE_EXHAUSTED, reason);
+    } else {
+        call_list_add(list, c);
+        return method;
+    }
+    call_list_add(&s->refused_calls, c);
+    return NULL;
+}
+
+static void on_accepted(struct event *e, bool ok)
+{
+    struct rpc_call *c = event_owner(e, struct rpc_call, accept_event);
+    struct rpc_server *s = c->server;
+    s->n_accepting--;
+    if (!ok) { /* shutting down */
+        c->n_pending--;
+        call_free(c);
+        server_call_gone(s);
+        return;
+    }
+    if (!s->stopping)
+        accept_next(s);
+    c->started = true;
+    c->path = grpc_slice_to_c_string(c->details.method);
+    c->deadline_ns = deadline_from(c->details.deadline);
+    grpc_op op = {.op = GRPC_OP_RECV_CLOSE_ON_SERVER};
+    op.data.recv_close_on_server.cancelled = &c->cancelled;
+    call_batch(c, &op, 1, &c->close_event, on_closed);
+    const struct rpc_method *method = admit(s, c);
+    if (method) {
+        method->on_call(c, method->context);
+        assert(c->callbacks); /* on_call must rpc_set */
+        call_receive(c);
+    }
+    call_put(c);
+}
+
+static void on_closed(struct event *e, bool ok)
+{
+    (void)ok;
+    struct rpc_call *c = event_owner(e, struct rpc_call, close_event);
+    call_closed(c);
+    call_put(c);
+}
+
+/* ---- shutting down ---- */
+
+static void free_if_over(struct rpc_server *s)
+{
+    if (!s->drained || !s->grace_closed || s->n_accepting || s->calls.n || s->builtin_calls.n ||
+        s->refused_calls.n)
+        return;
+    grpc_server_destroy(s->server);
+    health_free(s->services.health);
+    reflection_free(s->services.reflection);
+    struct rpc_runtime *r = s->runtime;
+    void (*on_stopped)(void *context) = s->on_stopped;
+    void *context = s->on_stopped_context;
+    free(s);
+    if (on_stopped)
+        on_stopped(context);
+    runtime_user_gone(r);
+}
+
+void server_call_gone(struct rpc_server *s)
+{
+    free_if_over(s);
+}
+
+static void on_grace_closed(uv_handle_t *handle)
+{
+    struct rpc_server *s = handle->data;
+    s->grace_closed = true;
+    free_if_over(s);
+}
+
+static void on_grace_over(uv_timer_t *timer)
+{
+    struct rpc_server *s = timer->data;
+    grpc_server_cancel_all_calls(s->server);
+}
+
+static void on_shut_down(struct event *e, bool ok)
+{
+    (void)ok;
+    struct rpc_server *s = event_owner(e, struct rpc_server, shutdown_event);
+    s->drained = true;
+    uv_close((uv_handle_t *)&s->grace, on_grace_closed);
+}
+
+void rpc_server_shutdown(struct rpc_server *s, int64_t grace_ns, void (*on_stopped)(void *context),
+                         void *context)
+{
+    runtime_assert_loop(s->runtime);
+    assert(!s->stopping && grace_ns >= 0);
+    s->stopping = true;
+    s->on_stopped = on_stopped;
+    s->on_stopped_context = context;
+    s->grace.data = s;
+    if (s->services.health)
+        health_stop(s->services.health);
+    if (s->services.reflection)
+        reflection_stop(s->services.reflection);
+    s->shutdown_event.run = on_shut_down;
+    event_release(&s->shutdown_event);
+    grpc_server_shutdown_and_notify(s->server, s->runtime->cq, &s->shutdown_event);
+    uv_update_time(s->runtime->loop);
+    uint64_t grace_ms = (uint64_t)(grace_ns / NSEC_PER_MSEC) + (grace_ns % NSEC_PER_MSEC != 0);
+    if (grace_ms)
+        uv_timer_start(&s->grace, on_grace_over, grace_ms, 0);
+    else
+        grpc_server_cancel_all_calls(s->server);
+}

@@ -1,0 +1,67 @@
+/* wire_cluster.c: the tables of cluster.proto. See wire_map.h. */
+#include "proto/rpc/wire_cluster.h"
+
+#include "glmd/v1/cluster.pb-c.h"
+#include "proto/rpc/wire_map.h"
+
+WIRE_MAP_EMPTY(status_request, status_request, struct wire_status_request);
+WIRE_DEFINE(status_request, struct wire_status_request, status_request)
+
+#define T struct wire_rank_status
+static const struct wire_field rank_status_fields[] = {
+    F_VALUE(T, rank),          F_VALUE(T, state),           F_VALUE(T, host),
+    F_VALUE(T, pid),           F_VALUE(T, device),          F_VALUE(T, description),
+    F_VALUE(T, weights_bytes), F_VALUE(T, kv_bytes),        F_VALUE(T, scratch_bytes),
+    F_VALUE(T, loaded_bytes),  F_VALUE(T, total_bytes),     F_VALUE(T, step),
+    F_VALUE(T, step_age_ms),   F_VALUE(T, compute_ms_avg),  F_VALUE(T, last_error),
+    F_VALUE(T, restarts),      F_VALUE(T, fenced_messages),
+};
+WIRE_MAP(rank_status, rank_status, T);
+#undef T
+
+#define T struct wire_group_status
+static const struct wire_field group_status_fields[] = {
+    F_VALUE(T, id),
+    F_VALUE(T, epoch),
+    F_VALUE(T, state),
+    F_VALUE(T, tp_size),
+    F_MESSAGES(T, ranks, &rank_status),
+    F_VALUE(T, kv_blocks_total),
+    F_VALUE(T, kv_blocks_free),
+    F_VALUE(T, running),
+    F_VALUE(T, waiting),
+    F_VALUE(T, prefill_tokens_per_second),
+    F_VALUE(T, decode_tokens_per_second),
+    F_VALUE(T, steps),
+    F_VALUE(T, prefill_tokens),
+    F_VALUE(T, decode_tokens),
+    F_VALUE(T, slots_total),
+    F_VALUE(T, slots_used),
+    F_VALUE(T, last_error),
+};
+WIRE_MAP(group_status, group_status, T);
+#undef T
+
+#define T struct wire_request_counters
+static const struct wire_field request_counters_fields[] = {
+    F_VALUE(T, total),     F_VALUE(T, finished), F_VALUE(T, failed),
+    F_VALUE(T, cancelled), F_VALUE(T, rejected), F_VALUE(T, resumed),
+};
+WIRE_MAP(request_counters, request_counters, T);
+#undef T
+
+#define T struct wire_status_response
+static const struct wire_field status_response_fields[] = {
+    F_VALUE(T, version),
+    F_VALUE(T, uptime_seconds),
+    F_VALUE(T, cluster),
+    F_POINTER(T, model, &wire_model_info_map),
+    F_MESSAGES(T, groups, &group_status),
+    F_POINTER(T, requests, &request_counters),
+    F_VALUE(T, draining),
+};
+WIRE_MAP(status_response, status_response, T);
+WIRE_DEFINE(status_response, T, status_response)
+#undef T
+
+const struct wire_map *const wire_cluster_maps[] = {&status_request, &status_response, NULL};

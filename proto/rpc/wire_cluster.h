@@ -1,0 +1,94 @@
+/* wire_cluster.h: the messages of cluster.proto as plain structs. Conventions: wire.h; what the
+ * fields mean: cluster.proto. */
+#ifndef GLMD_PROTO_RPC_WIRE_CLUSTER_H
+#define GLMD_PROTO_RPC_WIRE_CLUSTER_H
+
+#include "proto/rpc/wire_declare.h"
+#include "proto/rpc/wire_inference.h"
+
+enum wire_group_state {
+    WIRE_GROUP_UNSPECIFIED,
+    WIRE_GROUP_FORMING,
+    WIRE_GROUP_READY,
+    WIRE_GROUP_DEGRADED,
+};
+
+enum wire_rank_state {
+    WIRE_RANK_UNSPECIFIED,
+    WIRE_RANK_ABSENT,
+    WIRE_RANK_LOADING,
+    WIRE_RANK_LOADED,
+    WIRE_RANK_JOINING,
+    WIRE_RANK_READY,
+    WIRE_RANK_FAILED,
+};
+
+struct wire_status_request {
+    char empty;
+};
+
+struct wire_rank_status {
+    uint32_t rank;
+    enum wire_rank_state state;
+    const char *host;
+    uint32_t pid;
+    const char *device;
+    const char *description;
+    uint64_t weights_bytes;
+    uint64_t kv_bytes;
+    uint64_t scratch_bytes;
+    uint64_t loaded_bytes;
+    uint64_t total_bytes;
+    uint64_t step;
+    uint64_t step_age_ms;
+    double compute_ms_avg;
+    const char *last_error;
+    uint32_t restarts;
+    uint64_t fenced_messages;
+};
+
+struct wire_group_status {
+    const char *id;
+    uint64_t epoch;
+    enum wire_group_state state;
+    uint32_t tp_size;
+    const struct wire_rank_status *ranks;
+    uint32_t n_ranks;
+    uint32_t kv_blocks_total;
+    uint32_t kv_blocks_free;
+    uint32_t running;
+    uint32_t waiting;
+    double prefill_tokens_per_second;
+    double decode_tokens_per_second;
+    uint64_t steps;
+    uint64_t prefill_tokens;
+    uint64_t decode_tokens;
+    uint32_t slots_total;
+    uint32_t slots_used;
+    const char *last_error;
+};
+
+struct wire_request_counters {
+    uint64_t total;
+    uint64_t finished;
+    uint64_t failed;
+    uint64_t cancelled;
+    uint64_t rejected;
+    uint64_t resumed;
+};
+
+struct wire_status_response {
+    const char *version;
+    double uptime_seconds;
+    const char *cluster;
+    const struct wire_model_info *model;
+    const struct wire_group_status *groups;
+    uint32_t n_groups;
+    const struct wire_request_counters *requests;
+    bool draining;
+};
+
+WIRE_DECLARE(status_request, struct wire_status_request);
+WIRE_DECLARE(status_response, struct wire_status_response);
+
+#endif

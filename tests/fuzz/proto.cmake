@@ -1,0 +1,10 @@
+# Every message that arrives from outside.
+if(NOT GLMD_ENGINE_ONLY)
+  foreach(message generate_request fill_request score_request tokenize_request detokenize_request
+      generate_response fill_response status_response worker_message coordinator_message)
+    set(name "fuzz_proto_${message}")
+    glmd_fuzzer(${name} SOURCES fuzz_proto.c ROOMS base proto LIBS glmd_proto)
+    target_compile_definitions(${name} PRIVATE FUZZ_MESSAGE=${message} FUZZ_TYPE=wire_${message})
+  endforeach()
+  target_compile_definitions(fuzz_proto_coordinator_message PRIVATE FUZZ_STEPS)
+endif()

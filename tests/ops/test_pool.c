@@ -1,0 +1,118 @@
+/* test_pool.c: the thread pool: every share runs once per section, sections do not overlap, and
+ * threads that went to sleep come back. */
+#include "harness.h"
+
+#include "kernels/cpu/pool.h"
+
+#include <sched.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <time.h>
+
+enum { MAX_THREADS = 64 };
+
+struct section {
+    _Atomic uint32_t calls[MAX_THREADS];
+    _Atomic uint32_t inside;
+    _Atomic bool wrong;
+    uint32_t n_threads; /* expected */
+    uint64_t plain;     /* written by share 0 alone, read after the section */
+};
+
+static void share(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    struct section *s = arg;
+    atomic_fetch_add(&s->inside, 1);
+    if (thread >= n_threads || n_threads != s->n_threads)
+        atomic_store(&s->wrong, true); /* cmocka's assertions are for the test's own thread */
+    else
+        atomic_fetch_add(&s->calls[thread], 1);
+    if (!thread)
+        s->plain++;
+    atomic_fetch_sub(&s->inside, 1);
+}
+
+static uint32_t allowed(void)
+{
+    cpu_set_t set;
+    assert_int_equal(sched_getaffinity(0, sizeof set, &set), 0);
+    return (uint32_t)CPU_COUNT(&set);
+}
+
+static void run_sections(uint32_t n_threads, uint32_t n_sections)
+{
+    struct pool *p = NULL;
+    struct section s;
+    memset(&s, 0, sizeof s);
+    assert_int_equal(pool_new(n_threads, &p), 0);
+    uint32_t n = pool_threads(p);
+    assert_true(n >= 1 && n <= allowed() && n <= MAX_THREADS);
+    s.n_threads = n;
+    assert_true(!n_threads || n <= n_threads);
+    for (uint32_t i = 0; i < n_sections; i++) {
+        pool_run(p, share, &s);
+        assert_int_equal(atomic_load(&s.inside), 0);
+        assert_int_equal(s.plain, i + 1);
+        for (uint32_t t = 0; t < n; t++)
+            assert_int_equal(atomic_load(&s.calls[t]), i + 1);
+    }
+    assert_false(atomic_load(&s.wrong));
+    pool_free(p);
+}
+
+static void test_sections(void **state)
+{
+    (void)state;
+    run_sections(1, 10);
+    run_sections(2, 5000);
+    run_sections(0, 5000);
+    run_sections(MAX_THREADS, 10);
+    pool_free(NULL);
+}
+
+/* Threads that had nothing to do for long enough to fall asleep work again. */
+static void test_sleep(void **state)
+{
+    (void)state;
+    struct pool *p = NULL;
+    struct section s;
+    memset(&s, 0, sizeof s);
+    assert_int_equal(pool_new(0, &p), 0);
+    s.n_threads = pool_threads(p);
+    for (uint32_t round = 0; round < 20; round++) {
+        /* the workers spin for 50 us; this thread computes for up to 5 ms */
+        struct timespec t;
+        do
+            assert_int_equal(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t), 0);
+        while (t.tv_nsec / 5000000 % 2 == round % 2);
+        pool_run(p, share, &s);
+        assert_int_equal(s.plain, round + 1);
+    }
+    pool_free(p);
+}
+
+static void test_share(void **state)
+{
+    (void)state;
+    for (uint64_t n = 0; n < 40; n++)
+        for (uint32_t threads = 1; threads < 9; threads++) {
+            uint64_t at = 0, first, end;
+            for (uint32_t t = 0; t < threads; t++) {
+                pool_share(n, t, threads, &first, &end);
+                assert_int_equal(first, at);
+                assert_true(end >= first && end - first <= n / threads + 1);
+                at = end;
+            }
+            assert_int_equal(at, n);
+        }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_sections),
+        cmocka_unit_test(test_sleep),
+        cmocka_unit_test(test_share),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

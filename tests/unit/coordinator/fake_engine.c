@@ -1,0 +1,270 @@
+/* fake_engine.c: see fake_engine.h. */
+#include "fake_engine.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct cell {
+    int32_t token, position;
+    bool written;
+};
+
+struct slot {
+    bool used;
+    uint32_t gen, length, prefix_len;
+};
+
+struct results {
+    struct result_item *items;
+    struct result_group *groups;
+    struct result_candidate *candidates;
+    struct result_logprob *top;
+    float *scores;
+    struct step_result result;
+};
+
+struct fake_engine {
+    struct plan_limits limits;
+    struct cell *cells; /* [n_blocks, 16] */
+    struct slot *slots;
+    uint64_t epoch, step;
+    struct results results[2]; /* two steps may be out */
+    struct results *now;
+};
+
+static void require(bool ok, const char *what, const struct plan *p, uint32_t item)
+{
+    if (ok)
+        return;
+    fprintf(stderr, "fake engine: step %llu item %u: %s\n", (unsigned long long)p->step, item,
+            what);
+    abort();
+}
+
+struct fake_engine *fake_engine_new(const struct plan_limits *limits)
+{
+    struct fake_engine *f = calloc(1, sizeof *f);
+    f->limits = *limits;
+    f->cells = calloc((size_t)limits->n_blocks * PLAN_KV_BLOCK_TOKENS, sizeof *f->cells);
+    f->slots = calloc(limits->n_slots, sizeof *f->slots);
+    for (size_t i = 0; i != 2; i++) {
+        struct results *r = &f->results[i];
+        r->items = calloc(limits->n_slots, sizeof *r->items);
+        r->groups = calloc(limits->n_slots, sizeof *r->groups);
+        r->candidates =
+            calloc((size_t)limits->n_slots * 2 * PLAN_MAX_BEAM_WIDTH, sizeof *r->candidates);
+        r->top = calloc((size_t)limits->n_slots * PLAN_MAX_TOP_LOGPROBS, sizeof *r->top);
+        r->scores = calloc(limits->max_tokens, sizeof *r->scores);
+    }
+    return f;
+}
+
+void fake_engine_free(struct fake_engine *f)
+{
+    free(f->cells);
+    free(f->slots);
+    for (size_t i = 0; i != 2; i++) {
+        free(f->results[i].items);
+        free(f->results[i].groups);
+        free(f->results[i].candidates);
+        free(f->results[i].top);
+        free(f->results[i].scores);
+    }
+    free(f);
+}
+
+uint64_t fake_hash(uint64_t hash, int32_t token, int32_t position)
+{
+    hash ^= (uint64_t)(uint32_t)token << 32 | (uint32_t)position;
+    hash *= 0x9e3779b97f4a7c15u;
+    return hash ^ hash >> 29;
+}
+
+static uint64_t mix(uint64_t h, uint64_t v)
+{
+    return fake_hash(h, (int32_t)(v >> 32), (int32_t)v);
+}
+
+static bool allowed(int32_t token, const struct plan_sampling *s)
+{
+    for (uint32_t i = 0; i != s->n_banned; i++) {
+        if (s->banned[i] == token)
+            return false;
+    }
+    for (uint32_t i = 0; i != s->n_forbidden; i++) {
+        if (token >= s->forbidden[i].begin && token < s->forbidden[i].end)
+            return false;
+    }
+    return true;
+}
+
+static int32_t pick(uint64_t h, const struct plan_sampling *s, uint32_t vocab)
+{
+    /* The first bias stands for a wanted token: one draw in four is that one. */
+    if (s->n_bias && h % 4 == 0 && allowed(s->bias[0].token, s))
+        return s->bias[0].token;
+    uint32_t token = (uint32_t)(h >> 16) % vocab;
+    while (!allowed((int32_t)token, s))
+        token = (token + 1) % vocab;
+    return (int32_t)token;
+}
+
+int32_t fake_sample(uint64_t hash, const struct plan_sampling *s, uint32_t vocab)
+{
+    uint64_t h = mix(hash, s->seed);
+    h = mix(h, s->request << 40 ^ (uint64_t)s->choice << 20 ^ s->output_index);
+    if (s->top_k == 1)
+        h = hash;
+    return pick(h, s, vocab);
+}
+
+float fake_logprob(uint64_t hash, int32_t token)
+{
+    return -(float)(mix(hash, (uint64_t)token) % 4096) / 256;
+}
+
+void fake_candidates(uint64_t hash, float score, const struct plan_sampling *s, uint32_t vocab,
+                     uint32_t width, uint32_t item, struct result_candidate *ret)
+{
+    for (uint32_t i = 0; i != width; i++) {
+        hash = mix(hash, i);
+        int32_t token = pick(hash, s, vocab);
+        for (uint32_t j = 0; j != i; j++) { /* distinct */
+            if (ret[j].token == token) {
+                token = pick(hash = mix(hash, j), s, vocab);
+                j = (uint32_t)-1;
+            }
+        }
+        ret[i] = (struct result_candidate){
+            .item = item, .token = token, .score = score - (float)(hash >> 40) / 0x1p22f};
+    }
+    fake_sort_candidates(ret, width);
+}
+
+void fake_sort_candidates(struct result_candidate *c, uint32_t n)
+{
+    for (uint32_t i = 1; i < n; i++) {
+        struct result_candidate v = c[i];
+        uint32_t j = i;
+        for (; j && c[j - 1].score < v.score; j--)
+            c[j] = c[j - 1];
+        c[j] = v;
+    }
+}
+
+/* What the worker's engine checks about a slot (worker/engine/batch.c). */
+static void check_slot(struct fake_engine *f, const struct plan *p, uint32_t i)
+{
+    const struct plan_item *it = &p->items[i];
+    struct slot *s = &f->slots[it->slot];
+    if (s->used && it->start > 0 && it->slot_gen == s->gen) {
+        require(it->output == PLAN_OUTPUT_BEAM || it->start == s->length, "wrong start", p, i);
+        require(it->prefix_len == s->prefix_len, "prefix changed", p, i);
+    } else {
+        require(!s->used || it->slot_gen > s->gen, "old generation", p, i);
+        require(it->start == 0 || it->start >= it->prefix_len, "starts inside its prefix", p, i);
+    }
+    *s = (struct slot){true, it->slot_gen, it->start + it->n_tokens, it->prefix_len};
+}
+
+static struct cell *cell_at(struct fake_engine *f, const struct plan_item *it, uint32_t index)
+{
+    uint32_t block = it->blocks[index / PLAN_KV_BLOCK_TOKENS];
+    return &f->cells[(size_t)block * PLAN_KV_BLOCK_TOKENS + index % PLAN_KV_BLOCK_TOKENS];
+}
+
+static uint64_t hash_row(struct fake_engine *f, const struct plan *p, uint32_t i, uint32_t row)
+{
+    const struct plan_item *it = &p->items[i];
+    uint64_t hash = FAKE_HASH_SEED;
+    for (uint32_t k = 0; k <= it->start + row; k++) {
+        const struct cell *c = cell_at(f, it, k);
+        require(c->written, "reads a cell that nobody wrote", p, i);
+        hash = fake_hash(hash, c->token, c->position);
+    }
+    return hash;
+}
+
+static void run_item(struct fake_engine *f, const struct plan *p, uint32_t i, float **scores)
+{
+    const struct plan_item *it = &p->items[i];
+    struct result_item *r = &f->now->items[i];
+    *r = (struct result_item){.slot = it->slot, .slot_gen = it->slot_gen, .token = -1};
+    if (it->output == PLAN_OUTPUT_SAMPLE) {
+        uint64_t hash = hash_row(f, p, i, it->n_tokens - 1);
+        r->token = fake_sample(hash, &it->sampling, f->limits.vocab);
+        r->logprob = fake_logprob(hash, r->token);
+        struct result_logprob *top = &f->now->top[(size_t)i * PLAN_MAX_TOP_LOGPROBS];
+        for (uint32_t k = 0; k != it->sampling.n_top_logprobs; k++)
+            top[k] = (struct result_logprob){(int32_t)k, -(float)k};
+        r->top = top;
+        r->n_top = it->sampling.n_top_logprobs;
+    } else if (it->output == PLAN_OUTPUT_SCORE) {
+        r->scores = *scores;
+        for (uint32_t k = 0; k != it->n_tokens; k++) {
+            if (it->targets[k] >= 0)
+                (*scores)[r->n_scores++] = fake_logprob(hash_row(f, p, i, k), it->targets[k]);
+        }
+        *scores += r->n_scores;
+    }
+}
+
+static struct result_candidate *run_group(struct fake_engine *f, const struct plan *p, uint32_t g,
+                                          struct result_candidate *out)
+{
+    uint32_t n = 0, width = p->groups[g].width;
+    for (uint32_t i = 0; i != p->n_items; i++) {
+        const struct plan_item *it = &p->items[i];
+        if (it->output != PLAN_OUTPUT_BEAM || it->beam_group != g)
+            continue;
+        uint64_t hash = hash_row(f, p, i, it->n_tokens - 1);
+        fake_candidates(hash, it->beam_score, &it->sampling, f->limits.vocab, width, i, out + n);
+        n += width;
+        fake_sort_candidates(out, n);
+        n = n < width ? n : width;
+    }
+    f->now->groups[g] = (struct result_group){out, n};
+    return out + n;
+}
+
+const struct step_result *fake_engine_step(struct fake_engine *f, const struct plan *p)
+{
+    struct err e = ERR_INIT;
+    if (plan_validate(p, &f->limits, &e) < 0)
+        require(false, e.message, p, 0);
+    if (p->epoch != f->epoch) {
+        memset(f->slots, 0, f->limits.n_slots * sizeof *f->slots);
+        f->epoch = p->epoch;
+        f->step = 0;
+    }
+    require(p->step == f->step + 1, "step out of order", p, 0);
+    f->step = p->step;
+    for (uint32_t i = 0; i != p->n_copies; i++)
+        memcpy(&f->cells[(size_t)p->copies[i].dst * PLAN_KV_BLOCK_TOKENS],
+               &f->cells[(size_t)p->copies[i].src * PLAN_KV_BLOCK_TOKENS],
+               PLAN_KV_BLOCK_TOKENS * sizeof *f->cells);
+    for (uint32_t i = 0; i != p->n_items; i++) {
+        const struct plan_item *it = &p->items[i];
+        check_slot(f, p, i);
+        for (uint32_t k = 0; k != it->n_tokens; k++)
+            *cell_at(f, it, it->start + k) = (struct cell){it->tokens[k], it->positions[k], true};
+    }
+    f->now = &f->results[p->step % 2];
+    float *scores = f->now->scores;
+    for (uint32_t i = 0; i != p->n_items; i++)
+        run_item(f, p, i, &scores);
+    struct result_candidate *candidates = f->now->candidates;
+    for (uint32_t g = 0; g != p->n_groups; g++)
+        candidates = run_group(f, p, g, candidates);
+    f->now->result = (struct step_result){
+        .epoch = p->epoch,
+        .step = p->step,
+        .items = f->now->items,
+        .n_items = p->n_items,
+        .groups = f->now->groups,
+        .n_groups = p->n_groups,
+        .state_hash = plan_state_hash(0, p, f->now->items, f->now->groups),
+    };
+    return &f->now->result;
+}

@@ -1,0 +1,73 @@
+/* batch.h: from a step plan to the rows of a forward pass, and what an engine remembers of its
+ * slots in between.
+ *
+ * The block tables belong to the coordinator: a plan brings the whole table of every slot it runs,
+ * and this side trusts that the blocks in front of `start` hold what the coordinator put there
+ * (that is how beams, n > 1 and choices share a context). What is checked here, before anything
+ * runs, is that plan and slots speak of the same sequence:
+ *
+ *   - start = 0 begins a life of the slot: its generation is greater than every earlier one.
+ *   - start > 0 with the slot's generation continues it: `start` is the slot's length and
+ *     `prefix_len` is unchanged. A beam (PLAN_OUTPUT_BEAM) may start anywhere: its table may have
+ *     become another beam's.
+ *   - start > 0 with a greater generation is a fork: the slot begins a life on blocks that other
+ *     slots have filled.
+ *   - PLAN_TOKEN_PREVIOUS stands only at the first token of an item that continues a slot at its
+ *     length, whose last step sampled.
+ *   - steps are numbered without gaps within an epoch.
+ */
+#ifndef GLMD_WORKER_ENGINE_BATCH_H
+#define GLMD_WORKER_ENGINE_BATCH_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "kernels/kernels.h"
+#include "proto/plan.h"
+#include "worker/engine/glm.h"
+
+struct batch_slot {
+    bool used;
+    uint32_t gen;
+    uint32_t length; /* tokens in the cache */
+    uint32_t prefix_len;
+    int32_t sample; /* of the previous step; -1 = it did not sample */
+};
+
+struct batch_output { /* one row that goes through the head, in plan order */
+    uint32_t row;     /* of the batch */
+    uint32_t item;
+    uint32_t item_row; /* row within the item */
+};
+
+/* Everything that a step is made of, allocated once. All arrays owned. */
+struct batch {
+    struct plan_limits limits;
+    struct batch_slot *slots; /* [n_slots] */
+    uint64_t epoch, step;     /* of the last plan; step 0 = none since batch_reset */
+    /* the step in progress */
+    int32_t *ids, *positions;     /* [max_tokens] */
+    struct k_seq *seqs;           /* [n_slots] */
+    struct batch_output *outputs; /* [max_tokens] */
+    uint32_t n_rows, n_seqs, n_outputs;
+    uint64_t bytes;
+};
+
+int batch_init(struct batch *b, const struct plan_limits *limits);
+void batch_deinit(struct batch *b);
+
+/* Forgets all slots. */
+void batch_reset(struct batch *b);
+
+/* plan_validate and the rules above; changes nothing. -EINVAL names the item, what was expected and
+ * what was found. */
+int batch_check(const struct batch *b, const struct plan *p, struct err *e);
+
+/* After batch_check: rows, sequences and outputs of the step. */
+void batch_build(struct batch *b, const struct plan *p);
+
+/* After the step: slots take their new lengths and samples (results in the plan's order). */
+void batch_commit(struct batch *b, const struct plan *p, const struct result_item *results);
+
+#endif

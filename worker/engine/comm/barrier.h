@@ -1,0 +1,31 @@
+/* barrier.h: a barrier over a futex that can fail: what the in-process and the shared-memory
+ * collectives wait on.
+ *
+ * Lives in memory that all ranks see (zero-initialised). It counts arrivals of one generation after
+ * the other; the first failure (a deadline, an abort) is final and is what every pending and every
+ * later wait returns.
+ */
+#ifndef GLMD_WORKER_ENGINE_COMM_BARRIER_H
+#define GLMD_WORKER_ENGINE_COMM_BARRIER_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+struct comm_barrier {
+    _Alignas(64) _Atomic uint32_t n_arrived;
+    _Alignas(64) _Atomic uint32_t generation; /* the futex word */
+    _Alignas(64) _Atomic int32_t failed; /* 0, or the negative errno value of the first failure */
+};
+
+/* How often a wait looks at the generation before it sleeps: a short while when every rank can have
+ * a CPU of its own, not at all otherwise (a spinning rank would keep its peer from running). */
+uint32_t comm_barrier_spins(int size);
+
+/* Waits until `size` ranks have arrived. 0, -ETIMEDOUT (after failing the barrier for everyone), or
+ * the failure of another rank. */
+int comm_barrier_wait(struct comm_barrier *b, int size, uint32_t spins, int64_t timeout_ns);
+
+/* Fails the barrier for everyone, from any thread; the first code stays. Returns that code. */
+int comm_barrier_fail(struct comm_barrier *b, int code);
+
+#endif

@@ -1,0 +1,62 @@
+/* detmath.h: exp and log whose results do not depend on the C library.
+ *
+ * Ranks of one group may run on hosts with different C libraries, and all of them must choose the
+ * same token and report the same bits. Plain IEEE arithmetic in a fixed order; the build forbids
+ * contraction to fused multiply-adds. The loops over det_expf vectorise.
+ */
+#ifndef GLMD_WORKER_ENGINE_DETMATH_H
+#define GLMD_WORKER_ENGINE_DETMATH_H
+
+#include <stdint.h>
+#include <string.h>
+
+/* exp(x) for x <= 0, relative error below 2e-7; exactly 0 below -87 (and there the true value is
+ * below 1.7e-38). */
+static inline float det_expf(float x)
+{
+    float clamped = x < -87.0f ? -87.0f : x;
+    /* n = round(x / ln 2): adding 1.5 * 2^23 leaves the integer in the low mantissa bits. */
+    float shifted = clamped * 1.44269504f + 12582912.0f;
+    int32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    float n = shifted - 12582912.0f;
+    float r = clamped - n * 0.693359375f; /* ln 2 in two parts; the first product is exact */
+    r = r - n * -2.12194440e-4f;
+    /* Minimax polynomial of exp on [-ln2/2, ln2/2] (Cephes expf). */
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    uint32_t scale_bits = ((uint32_t)bits + 127) << 23; /* 2^n; the magic's own bits leave on top */
+    float scale;
+    memcpy(&scale, &scale_bits, sizeof scale);
+    float y = p * scale;
+    return x < -87.0f ? 0.0f : y;
+}
+
+/* Natural logarithm of a positive, normal x; relative error below 1e-15. */
+static inline double det_log(double x)
+{
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    int exponent = (int)(bits >> 52 & 0x7ff) - 1023;
+    bits = (bits & UINT64_C(0x000fffffffffffff)) | UINT64_C(0x3ff0000000000000);
+    double m;
+    memcpy(&m, &bits, sizeof m);
+    if (m > 1.4142135623730951) { /* m in [sqrt(1/2), sqrt(2)) */
+        m *= 0.5;
+        exponent++;
+    }
+    /* log m = 2 atanh(s), s = (m - 1) / (m + 1), |s| < 0.172 */
+    double s = (m - 1.0) / (m + 1.0);
+    double s2 = s * s;
+    double sum = 0.0;
+    for (int k = 23; k >= 1; k -= 2)
+        sum = sum * s2 + 1.0 / k;
+    return 2.0 * s * sum + exponent * 0.69314718055994530942;
+}
+
+#endif

@@ -1,0 +1,463 @@
+/* engine.c: see engine.h. Owns a rank's device context, weights, cache and step memory. The way of
+ * a step: batch_check -> copies -> batch_build -> glm_forward -> head and sampler, a few rows at a
+ * time -> batch_commit -> state hash. */
+#include "worker/engine/engine.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/util.h"
+#include "worker/engine/batch.h"
+#include "worker/engine/glm.h"
+#include "worker/engine/known_answer.h"
+#include "worker/engine/sampler.h"
+
+enum { MIN_BLOCKS = 2, MIN_STEP_TOKENS = 16, DESCRIBE_BYTES = 256 };
+
+struct results { /* of the last step, owned; sizes follow from the limits */
+    struct step_result step;
+    struct result_item *items;           /* [n_slots] */
+    struct result_logprob *top;          /* [n_slots, n_top_logprobs] */
+    float *scores;                       /* [max_tokens] */
+    struct result_group *groups;         /* [n_slots] */
+    struct result_candidate *candidates; /* [n_slots, PLAN_MAX_BEAM_WIDTH] */
+    float *logits;                       /* [logits_cap], grown by PLAN_OUTPUT_LOGITS */
+    size_t logits_cap;
+};
+
+struct engine {
+    /* owned */
+    struct glm model;
+    struct batch batch;
+    struct sampler *sampler;
+    float *row; /* [vocab] the logits that are being looked at */
+    struct results results;
+    /* borrowed */
+    struct comm *comm;
+    /* state */
+    struct plan_limits limits;
+    uint64_t kv_bytes;
+    uint64_t state_hash;
+    int failed; /* the epoch is over: what engine_step returns until a reset */
+    struct engine_stats stats;
+    char describe[DESCRIBE_BYTES];
+};
+
+/* ---- opening ---- */
+
+static int check_config(const struct engine_config *c, const struct arch *a, struct err *e)
+{
+    if (c->tp_size < 1 || c->tp_rank >= c->tp_size || c->tp_size > COMM_MAX_RANKS)
+        return err_set(e, -EINVAL,
+                       "rank %u of %u: expected a rank below the size, at most %d ranks",
+                       c->tp_rank, c->tp_size, COMM_MAX_RANKS);
+    int r = arch_check_tp(a, c->tp_size, e);
+    if (r < 0)
+        return r;
+    if (c->n_slots < 1 || c->n_slots > PLAN_MAX_ITEMS)
+        return err_set(e, -EINVAL, "slots: expected 1..%d, found %u", PLAN_MAX_ITEMS, c->n_slots);
+    if (c->max_step_tokens > PLAN_MAX_TOKENS)
+        return err_set(e, -EINVAL, "tokens per step: expected at most %d, found %u",
+                       PLAN_MAX_TOKENS, c->max_step_tokens);
+    return 0;
+}
+
+static int open_device(struct engine *g, const struct engine_config *c, const struct arch *a,
+                       struct err *e)
+{
+    struct glm *m = &g->model;
+    char message[256] = "";
+    bool cuda = strncmp(c->device, "cuda", 4) == 0;
+    const struct k_ops *ops = k_backend(cuda ? "cuda" : c->device, message, sizeof message);
+    if (!ops)
+        return err_set(e, -ENODEV, "backend %s: %s", c->device, message);
+    struct k_open_params p = {.device = c->device,
+                              .mode = c->mode,
+                              .n_threads = c->n_threads,
+                              .max_rows = g->limits.max_tokens,
+                              .max_cols = MAX(a->hidden, a->inner / c->tp_size),
+                              .max_seq = a->max_seq,
+                              .isa = c->isa};
+    int r = ops->open(&p, &m->ctx, message, sizeof message);
+    if (r < 0)
+        return err_set(e, r, "device %s: %s", c->device, message);
+    m->ops = ops;
+    return 0;
+}
+
+static int open_kv(struct engine *g, const struct engine_config *c, const struct arch *a,
+                   struct err *e)
+{
+    struct glm *m = &g->model;
+    struct k_kv_params p = {.n_layers = a->n_layers,
+                            .n_kv_heads = a->n_kv_heads / c->tp_size,
+                            .head_dim = a->head_dim,
+                            .block_tokens = PLAN_KV_BLOCK_TOKENS};
+    size_t block_bytes = m->ops->kv_block_bytes(m->ctx, &p);
+    uint32_t per_sequence = (a->max_seq + PLAN_KV_BLOCK_TOKENS - 1) / PLAN_KV_BLOCK_TOKENS;
+    uint64_t n = c->n_kv_blocks ? c->n_kv_blocks
+                 : c->kv_bytes  ? c->kv_bytes / block_bytes
+                                : (uint64_t)c->n_slots * per_sequence;
+    if (n < MIN_BLOCKS || n > INT32_MAX)
+        return err_set(e, -EINVAL,
+                       "the KV cache has room for %llu blocks of %d tokens (%zu bytes each), "
+                       "expected at least %d: give it more memory",
+                       (unsigned long long)n, PLAN_KV_BLOCK_TOKENS, block_bytes, MIN_BLOCKS);
+    p.n_blocks = (uint32_t)n;
+    g->limits.n_blocks = p.n_blocks;
+    g->kv_bytes = n * block_bytes;
+    m->kv = m->ops->kv_new(m->ctx, &p);
+    if (!m->kv)
+        return err_set(e, -ENOMEM, "out of memory: KV cache of %u blocks, %.2f GB", p.n_blocks,
+                       (double)g->kv_bytes / 1e9);
+    return 0;
+}
+
+static int results_init(struct results *r, const struct plan_limits *l)
+{
+    r->items = alloc_array(l->n_slots, sizeof *r->items);
+    r->top = alloc_array((size_t)l->n_slots * l->n_top_logprobs, sizeof *r->top);
+    r->scores = alloc_array(l->max_tokens, sizeof *r->scores);
+    r->groups = alloc_array(l->n_slots, sizeof *r->groups);
+    r->candidates = alloc_array((size_t)l->n_slots * PLAN_MAX_BEAM_WIDTH, sizeof *r->candidates);
+    return r->items && r->top && r->scores && r->groups && r->candidates ? 0 : -ENOMEM;
+}
+
+static void results_deinit(struct results *r)
+{
+    free(r->items);
+    free(r->top);
+    free(r->scores);
+    free(r->groups);
+    free(r->candidates);
+    free(r->logits);
+}
+
+/* Everything behind the weights: what a step needs. */
+static int open_step_memory(struct engine *g, struct err *e)
+{
+    struct glm *m = &g->model;
+    m->rope = glm_rope_new(m->arch, m->ops, m->ctx);
+    g->row = alloc_array(g->limits.vocab, sizeof *g->row);
+    if (!m->rope || !g->row || sampler_new(g->limits.vocab, &g->sampler) < 0 ||
+        batch_init(&g->batch, &g->limits) < 0 || results_init(&g->results, &g->limits) < 0 ||
+        workspace_init(&m->ws, m->ops, m->ctx, m->arch, m->tp_size, g->limits.max_tokens) < 0)
+        return err_set(e, -ENOMEM,
+                       "out of memory: buffers for steps of %u tokens; lower the tokens per step",
+                       g->limits.max_tokens);
+    return 0;
+}
+
+int engine_open(const struct engine_config *config, struct engine **ret, struct err *e)
+{
+    const struct arch *a = model_dir_arch(config->model);
+    int r = check_config(config, a, e);
+    if (r < 0)
+        return r;
+    struct engine *g = calloc(1, sizeof *g);
+    if (!g)
+        return err_set(e, -ENOMEM, "out of memory");
+    g->model.arch = a;
+    g->model.tp_size = config->tp_size;
+    g->model.tp_rank = config->tp_rank;
+    uint32_t max_tokens = config->max_step_tokens ? config->max_step_tokens : a->max_seq;
+    g->limits = (struct plan_limits){
+        .n_slots = config->n_slots,
+        .max_tokens = MAX(MAX(max_tokens, config->n_slots), (uint32_t)MIN_STEP_TOKENS),
+        .max_seq = a->max_seq,
+        .vocab = a->vocab,
+        .n_top_logprobs = MIN((uint32_t)PLAN_MAX_TOP_LOGPROBS, a->vocab),
+    };
+    r = open_device(g, config, a, e);
+    if (r == 0) {
+        struct weights_load load = {.model = config->model,
+                                    .ops = g->model.ops,
+                                    .ctx = g->model.ctx,
+                                    .tp_size = config->tp_size,
+                                    .tp_rank = config->tp_rank,
+                                    .verify = config->verify,
+                                    .on_progress = config->on_progress,
+                                    .progress_context = config->progress_context};
+        r = weights_load(&load, &g->model.weights, e);
+    }
+    if (r == 0)
+        r = open_kv(g, config, a, e);
+    if (r == 0)
+        r = open_step_memory(g, e);
+    if (r < 0) {
+        engine_close(g);
+        return r;
+    }
+    snprintf(g->describe, sizeof g->describe, "%s", g->model.ops->describe(g->model.ctx));
+    *ret = g;
+    return 0;
+}
+
+void engine_close(struct engine *g)
+{
+    if (!g)
+        return;
+    struct glm *m = &g->model;
+    results_deinit(&g->results);
+    batch_deinit(&g->batch);
+    sampler_free(g->sampler);
+    free(g->row);
+    if (m->ops) {
+        workspace_deinit(&m->ws, m->ops, m->ctx);
+        if (m->kv)
+            m->ops->kv_free(m->ctx, m->kv);
+        if (m->rope)
+            m->ops->rope_free(m->ctx, m->rope);
+        weights_free(m->ops, m->ctx, &m->weights);
+        m->ops->close(m->ctx);
+    }
+    free(g);
+}
+
+int engine_set_comm(struct engine *g, struct comm *comm, struct err *e)
+{
+    if (comm->size != (int)g->model.tp_size || comm->rank != (int)g->model.tp_rank)
+        return err_set(e, -EINVAL, "the comm is rank %d of %d, the engine is rank %u of %u",
+                       comm->rank, comm->size, g->model.tp_rank, g->model.tp_size);
+    g->comm = comm;
+    engine_reset(g);
+    return 0;
+}
+
+void engine_reset(struct engine *g)
+{
+    batch_reset(&g->batch);
+    g->state_hash = 0;
+    g->failed = 0;
+}
+
+/* ---- a step's outputs ---- */
+
+/* Where the results of the step go; filled front to back. */
+struct cursor {
+    uint32_t n_scores;
+    uint32_t n_candidates;
+    size_t n_logits;
+    uint32_t group_rows_left; /* of the beam group in progress */
+};
+
+/* Items of a group are neighbours: its size is the length of the run that starts here. */
+static uint32_t group_rows(const struct plan *p, uint32_t item)
+{
+    uint32_t n = 0;
+    while (item + n < p->n_items && p->items[item + n].output == PLAN_OUTPUT_BEAM &&
+           p->items[item + n].beam_group == p->items[item].beam_group)
+        n++;
+    return n;
+}
+
+static void beam_row(struct engine *g, const struct plan *p, uint32_t item, struct cursor *at)
+{
+    const struct plan_item *it = &p->items[item];
+    if (!at->group_rows_left) {
+        sampler_beam_begin(g->sampler, &p->groups[it->beam_group]);
+        at->group_rows_left = group_rows(p, item);
+    }
+    sampler_beam_row(g->sampler, g->row, item, it->beam_score, &it->sampling);
+    if (--at->group_rows_left)
+        return;
+    struct result_candidate *candidates = g->results.candidates + at->n_candidates;
+    uint32_t n = sampler_beam_finish(g->sampler, candidates);
+    g->results.groups[it->beam_group] = (struct result_group){candidates, n};
+    at->n_candidates += n;
+}
+
+/* One row of logits, in g->row, becomes a result. */
+static void take_row(struct engine *g, const struct plan *p, const struct batch_output *o,
+                     struct cursor *at)
+{
+    const struct plan_item *it = &p->items[o->item];
+    struct result_item *result = &g->results.items[o->item];
+    switch (it->output) {
+    case PLAN_OUTPUT_NONE:
+        assert(false); /* has no output rows */
+        break;
+    case PLAN_OUTPUT_SAMPLE: {
+        struct result_logprob *top = g->results.top + (size_t)o->item * g->limits.n_top_logprobs;
+        result->token = sampler_choose(g->sampler, g->row, &it->sampling, &result->logprob, top);
+        result->top = top;
+        result->n_top = it->sampling.n_top_logprobs;
+        break;
+    }
+    case PLAN_OUTPUT_BEAM:
+        beam_row(g, p, o->item, at);
+        break;
+    case PLAN_OUTPUT_SCORE:
+        if (!result->n_scores)
+            result->scores = g->results.scores + at->n_scores;
+        g->results.scores[at->n_scores++] =
+            sampler_logprob(g->sampler, g->row, it->targets[o->item_row]);
+        result->n_scores++;
+        break;
+    case PLAN_OUTPUT_LOGITS:
+        if (o->item_row == 0)
+            result->logits = g->results.logits + at->n_logits;
+        memcpy(g->results.logits + at->n_logits, g->row, g->limits.vocab * sizeof(float));
+        at->n_logits += g->limits.vocab;
+        break;
+    }
+}
+
+/* PLAN_OUTPUT_LOGITS is for tools and tests: its memory is found when it is first asked for. */
+static int reserve_logits(struct engine *g, const struct plan *p, struct err *e)
+{
+    size_t rows = 0;
+    for (uint32_t i = 0; i != p->n_items; i++)
+        rows += p->items[i].output == PLAN_OUTPUT_LOGITS ? p->items[i].n_tokens : 0;
+    size_t n = rows * g->limits.vocab;
+    if (n <= g->results.logits_cap)
+        return 0;
+    float *logits = realloc(g->results.logits, n * sizeof *logits);
+    if (!logits)
+        return err_set(e, -ENOMEM, "out of memory: logits of %zu rows, %.2f GB", rows,
+                       (double)n * sizeof *logits / 1e9);
+    g->results.logits = logits;
+    g->results.logits_cap = n;
+    return 0;
+}
+
+static int produce_outputs(struct engine *g, const struct plan *p, struct err *e)
+{
+    struct cursor at = {0};
+    const struct batch *b = &g->batch;
+    uint32_t rows[WORKSPACE_HEAD_ROWS];
+    for (uint32_t done = 0; done != b->n_outputs;) {
+        uint32_t n = MIN(b->n_outputs - done, (uint32_t)WORKSPACE_HEAD_ROWS);
+        for (uint32_t i = 0; i != n; i++)
+            rows[i] = b->outputs[done + i].row;
+        int r = glm_head(&g->model, rows, n, g->comm, e);
+        if (r < 0)
+            return r;
+        for (uint32_t i = 0; i != n; i++) {
+            glm_head_row(&g->model, i, n, g->row);
+            take_row(g, p, &b->outputs[done + i], &at);
+        }
+        done += n;
+    }
+    return 0;
+}
+
+/* ---- a step ---- */
+
+static void begin_results(struct engine *g, const struct plan *p)
+{
+    struct results *r = &g->results;
+    for (uint32_t i = 0; i != p->n_items; i++)
+        r->items[i] = (struct result_item){
+            .slot = p->items[i].slot, .slot_gen = p->items[i].slot_gen, .token = -1};
+    memset(r->groups, 0, p->n_groups * sizeof *r->groups);
+    r->step = (struct step_result){.epoch = p->epoch,
+                                   .step = p->step,
+                                   .items = r->items,
+                                   .n_items = p->n_items,
+                                   .groups = r->groups,
+                                   .n_groups = p->n_groups};
+}
+
+static int run_plan(struct engine *g, const struct plan *p, struct err *e)
+{
+    struct glm *m = &g->model;
+    for (uint32_t i = 0; i != p->n_copies; i++)
+        m->ops->kv_copy(m->ctx, m->kv, p->copies[i].src, p->copies[i].dst);
+    batch_build(&g->batch, p);
+    begin_results(g, p);
+    if (g->batch.n_rows == 0)
+        return 0;
+    struct glm_batch batch = {.ids = g->batch.ids,
+                              .positions = g->batch.positions,
+                              .n_rows = g->batch.n_rows,
+                              .seqs = g->batch.seqs,
+                              .n_seqs = g->batch.n_seqs};
+    int r = glm_forward(m, &batch, g->comm, e);
+    return r < 0 ? r : produce_outputs(g, p, e);
+}
+
+int engine_step(struct engine *g, const struct plan *plan, const struct step_result **ret,
+                struct err *e)
+{
+    assert(g->comm);
+    if (g->failed)
+        return err_set(e, g->failed, "an earlier step of this epoch failed: %s",
+                       err_name(g->failed));
+    int64_t begin_ns = clock_now_ns();
+    int r = batch_check(&g->batch, plan, e);
+    if (r == 0)
+        r = reserve_logits(g, plan, e);
+    if (r < 0)
+        return r;
+    r = run_plan(g, plan, e);
+    if (r < 0) {
+        g->failed = r;
+        return r;
+    }
+    batch_commit(&g->batch, plan, g->results.items);
+    g->state_hash = plan_state_hash(g->state_hash, plan, g->results.items, g->results.groups);
+    struct step_result *result = &g->results.step;
+    result->state_hash = g->state_hash;
+    result->compute_ns = clock_now_ns() - begin_ns;
+    g->stats.steps++;
+    g->stats.compute_ns += (uint64_t)result->compute_ns;
+    for (uint32_t i = 0; i != plan->n_items; i++) {
+        const struct plan_item *it = &plan->items[i];
+        *(it->start ? &g->stats.decode_tokens : &g->stats.prefill_tokens) += it->n_tokens;
+    }
+    *ret = result;
+    return 0;
+}
+
+int engine_known_answer(struct engine *g, uint64_t *ret_hash, struct err *e)
+{
+    engine_reset(g);
+    int r = known_answer_run(g, g->model.arch, ret_hash, e);
+    if (r == 0)
+        engine_reset(g);
+    else
+        err_prefix(e, "known answer");
+    return r;
+}
+
+/* ---- what there is to know ---- */
+
+void engine_limits(const struct engine *g, struct plan_limits *ret)
+{
+    *ret = g->limits;
+}
+
+void engine_memory(const struct engine *g, struct engine_memory *ret)
+{
+    const struct plan_limits *l = &g->limits;
+    *ret = (struct engine_memory){
+        .weights = g->model.weights.bytes,
+        .kv = g->kv_bytes,
+        .scratch = g->model.ws.bytes + g->batch.bytes + sampler_bytes(l->vocab) +
+                   l->vocab * sizeof(float) + l->max_tokens * sizeof(float) +
+                   l->n_slots * (sizeof(struct result_item) + sizeof(struct result_group) +
+                                 l->n_top_logprobs * sizeof(struct result_logprob) +
+                                 PLAN_MAX_BEAM_WIDTH * sizeof(struct result_candidate)) +
+                   g->results.logits_cap * sizeof(float),
+    };
+}
+
+void engine_stats(const struct engine *g, struct engine_stats *ret)
+{
+    *ret = g->stats;
+}
+
+const char *engine_describe(const struct engine *g)
+{
+    return g->describe;
+}
+
+void engine_capture_layers(struct engine *g, float *buffer, uint32_t max_rows)
+{
+    g->model.capture = buffer;
+    g->model.capture_rows = max_rows;
+}

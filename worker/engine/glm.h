@@ -1,0 +1,53 @@
+/* glm.h: the model as a function: token rows in, logits out.
+ *
+ * One forward pass for everything: prefill and decode, any number of sequences, any degree of
+ * tensor parallelism, any backend. It knows no plans, slots or sampling.
+ */
+#ifndef GLMD_WORKER_ENGINE_GLM_H
+#define GLMD_WORKER_ENGINE_GLM_H
+
+#include <stdint.h>
+
+#include "base/err.h"
+#include "kernels/kernels.h"
+#include "model/arch.h"
+#include "worker/engine/comm/comm.h"
+#include "worker/engine/weights.h"
+#include "worker/engine/workspace.h"
+
+struct glm {                 /* one rank of the model on a device; owned by the engine */
+    const struct arch *arch; /* borrowed */
+    const struct k_ops *ops;
+    struct k_ctx *ctx;
+    uint32_t tp_size, tp_rank;
+    struct glm_weights weights;
+    struct workspace ws;
+    struct k_rope *rope;
+    struct k_kv *kv;
+    float *capture; /* borrowed; NULL = off. [n_layers, rows, H] */
+    uint32_t capture_rows;
+};
+
+/* The tokens of one step, [n_rows] each; seqs says which rows belong together. */
+struct glm_batch {
+    const int32_t *ids;
+    const int32_t *positions;
+    uint32_t n_rows;
+    const struct k_seq *seqs;
+    uint32_t n_seqs;
+};
+
+/* Rotary tables as the original computes them. */
+struct k_rope *glm_rope_new(const struct arch *a, const struct k_ops *ops, struct k_ctx *ctx);
+
+/* Runs all layers; leaves the normalised last hidden states in ws.a. Every rank of `comm` calls it
+ * with the same batch. Errors: the device's or the comm's. */
+int glm_forward(struct glm *m, const struct glm_batch *batch, struct comm *comm, struct err *e);
+
+/* Logits of `n` <= WORKSPACE_HEAD_ROWS rows of the last forward pass, on the host of every rank. */
+int glm_head(struct glm *m, const uint32_t *rows, uint32_t n, struct comm *comm, struct err *e);
+
+/* Row i of the last glm_head, [vocab]. */
+void glm_head_row(const struct glm *m, uint32_t i, uint32_t n, float *ret_row);
+
+#endif

@@ -1,0 +1,13 @@
+/* known_answer.h: see known_answer.c. */
+#ifndef GLMD_WORKER_ENGINE_KNOWN_ANSWER_H
+#define GLMD_WORKER_ENGINE_KNOWN_ANSWER_H
+
+#include <stdint.h>
+
+#include "model/arch.h"
+#include "worker/engine/engine.h"
+
+/* Runs the generation on a reset engine with at least 2 blocks and 16 tokens per step. */
+int known_answer_run(struct engine *g, const struct arch *a, uint64_t *ret_hash, struct err *e);
+
+#endif

@@ -1,0 +1,135 @@
+/* sampler_beam.c: the candidates of a beam group (see sampler.h).
+ *
+ * The best W of all rows are held in a heap with the worst in front; a row is compared with the
+ * worst one as a whole, so that almost every token costs one comparison. Draws without replacement
+ * are the same search over score + Gumbel noise (Vieira 2014, "Gumbel-max trick and weighted
+ * reservoir sampling"): the noise of a token depends on its beam and id alone, and is computed only
+ * where it could still matter.
+ */
+#include <assert.h>
+#include <stdbool.h>
+
+#include "base/util.h"
+#include "worker/engine/detmath.h"
+#include "worker/engine/philox.h"
+#include "worker/engine/sampler_impl.h"
+
+/* -log(-log(u)) for the largest u = 1 - 2^-33: no noise is larger. */
+#define GUMBEL_MAX 22.88
+
+static bool better(const struct sampler_held *a, const struct sampler_held *b, bool by_score)
+{
+    double x = by_score ? a->score : a->rank;
+    double y = by_score ? b->score : b->rank;
+    if (x != y)
+        return x > y;
+    return a->item != b->item ? a->item < b->item : a->token < b->token;
+}
+
+static void swap_held(struct sampler_held *a, struct sampler_held *b)
+{
+    struct sampler_held c = *a;
+    *a = *b;
+    *b = c;
+}
+
+/* Restores the heap below `at`: the parent is worse than its children. */
+static void sift_down(struct sampler_held *h, uint32_t n, uint32_t at, bool by_score)
+{
+    for (;;) {
+        uint32_t child = 2 * at + 1;
+        if (child >= n)
+            return;
+        if (child + 1 < n && better(&h[child], &h[child + 1], by_score))
+            child++;
+        if (better(&h[child], &h[at], by_score))
+            return;
+        swap_held(&h[child], &h[at]);
+        at = child;
+    }
+}
+
+static void hold(struct sampler *s, struct sampler_held candidate)
+{
+    struct sampler_held *h = s->held;
+    if (s->n_held == s->group.width) {
+        if (!better(&candidate, &h[0], false))
+            return;
+        h[0] = candidate;
+        sift_down(h, s->n_held, 0, false);
+        return;
+    }
+    uint32_t at = s->n_held++;
+    h[at] = candidate;
+    while (at && better(&h[(at - 1) / 2], &h[at], false)) {
+        swap_held(&h[(at - 1) / 2], &h[at]);
+        at = (at - 1) / 2;
+    }
+}
+
+void sampler_beam_begin(struct sampler *s, const struct plan_beam_group *group)
+{
+    assert(group->width >= 1 && group->width <= PLAN_MAX_BEAM_WIDTH);
+    s->group = *group;
+    s->n_beams = 0;
+    s->n_held = 0;
+}
+
+/* What the noise of one beam's tokens is drawn with: a key of its own, from the search's counter.
+ * Choices of a request (plan_sampling) use counters with a choice below 2^31, beams the others. */
+static struct philox beam_key(const struct sampler *s, uint32_t beam)
+{
+    struct philox counter = {{(uint32_t)s->group.request, (uint32_t)(s->group.request >> 32),
+                              0x80000000 | beam, s->group.output_index}};
+    return philox4x32(s->group.seed, counter);
+}
+
+static double gumbel(struct philox key, int32_t token)
+{
+    struct philox counter = {{(uint32_t)token, key.word[2], key.word[3], 0}};
+    struct philox p = philox4x32((uint64_t)key.word[1] << 32 | key.word[0], counter);
+    double u = ((double)p.word[0] + 0.5) * 0x1p-32;
+    return -det_log(-det_log(u));
+}
+
+void sampler_beam_row(struct sampler *s, float *row, uint32_t item, float beam_score,
+                      const struct plan_sampling *p)
+{
+    sampler_add_bias(row, p);
+    sampler_forbid(row, p);
+    /* score = row[token] + base */
+    double base = (double)beam_score - sampler_log_sum_exp(row, s->vocab);
+    /* The beam's number in its group: where the group is in the plan must not matter. */
+    struct philox key = beam_key(s, s->n_beams++);
+    double slack = s->group.deterministic ? 1e-9 : GUMBEL_MAX;
+    double least = -__builtin_inf(); /* no token below can be held */
+    for (uint32_t i = 0; i != s->vocab; i++) {
+        if ((double)row[i] < least)
+            continue;
+        struct sampler_held candidate = {.item = item, .token = (int32_t)i};
+        candidate.score = (double)row[i] + base;
+        candidate.rank = candidate.score;
+        if (!s->group.deterministic)
+            candidate.rank += gumbel(key, (int32_t)i);
+        hold(s, candidate);
+        if (s->n_held == s->group.width)
+            least = s->held[0].rank - base - slack;
+    }
+}
+
+uint32_t sampler_beam_finish(struct sampler *s, struct result_candidate *ret_candidates)
+{
+    /* Heap sort: the worst goes to the back, so that the best ends up in front. */
+    struct sampler_held *h = s->held;
+    uint32_t n = s->n_held;
+    for (uint32_t i = n / 2; i--;)
+        sift_down(h, n, i, true);
+    for (uint32_t left = n; left > 1; left--) {
+        swap_held(&h[0], &h[left - 1]);
+        sift_down(h, left - 1, 0, true);
+    }
+    for (uint32_t i = 0; i != n; i++)
+        ret_candidates[i] = (struct result_candidate){h[i].item, h[i].token, (float)h[i].score};
+    s->n_held = 0;
+    return n;
+}

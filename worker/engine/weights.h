@@ -1,0 +1,49 @@
+/* weights.h: one rank's share of the model on a backend, and how it gets there. */
+#ifndef GLMD_WORKER_ENGINE_WEIGHTS_H
+#define GLMD_WORKER_ENGINE_WEIGHTS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "kernels/kernels.h"
+#include "model/model_dir.h"
+
+/* H hidden, I inner, V vocabulary, P ranks. All owned. */
+struct glm_layer {
+    struct k_norm *input_norm;       /* [H] */
+    struct k_linear *qkv;            /* [3H/P, H], by head: q, k, v; with bias */
+    struct k_linear *dense;          /* [H, H/P]; a partial sum, bias added after the all-reduce */
+    struct k_bias *dense_bias;       /* [H] */
+    struct k_norm *post_norm;        /* [H] */
+    struct k_linear *h_to_4h;        /* [2I/P, H]: this rank's part of either half; with bias */
+    struct k_linear *four_h_to_h;    /* [H, I/P]; a partial sum */
+    struct k_bias *four_h_to_h_bias; /* [H] */
+};
+
+struct glm_weights {            /* zero-initialised = nothing loaded */
+    struct k_linear *embedding; /* [V/P, H], rows from rank * V/P; also the output head */
+    struct k_norm *final_norm;  /* [H] */
+    struct glm_layer *layers;   /* [n_layers] */
+    uint32_t n_layers;
+    uint64_t bytes; /* on the device */
+};
+
+struct weights_load {
+    const struct model_dir *model;
+    const struct k_ops *ops;
+    struct k_ctx *ctx;
+    uint32_t tp_size, tp_rank;
+    bool verify;
+    int (*on_progress)(void *context, uint64_t done_bytes, uint64_t total_bytes); /* may be NULL */
+    void *progress_context;
+};
+
+/* Reads this rank's rows and columns and packs them. Helper threads read ahead; packing and
+ * on_progress run on the calling thread. On failure *ret is empty. -EBADMSG: a tensor is not what
+ * its checksum says; -EINVAL: missing or of another shape; -ECANCELED: on_progress asked to stop.
+ */
+int weights_load(const struct weights_load *load, struct glm_weights *ret, struct err *e);
+void weights_free(const struct k_ops *ops, struct k_ctx *ctx, struct glm_weights *w);
+
+#endif

@@ -1,0 +1,37 @@
+/* workspace.h: the activation buffers of a step. All are allocated once; which of them share
+ * memory is decided here. */
+#ifndef GLMD_WORKER_ENGINE_WORKSPACE_H
+#define GLMD_WORKER_ENGINE_WORKSPACE_H
+
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+#include "model/arch.h"
+
+/* Rows that go through the output head at once: bounds the logits in memory (32 rows of 150528 are
+ * 19 MB), and is enough to read the embedding once for a whole decode step of 32 sequences. */
+enum { WORKSPACE_HEAD_ROWS = 32 };
+
+/* T rows of a step, P ranks. Device buffers, owned; zero-initialised = empty. */
+struct workspace {
+    void *a;        /* [T, H] input of attention; after the last layer: what the head reads */
+    void *b;        /* [T, H] input of the MLP */
+    void *r;        /* [T, H] output of a sub-layer, then the residual stream */
+    void *inner;    /* memory of the following five */
+    void *qkv;      /* [T, 3H/P] */
+    void *q;        /* [T, H/P] rotated */
+    void *context;  /* [T, H/P] attention's output, heads side by side */
+    void *u;        /* [T, 2I/P] over qkv .. context */
+    void *g;        /* [T, I/P] */
+    void *head_x;   /* [WORKSPACE_HEAD_ROWS, H] */
+    void *head_out; /* [WORKSPACE_HEAD_ROWS, V/P] */
+    float *logits;  /* host [P, WORKSPACE_HEAD_ROWS, V/P] */
+    float *staging; /* host [T, H] for sums over ranks; NULL where host_view works */
+    uint64_t bytes;
+};
+
+int workspace_init(struct workspace *w, const struct k_ops *ops, struct k_ctx *ctx,
+                   const struct arch *a, uint32_t tp_size, uint32_t max_rows);
+void workspace_deinit(struct workspace *w, const struct k_ops *ops, struct k_ctx *ctx);
+
+#endif
