@@ -62,7 +62,7 @@ static int fail_unknown(struct reader *r, unsigned line, const char *path)
     char near[MAX_PATH];
     const char *hint = conf_nearest(r->table, path, near, sizeof near);
     return err_set(
-        r->e, -EINVAL, "%s:%u: unknown key \"%s\"%s%s%s; `glmd config show` lists all keys",
+        r->e, -EINVAL, "%s:%u: unknown key \"%s\"%s%s%s (`glmd config show` lists all keys)",
         r->file, line, path, hint ? ", did you mean \"" : "", hint ? hint : "", hint ? "\"?" : "");
 }
 

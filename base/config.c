@@ -25,9 +25,9 @@ static const struct conf_option options[] = {
      "Name of this installation. A worker that was started for another name is refused."},
 
     {"model.dir", CONF_STRING, AT(model.dir), "", 0, 0, NULL,
-     "Model directory made by `glmd convert`: config.json, tokenizer and safetensors files. Every "
-     "host with a rank needs it (the same path, or --model there); the coordinator reads only the "
-     "tokenizer and the configuration."},
+     "Model directory made by `glmd convert`: config.json, tokenizer and safetensors files. The "
+     "coordinator and every host with a rank need the same one (at the same path, or with --model "
+     "there)."},
     {"model.name", CONF_STRING, AT(model.name), "", 0, 64, NULL,
      "Name that clients ask for. Empty: the name in the model's config.json."},
 
@@ -84,7 +84,10 @@ static const struct conf_option options[] = {
     {"group.devices", CONF_LIST, AT(group.devices), "cpu", 1, 64, NULL,
      "Device of each rank: cpu, or cuda:N. The last one counts for all further ranks."},
     {"group.spawn.threads_per_rank", CONF_UINT, AT(group.spawn.threads_per_rank), "0", 0, 1024,
-     NULL, "CPU threads of a spawned rank. 0: the CPUs allowed, divided by the ranks."},
+     NULL,
+     "CPU threads of a spawned rank. 0: worker.threads if that is set, else the CPUs allowed, "
+     "divided "
+     "by the ranks."},
     {"group.spawn.worker_path", CONF_STRING, AT(group.spawn.worker_path), "", 0, 1024, NULL,
      "Program to start. Empty: glmd-worker beside glmd-coordinator."},
     {"group.spawn.restart_min", CONF_DURATION, AT(group.spawn.restart_min), "200ms", 10 * MS, HOUR,
@@ -113,7 +116,7 @@ static const struct conf_option options[] = {
      "computes INT4 and INT8 products with 8-bit activations, where the device has them. All ranks "
      "must agree."},
     {"worker.threads", CONF_UINT, AT(worker.threads), "0", 0, 1024, NULL,
-     "CPU threads of a rank that is not spawned. 0: all CPUs allowed."},
+     "CPU threads of a rank. 0: all CPUs allowed (for spawned ranks see group.spawn)."},
     {"worker.slots", CONF_UINT, AT(worker.slots), "32", 1, 1024, NULL,
      "Sequences at once: a request takes one for each choice or beam."},
     {"worker.kv_bytes", CONF_SIZE, AT(worker.kv_bytes), "0", 0, 64 * TIB, NULL,

@@ -17,7 +17,10 @@
 #include "model/source_sat.h"
 #include "model/writer.h"
 
-enum { CHUNK_BYTES = 16 << 20, MAX_TOKENIZER_BYTES = 64 << 20 };
+enum {
+    CHUNK_BYTES = 2 << 20, /* stays in the cache from reading to writing */
+    MAX_TOKENIZER_BYTES = 64 << 20
+};
 
 struct conversion {
     const struct convert_options *o;

@@ -123,6 +123,7 @@ int link_init(struct link *l, uv_loop_t *loop, struct rpc_runtime *runtime,
     int r = rpc_channel_new(runtime, config->target, config->tls, &limits, &l->channel, e);
     if (r)
         return r;
+    l->config.tls = NULL; /* the channel has read it */
     uv_timer_init(loop, &l->timer);
     l->timer.data = l;
     return 0;

@@ -22,7 +22,7 @@ struct link_callbacks {
 
 struct link_config {
     const char *target;        /* borrowed */
-    const struct rpc_tls *tls; /* borrowed, may be NULL */
+    const struct rpc_tls *tls; /* borrowed until link_init returns; may be NULL */
     size_t max_message_bytes;
     int64_t reconnect_min, reconnect_max;
 };

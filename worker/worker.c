@@ -59,7 +59,7 @@ struct worker {
     const struct worker_options *options;
     const char *listen_addresses[1];
     /* state */
-    bool link_open, ready_told, exit_asked, stopping;
+    bool link_open, ready_told, exit_asked, stopping, runner_stopped;
     int exit_code;
     int parts_left; /* of PARTS that still run while stopping */
     int64_t stream_since;
@@ -248,7 +248,8 @@ static void on_answer(struct mailbox *mailbox, struct mailbox_item *item)
         else
             session_step_done(s, o->epoch, o->step, o->bytes.data, o->bytes.size);
         break;
-    case RUNNER_STOPPED:
+    case RUNNER_STOPPED: /* after a failed open it comes before anybody stops */
+        w->runner_stopped = true;
         if (w->stopping)
             part_stopped(w);
         break;
@@ -391,7 +392,10 @@ static void begin_stop(struct worker *w)
     uv_timer_start(&w->end_timer, on_kill_timer, KILL_MS, 0);
     health_server_stop(&w->health, part_stopped, w);
     link_close(&w->link, part_stopped);
-    runner_stop(w->runner);
+    if (w->runner_stopped)
+        part_stopped(w);
+    else
+        runner_stop(w->runner);
 }
 
 static void on_drain_timer(uv_timer_t *t)

@@ -12,14 +12,16 @@
 #include <stdint.h>
 #include <string.h>
 
-#define VEC    16 /* lanes */
-#define VEC_FN static inline __attribute__((always_inline))
+#define VEC 16 /* lanes */
 
 #if defined CPU_ISA_avx512 || defined CPU_ISA_avx512vnni
+#define VEC_FN static inline __attribute__((always_inline))
 #include "vec_avx512.h"
 #elif defined CPU_ISA_avx2
+#define VEC_FN static inline __attribute__((always_inline))
 #include "vec_avx2.h"
 #else
+#define VEC_FN static inline /* how far is the compiler's choice: all of it takes minutes */
 #include "vec_c.h"
 #endif
 

@@ -53,7 +53,15 @@ static int pack(response_message *response, struct buf *ret, struct err *e)
     return 0;
 }
 
-static int answer_file(const struct descriptors *d, int file, response_message *response,
+static response_message response_to(request_message *request)
+{
+    response_message response = GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__INIT;
+    response.valid_host = request->host;
+    response.original_request = request;
+    return response;
+}
+
+static int answer_file(const struct descriptors *d, int file, request_message *request,
                        struct buf *ret, struct err *e)
 {
     int files[DESCRIPTORS_MAX_FILES];
@@ -65,13 +73,14 @@ static int answer_file(const struct descriptors *d, int file, response_message *
         GRPC__REFLECTION__V1__FILE_DESCRIPTOR_RESPONSE__INIT;
     found.n_file_descriptor_proto = n;
     found.file_descriptor_proto = bytes;
-    response->message_response_case =
+    response_message response = response_to(request);
+    response.message_response_case =
         GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_FILE_DESCRIPTOR_RESPONSE;
-    response->file_descriptor_response = &found;
-    return pack(response, ret, e);
+    response.file_descriptor_response = &found;
+    return pack(&response, ret, e);
 }
 
-static int answer_services(const char *const *services, size_t n, response_message *response,
+static int answer_services(const char *const *services, size_t n, request_message *request,
                            struct buf *ret, struct err *e)
 {
     Grpc__Reflection__V1__ServiceResponse each[MAX_SERVICES], *list[MAX_SERVICES];
@@ -85,35 +94,34 @@ static int answer_services(const char *const *services, size_t n, response_messa
         GRPC__REFLECTION__V1__LIST_SERVICE_RESPONSE__INIT;
     found.n_service = n;
     found.service = list;
-    response->message_response_case =
+    response_message response = response_to(request);
+    response.message_response_case =
         GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_LIST_SERVICES_RESPONSE;
-    response->list_services_response = &found;
-    return pack(response, ret, e);
+    response.list_services_response = &found;
+    return pack(&response, ret, e);
 }
 
-static int answer_error(enum rpc_status status, const char *message, response_message *response,
+static int answer_error(enum rpc_status status, const char *message, request_message *request,
                         struct buf *ret, struct err *e)
 {
     Grpc__Reflection__V1__ErrorResponse error = GRPC__REFLECTION__V1__ERROR_RESPONSE__INIT;
     error.error_code = (int32_t)status;
     error.error_message = (char *)message;
-    response->message_response_case =
+    response_message response = response_to(request);
+    response.message_response_case =
         GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_ERROR_RESPONSE;
-    response->error_response = &error;
-    return pack(response, ret, e);
+    response.error_response = &error;
+    return pack(&response, ret, e);
 }
 
 static int answer(const struct descriptors *d, const char *const *services, size_t n_services,
                   request_message *request, struct buf *ret, struct err *e)
 {
-    response_message response = GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__INIT;
     request->base.n_unknown_fields = 0; /* only what is understood is sent back */
-    response.valid_host = request->host;
-    response.original_request = request;
     int file = -1;
     switch (request->message_request_case) {
     case GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_LIST_SERVICES:
-        return answer_services(services, n_services, &response, ret, e);
+        return answer_services(services, n_services, request, ret, e);
     case GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_BY_FILENAME:
         file = descriptors_find_file(d, request->file_by_filename);
         break;
@@ -126,12 +134,11 @@ static int answer(const struct descriptors *d, const char *const *services, size
     case GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_ALL_EXTENSION_NUMBERS_OF_TYPE:
         break;
     default:
-        return answer_error(RPC_INVALID_ARGUMENT, "the request asks for nothing", &response, ret,
-                            e);
+        return answer_error(RPC_INVALID_ARGUMENT, "the request asks for nothing", request, ret, e);
     }
     if (file < 0)
-        return answer_error(RPC_NOT_FOUND, "not found", &response, ret, e);
-    return answer_file(d, file, &response, ret, e);
+        return answer_error(RPC_NOT_FOUND, "not found", request, ret, e);
+    return answer_file(d, file, request, ret, e);
 }
 
 int reflection_answer(const struct descriptors *d, const char *const *services, size_t n_services,

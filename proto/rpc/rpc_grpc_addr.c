@@ -70,7 +70,7 @@ int address_check(const char *address, bool listening, struct err *e)
         return 0;
     }
     char host[MAX_HOST_BYTES + 1];
-    unsigned port;
+    unsigned port = 0;
     int code = split(address, host, &port, e);
     if (!code && !port && !listening)
         return syntax_error(address, "port 0 cannot be dialed", e);
@@ -133,7 +133,7 @@ int address_probe(const char *address, struct err *e)
     if (is_unix(address))
         return probe_unix(address + sizeof unix_prefix - 1, e);
     char host[MAX_HOST_BYTES + 1], service[8];
-    unsigned port;
+    unsigned port = 0;
     int code = split(address, host, &port, e);
     if (code)
         return code;

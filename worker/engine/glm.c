@@ -47,8 +47,11 @@ struct k_rope *glm_rope_new(const struct arch *a, const struct k_ops *ops, struc
 static int sum_over_ranks(struct glm *m, struct comm *comm, void *x, size_t n, const char *what,
                           uint32_t layer, struct err *e)
 {
-    if (m->tp_size == 1)
-        return 0;
+    if (m->tp_size == 1) { /* nothing to add, but the step may have been aborted */
+        int aborted = comm->ops->barrier(comm);
+        return aborted < 0 ? err_set(e, aborted, "after %s %u: %s", what, layer, err_name(aborted))
+                           : 0;
+    }
     float *host = m->ops->host_view(m->ctx, x);
     float *data = host ? host : m->ws.staging;
     if (!host)

@@ -96,10 +96,11 @@ void certs_issue(struct certs *c, const char *name, const char *host, long secon
     EVP_PKEY_free(key);
 }
 
-void certs_free(struct certs *c)
+void certs_free(struct certs *c, bool keep_files)
 {
     for (int i = 0; i < c->n_files; i++) {
-        unlink(c->files[i]);
+        if (!keep_files)
+            unlink(c->files[i]);
         free(c->files[i]);
     }
     X509_free(c->cert);

@@ -2,10 +2,12 @@
 #ifndef GLMD_TESTS_UNIT_RPC_CERTS_H
 #define GLMD_TESTS_UNIT_RPC_CERTS_H
 
+#include <stdbool.h>
+
 struct certs; /* a certificate authority */
 
 struct certs *certs_new(const char *directory); /* writes NAME.crt files there: "ca.crt" */
-void certs_free(struct certs *c);               /* and removes the files */
+void certs_free(struct certs *c, bool keep_files);
 
 /* Writes NAME.crt and NAME.key, signed by the authority, for host name `host`; valid until
  * `seconds` from now (negative: has expired). */

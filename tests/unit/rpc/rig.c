@@ -258,6 +258,7 @@ void rig_wait_end(struct rig *r)
 void rig_init_bare(struct rig *r)
 {
     *r = (struct rig){0};
+    served = NULL; /* a test that failed may have left some */
     struct err e = ERR_INIT;
     assert_int_equal(uv_loop_init(&r->loop), 0);
     uv_timer_init(&r->loop, &r->watchdog);

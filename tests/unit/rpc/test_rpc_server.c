@@ -179,26 +179,13 @@ static void test_unix_not_a_socket(void **state)
 
 static void test_bad_addresses(void **state)
 {
-    static const char *const bad[] = {
-        "",
-        "8130",
-        ":8130",
-        "127.0.0.1",
-        "127.0.0.1:",
-        "host:http",
-        "host:65536",
-        "host:-1",
-        "host:+1",
-        "::1:8130",
-        "[::1:8130",
-        "[]:1",
-        "a b:1",
-        "dns:///host:1",
-        "unix:",
-        "host:123456",
-        "http://host:1",
+    static const char long_path[] =
         "unix:/a/path/that/is/longer/than/the/one/hundred/and/seven/bytes/which/fit/into/a/socket/"
-        "address/of/this/system/or/another"};
+        "address/of/this/system/or/another";
+    static const char *const bad[] = {
+        "",           "8130",          ":8130",   "127.0.0.1",   "127.0.0.1:",    "host:http",
+        "host:65536", "host:-1",       "host:+1", "::1:8130",    "[::1:8130",     "[]:1",
+        "a b:1",      "dns:///host:1", "unix:",   "host:123456", "http://host:1", long_path};
     struct rig *r = *state;
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         struct err e = ERR_INIT;

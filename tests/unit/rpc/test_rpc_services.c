@@ -113,7 +113,7 @@ static struct buf ask(struct bytes b)
 static void assert_defined_in(unsigned kind, const char *name, const char *file)
 {
     struct buf response = ask(request(kind, name));
-    size_t size, inner;
+    size_t size = 0, inner = 0;
     const uint8_t *found = get((uint8_t *)response.data, response.size, DESCRIPTORS, 0, &size);
     if (!found)
         fail_msg("\"%s\" was not found", name);
@@ -132,7 +132,7 @@ static void assert_defined_in(unsigned kind, const char *name, const char *file)
 static void assert_not_found(struct bytes b, uint64_t status)
 {
     struct buf response = ask(b);
-    size_t size;
+    size_t size = 0;
     const uint8_t *error = get((uint8_t *)response.data, response.size, ERROR, 0, &size);
     assert_non_null(error);
     assert_int_equal(get_number(error, size, 1), status);
@@ -162,7 +162,7 @@ static void test_imports_come_along(void **state)
 {
     (void)state;
     struct buf response = ask(request(BY_SYMBOL, "glmd.v1.Cluster"));
-    size_t size, inner;
+    size_t size = 0, inner = 0;
     const uint8_t *found = get((uint8_t *)response.data, response.size, DESCRIPTORS, 0, &size);
     assert_non_null(found);
     const uint8_t *second = get(found, size, 1, 1, &inner);
@@ -204,7 +204,7 @@ static void test_list(void **state)
 {
     (void)state;
     struct buf response = ask(request(LIST, "*"));
-    size_t size, inner;
+    size_t size = 0, inner = 0;
     const uint8_t *list = get((uint8_t *)response.data, response.size, SERVICES, 0, &size);
     assert_non_null(list);
     for (size_t i = 0; i < ARRAY_LEN(listed); i++) {

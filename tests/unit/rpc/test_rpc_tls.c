@@ -59,8 +59,8 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     struct fixture *f = *state;
-    certs_free(f->certs);
-    certs_free(f->others);
+    certs_free(f->certs, false);
+    certs_free(f->others, false);
     rmdir(f->other_directory);
     rig_deinit(&f->rig);
     return 0;

@@ -1,0 +1,546 @@
+/* admit.c: see admit.h. */
+#include "coordinator/admit.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/util.h"
+
+enum {
+    DEFAULT_MAX_TOKENS = 256,
+    DEFAULT_FILL_LENGTH = 256, /* out_seq_length, as published */
+    DEFAULT_BEAMS = 4,
+    MAX_NGRAM = 1024,
+    MAX_TOP_K = 1 << 20,
+};
+static const float default_top_p = 0.7f;
+
+int admit_init(struct admit *a, struct err *e)
+{
+    a->n_default_forbidden = 0;
+    const struct arch_tokens *t = &a->arch->tokens;
+    int32_t begin = -1;
+    for (int32_t id = 0; id <= (int32_t)a->arch->vocab; id++) {
+        bool allowed = id == (int32_t)a->arch->vocab || id == t->eop || id == t->eos ||
+                       tokenizer_is_text(a->tokenizer, id);
+        if (!allowed && begin < 0)
+            begin = id;
+        if (!allowed || begin < 0)
+            continue;
+        if (a->n_default_forbidden == PLAN_MAX_RANGES)
+            return err_set(e, -E2BIG,
+                           "the tokenizer's ids without text form more than %d ranges: this is not "
+                           "a tokenizer of the GLM-130B family",
+                           PLAN_MAX_RANGES);
+        a->default_forbidden[a->n_default_forbidden++] = (struct plan_range){begin, id};
+        begin = -1;
+    }
+    return 0;
+}
+
+/* ---- small checks ---- */
+
+static int check_model(const struct admit *a, const char *name, struct err *e)
+{
+    if (!*name || strcmp(name, a->model) == 0)
+        return 0;
+    return err_set(e, -EINVAL, "unknown model: this server has \"%s\" (ListModels)", a->model);
+}
+
+static int check_request_id(const char *id, struct err *e)
+{
+    size_t n = strlen(id);
+    if (n >= REQUEST_ID_BYTES)
+        return err_set(e, -EINVAL, "request_id: expected at most %d characters, found %zu bytes",
+                       REQUEST_ID_BYTES - 1, n);
+    for (size_t i = 0; i != n; i++) {
+        if (id[i] < 0x20 || id[i] > 0x7e)
+            return err_set(e, -EINVAL, "request_id: expected printable ASCII");
+    }
+    return 0;
+}
+
+static int check_text(const struct admit *a, const char *text, struct err *e)
+{
+    size_t n = strlen(text);
+    if (n == 0)
+        return err_set(e, -EINVAL, "the text is empty: send at least one character");
+    if (n > a->max_input_bytes)
+        return err_set(e, -EINVAL, "expected a text of at most %zu bytes, found %zu",
+                       a->max_input_bytes, n);
+    return 0;
+}
+
+static int check_ids(const struct admit *a, const struct wire_token_ids *t, struct err *e)
+{
+    if (t->n_ids == 0)
+        return err_set(e, -EINVAL, "the list of tokens is empty: send at least one");
+    if (t->n_ids > a->arch->max_seq)
+        return err_set(e, -EINVAL, "expected at most %u tokens, found %u", a->arch->max_seq,
+                       t->n_ids);
+    for (uint32_t i = 0; i != t->n_ids; i++) {
+        if (t->ids[i] < 0 || (uint32_t)t->ids[i] >= a->arch->vocab)
+            return err_set(e, -EINVAL, "token %u: expected an id from 0 to %u, found %d", i,
+                           a->arch->vocab - 1, t->ids[i]);
+    }
+    return 0;
+}
+
+/* Exactly one of text and tokens, within the limits. */
+static int check_input(const struct admit *a, const char *text, const struct wire_token_ids *tokens,
+                       struct err *e)
+{
+    if (!text && !tokens)
+        return err_set(e, -EINVAL, "expected text or tokens, found neither");
+    return text ? check_text(a, text, e) : check_ids(a, tokens, e);
+}
+
+static int check_number(const char *name, double v, double min, double max, struct err *e)
+{
+    if (isfinite(v) && v >= min && v <= max)
+        return 0;
+    return err_set(e, -EINVAL, "%s: expected a number from %g to %g, found %g", name, min, max, v);
+}
+
+/* ---- sampling parameters ---- */
+
+static int take_bias(const struct admit *a, const struct wire_sampling_parameters *w,
+                     struct request_params *p, struct err *e)
+{
+    if (w->n_logit_bias > PLAN_MAX_BIAS)
+        return err_set(e, -EINVAL, "logit_bias: expected at most %d entries, found %u",
+                       PLAN_MAX_BIAS, w->n_logit_bias);
+    for (uint32_t i = 0; i != w->n_logit_bias; i++) {
+        const struct plan_bias *b = &w->logit_bias[i];
+        if (b->token < 0 || (uint32_t)b->token >= a->arch->vocab)
+            return err_set(e, -EINVAL, "logit_bias: expected token ids from 0 to %u, found %d",
+                           a->arch->vocab - 1, b->token);
+        int r = check_number("logit_bias.bias", (double)b->bias, -100, 100, e);
+        if (r < 0)
+            return r;
+    }
+    if (w->n_logit_bias == 0)
+        return 0;
+    p->bias = alloc_array(w->n_logit_bias, sizeof *p->bias);
+    if (!p->bias)
+        return err_set(e, -ENOMEM, "out of memory");
+    memcpy(p->bias, w->logit_bias, w->n_logit_bias * sizeof *p->bias);
+    p->n_bias = w->n_logit_bias;
+    return 0;
+}
+
+static int compare_ranges(const void *x, const void *y)
+{
+    const struct plan_range *a = x, *b = y;
+    return (a->begin > b->begin) - (a->begin < b->begin);
+}
+
+/* Something must be left to choose. The ranges are the request's own copy: their order is free. */
+static int check_something_left(const struct admit *a, struct request_params *p, struct err *e)
+{
+    if (p->n_forbidden)
+        qsort(p->forbidden, p->n_forbidden, sizeof *p->forbidden, compare_ranges);
+    int32_t covered = 0;
+    for (uint32_t i = 0; i != p->n_forbidden && p->forbidden[i].begin <= covered; i++)
+        covered = MAX(covered, p->forbidden[i].end);
+    if ((uint32_t)covered < a->arch->vocab)
+        return 0;
+    return err_set(e, -EINVAL, "invalid_ids: every token is forbidden; leave at least one");
+}
+
+static int take_forbidden(const struct admit *a, const struct wire_id_ranges *w,
+                          struct request_params *p, struct err *e)
+{
+    const struct plan_range *ranges = w ? w->ranges : a->default_forbidden;
+    uint32_t n = w ? w->n_ranges : a->n_default_forbidden;
+    if (n > PLAN_MAX_RANGES)
+        return err_set(e, -EINVAL, "invalid_ids: expected at most %d ranges, found %u",
+                       PLAN_MAX_RANGES, n);
+    for (uint32_t i = 0; i != n; i++) {
+        if (ranges[i].begin < 0 || ranges[i].end < ranges[i].begin ||
+            (uint32_t)ranges[i].end > a->arch->vocab)
+            return err_set(e, -EINVAL,
+                           "invalid_ids: expected ranges with 0 <= begin <= end <= %u, found "
+                           "begin %d, end %d",
+                           a->arch->vocab, ranges[i].begin, ranges[i].end);
+    }
+    p->forbidden = alloc_array(n, sizeof *p->forbidden);
+    if (!p->forbidden)
+        return err_set(e, -ENOMEM, "out of memory");
+    if (n)
+        memcpy(p->forbidden, ranges, n * sizeof *p->forbidden);
+    p->n_forbidden = n;
+    return check_something_left(a, p, e);
+}
+
+static int take_beam(const struct wire_sampling_parameters *w, struct request_params *p,
+                     struct err *e)
+{
+    static const struct wire_beam_parameters none;
+    const struct wire_beam_parameters *b = w->beam ? w->beam : &none;
+    p->beam = true;
+    p->n_beams = b->num_beams ? b->num_beams : DEFAULT_BEAMS;
+    p->length_penalty = b->has_length_penalty ? b->length_penalty : 1;
+    p->no_repeat_ngram = b->no_repeat_ngram_size;
+    p->beam_sampled = b->sampled;
+    p->consider_end = b->has_consider_end ? b->consider_end : true;
+    if (p->n_beams > BEAM_MAX)
+        return err_set(e, -EINVAL, "beam.num_beams: expected at most %d, found %u", BEAM_MAX,
+                       p->n_beams);
+    if (p->no_repeat_ngram > MAX_NGRAM)
+        return err_set(e, -EINVAL, "beam.no_repeat_ngram_size: expected at most %d, found %u",
+                       MAX_NGRAM, p->no_repeat_ngram);
+    if (w->logprobs || w->top_logprobs)
+        return err_set(e, -EINVAL, "logprobs are there for sampling only, not for beams");
+    /* Beams rank the model's own probabilities: nothing is scaled or cut, as published. */
+    p->temperature = 1;
+    p->top_k = 0;
+    p->top_p = 0;
+    return check_number("beam.length_penalty", p->length_penalty, -10, 10, e);
+}
+
+static int take_seed(const struct wire_sampling_parameters *w, struct request_params *p,
+                     struct err *e)
+{
+    p->seed = w->seed;
+    if (w->has_seed)
+        return 0;
+    if (getrandom(&p->seed, sizeof p->seed, 0) != (ssize_t)sizeof p->seed)
+        return err_set(e, -EIO, "no random numbers from the system");
+    return 0;
+}
+
+static int take_sampling(const struct admit *a, const struct wire_sampling_parameters *w,
+                         struct request_params *p, struct err *e)
+{
+    static const struct wire_sampling_parameters none;
+    if (!w)
+        w = &none;
+    p->temperature = w->has_temperature ? w->temperature : 1;
+    p->top_k = w->top_k;
+    p->top_p = w->has_top_p ? w->top_p : default_top_p;
+    p->min_tokens = w->min_tokens;
+    p->ignore_end = w->ignore_end;
+    p->n_top_logprobs = w->top_logprobs;
+    p->logprobs = w->logprobs || w->top_logprobs;
+    int r = check_number("temperature", (double)p->temperature, 0, 10, e);
+    if (r == 0)
+        r = check_number("top_p", (double)p->top_p, 0, 1, e);
+    if (r == 0 && p->top_k > MAX_TOP_K)
+        r = err_set(e, -EINVAL, "top_k: expected at most %d, found %u", MAX_TOP_K, p->top_k);
+    if (r == 0 && p->n_top_logprobs > PLAN_MAX_TOP_LOGPROBS)
+        r = err_set(e, -EINVAL, "top_logprobs: expected at most %d, found %u",
+                    PLAN_MAX_TOP_LOGPROBS, p->n_top_logprobs);
+    if (r == 0 && p->min_tokens > a->max_tokens)
+        r = err_set(e, -EINVAL, "min_tokens: expected at most %u, found %u", a->max_tokens,
+                    p->min_tokens);
+    if (r == 0)
+        r = take_seed(w, p, e);
+    if (r == 0)
+        r = take_bias(a, w, p, e);
+    if (r == 0)
+        r = take_forbidden(a, w->invalid_ids, p, e);
+    if (r < 0)
+        return r;
+    if (p->temperature < 1e-4f) { /* the limit of sampling at a vanishing temperature */
+        p->temperature = 1;
+        p->top_k = 1;
+    }
+    return w->strategy == WIRE_STRATEGY_BEAM ? take_beam(w, p, e) : 0;
+}
+
+/* ---- prompts ---- */
+
+/* The lower layers say -E2BIG, -EILSEQ and -EINVAL: for a client all of them are bad input. */
+static int bad_input(int r, struct err *e)
+{
+    if (r < 0 && r != -ENOMEM && e)
+        e->code = -EINVAL;
+    return r < 0 && r != -ENOMEM ? -EINVAL : r;
+}
+
+static int prompt_from_text(const struct admit *a, const char *text, bool unidirectional,
+                            struct request *r, struct err *e)
+{
+    size_t n = strlen(text), max = a->arch->max_seq - 2; /* sop and one new token */
+    struct token_list ids = {0};
+    int code;
+    if (unidirectional) {
+        code = prompt_encode_masked(a->tokenizer, a->arch, text, n, false, max - 1, a->max_masks,
+                                    &ids, e);
+        if (code == 0)
+            code =
+                prompt_unidirectional(a->arch, ids.ids, ids.n, a->arch->max_seq - 1, &r->prompt, e);
+        token_list_deinit(&ids);
+        return code;
+    }
+    code = prompt_encode_text(a->tokenizer, a->arch, text, n, max, a->max_masks, &ids, &r->mask, e);
+    if (code == 0)
+        code = prompt_next(a->arch, &ids, r->mask, &r->prompt, e);
+    token_list_deinit(&ids);
+    return code;
+}
+
+static int prompt_from_tokens(const struct admit *a, const struct wire_token_ids *t,
+                              bool unidirectional, struct request *r, struct err *e)
+{
+    size_t max = a->arch->max_seq - 1; /* one new token */
+    if (unidirectional)
+        return prompt_unidirectional(a->arch, t->ids, t->n_ids, max, &r->prompt, e);
+    return prompt_from_ids(a->arch, t->ids, t->n_ids, max, &r->prompt, e);
+}
+
+static int take_choices(const struct wire_generate_request *w, struct request_params *p,
+                        struct err *e)
+{
+    p->n_choices = w->n ? w->n : 1;
+    uint32_t max = p->beam ? p->n_beams : REQUEST_MAX_CHOICES;
+    if (p->n_choices > max)
+        return err_set(e, -EINVAL, "n: expected at most %u%s, found %u", max,
+                       p->beam ? " (beam.num_beams)" : "", p->n_choices);
+    return 0;
+}
+
+static int take_max_tokens(const struct admit *a, uint32_t wanted, struct request *r, struct err *e)
+{
+    if (wanted > a->max_tokens)
+        return err_set(e, -EINVAL, "max_tokens: expected at most %u, found %u", a->max_tokens,
+                       wanted);
+    uint32_t n_prompt = (uint32_t)r->prompt.ids.n;
+    if (n_prompt >= a->arch->max_seq)
+        return err_set(e, -EINVAL,
+                       "the prompt has %u tokens; the context length of %u leaves no room for an "
+                       "answer",
+                       n_prompt, a->arch->max_seq);
+    uint32_t max_new = wanted ? wanted : MIN((uint32_t)DEFAULT_MAX_TOKENS, a->max_tokens);
+    r->params.max_new = MIN(max_new, a->arch->max_seq - n_prompt);
+    return 0;
+}
+
+static int finish(int code, struct request *r, struct request **ret, struct err *e)
+{
+    if (code < 0) {
+        request_free(r);
+        return bad_input(code, e);
+    }
+    *ret = r;
+    return 0;
+}
+
+int admit_generate(const struct admit *a, const struct wire_generate_request *w,
+                   struct request **ret, struct err *e)
+{
+    struct request *r = request_new(REQUEST_GENERATE);
+    if (!r)
+        return err_set(e, -ENOMEM, "out of memory");
+    int code = check_model(a, w->model, e);
+    if (code == 0)
+        code = check_request_id(w->request_id, e);
+    if (code == 0)
+        code = check_input(a, w->text, w->tokens, e);
+    if (code == 0)
+        code = take_sampling(a, w->sampling, &r->params, e);
+    if (code == 0)
+        code = take_choices(w, &r->params, e);
+    if (code == 0)
+        code = w->text ? prompt_from_text(a, w->text, w->unidirectional, r, e)
+                       : prompt_from_tokens(a, w->tokens, w->unidirectional, r, e);
+    if (code == 0)
+        code = take_max_tokens(a, w->max_tokens, r, e);
+    if (code == 0)
+        memcpy(r->client_id, w->request_id, strlen(w->request_id) + 1);
+    return finish(code, r, ret, e);
+}
+
+/* The first kind of mask in this order is the one that is filled. */
+static int fill_from_tokens(const struct admit *a, const struct wire_token_ids *t,
+                            struct request *r, struct err *e)
+{
+    const struct arch_tokens *k = &a->arch->tokens;
+    const int32_t ids[] = {k->mask, k->smask, k->gmask};
+    static const enum mask_kind kinds[] = {MASK_MASK, MASK_SMASK, MASK_GMASK};
+    uint32_t n_masks[3] = {0};
+    for (uint32_t i = 0; i != t->n_ids; i++) {
+        for (size_t m = 0; m != ARRAY_LEN(ids); m++)
+            n_masks[m] += t->ids[i] == ids[m];
+        if (t->ids[i] == k->sop)
+            return err_set(e, -EINVAL, "token %u is sop: Fill adds it by itself", i);
+    }
+    uint32_t n = n_masks[0] + n_masks[1] + n_masks[2];
+    if (n == 0 || n > a->max_masks)
+        return err_set(e, -EINVAL, "expected 1 to %u masks among the tokens, found %u",
+                       a->max_masks, n);
+    r->mask = kinds[n_masks[0] ? 0 : n_masks[1] ? 1 : 2];
+    if (token_list_extend(&r->ids, t->ids, t->n_ids) < 0)
+        return err_set(e, -ENOMEM, "out of memory");
+    return 0;
+}
+
+static int take_max_length(const struct admit *a, uint32_t wanted, struct request *r, struct err *e)
+{
+    uint32_t max_seq = a->arch->max_seq, n_prompt = (uint32_t)r->prompt.ids.n;
+    if (wanted > max_seq)
+        return err_set(e, -EINVAL,
+                       "max_length: expected at most the context length of %u, found %u", max_seq,
+                       wanted);
+    r->params.max_length = wanted ? wanted : MIN((uint32_t)DEFAULT_FILL_LENGTH, max_seq);
+    if (n_prompt >= r->params.max_length)
+        return err_set(e, -EINVAL,
+                       "the text has %u tokens; max_length %u leaves no room for an answer, up to "
+                       "%u are allowed",
+                       n_prompt, r->params.max_length, max_seq);
+    if (r->params.max_length - n_prompt > a->max_tokens)
+        r->params.max_length = n_prompt + a->max_tokens;
+    r->params.max_rounds = a->max_masks;
+    return 0;
+}
+
+int admit_fill(const struct admit *a, const struct wire_fill_request *w, struct request **ret,
+               struct err *e)
+{
+    struct request *r = request_new(REQUEST_FILL);
+    if (!r)
+        return err_set(e, -ENOMEM, "out of memory");
+    r->params.n_choices = 1;
+    int code = check_model(a, w->model, e);
+    if (code == 0)
+        code = check_request_id(w->request_id, e);
+    if (code == 0)
+        code = check_input(a, w->text, w->tokens, e);
+    if (code == 0)
+        code = take_sampling(a, w->sampling, &r->params, e);
+    if (code == 0)
+        code = w->text
+                   ? prompt_encode_text(a->tokenizer, a->arch, w->text, strlen(w->text),
+                                        a->arch->max_seq - 2, a->max_masks, &r->ids, &r->mask, e)
+                   : fill_from_tokens(a, w->tokens, r, e);
+    if (code == 0)
+        code = prompt_next(a->arch, &r->ids, r->mask, &r->prompt, e);
+    if (code == 0)
+        code = take_max_length(a, w->max_length, r, e);
+    if (code == 0)
+        memcpy(r->client_id, w->request_id, strlen(w->request_id) + 1);
+    return finish(code, r, ret, e);
+}
+
+/* ---- Score ---- */
+
+static int score_context(const struct admit *a, const struct wire_score_request *w,
+                         struct request *r, struct err *e)
+{
+    enum mask_kind kind = w->use_gmask ? MASK_GMASK : MASK_MASK;
+    int32_t mask = w->use_gmask ? a->arch->tokens.gmask : a->arch->tokens.mask;
+    struct token_list ids = {0};
+    int code = w->text ? prompt_encode_masked(a->tokenizer, a->arch, w->text, strlen(w->text),
+                                              false, a->arch->max_seq, a->max_masks, &ids, e)
+                       : token_list_extend(&ids, w->tokens->ids, w->tokens->n_ids);
+    bool found = false;
+    for (size_t i = 0; i != ids.n; i++)
+        found = found || ids.ids[i] == mask;
+    if (code == 0 && !found)
+        code = token_list_append(&ids, mask);
+    if (code == 0)
+        code = prompt_next(a->arch, &ids, kind, &r->prompt, e);
+    token_list_deinit(&ids);
+    return code;
+}
+
+static int score_choices(const struct admit *a, const struct wire_score_request *w,
+                         struct request *r, struct err *e)
+{
+    uint32_t n = w->n_choices ? w->n_choices : w->n_choice_tokens;
+    if (n == 0 || n > a->max_choices || (w->n_choices && w->n_choice_tokens))
+        return err_set(e, -EINVAL,
+                       "expected 1 to %u entries in either choices or choice_tokens, found %u and "
+                       "%u",
+                       a->max_choices, w->n_choices, w->n_choice_tokens);
+    r->choices = alloc_array(n, sizeof *r->choices);
+    if (!r->choices)
+        return err_set(e, -ENOMEM, "out of memory");
+    r->n_choices_scored = n;
+    for (uint32_t i = 0; i != n; i++) {
+        struct token_list *l = &r->choices[i];
+        int code;
+        if (w->n_choices) {
+            code = check_text(a, w->choices[i], e);
+            if (code == 0)
+                code = tokenizer_encode(a->tokenizer, w->choices[i], strlen(w->choices[i]), false,
+                                        a->arch->max_seq, l, e);
+            if (code == 0 && l->n == 0)
+                code = err_set(e, -EINVAL, "it has no tokens");
+        } else {
+            code = check_ids(a, &w->choice_tokens[i], e);
+            if (code == 0)
+                code = token_list_extend(l, w->choice_tokens[i].ids, w->choice_tokens[i].n_ids);
+        }
+        if (code < 0)
+            return code == -ENOMEM ? err_set(e, code, "out of memory")
+                                   : err_prefix(e, "choice %u", i);
+        if (r->prompt.ids.n - 1 + l->n > a->arch->max_seq)
+            return err_set(e, -EINVAL,
+                           "choice %u: expected at most %u tokens, context and choice together, "
+                           "found %zu",
+                           i, a->arch->max_seq, r->prompt.ids.n - 1 + l->n);
+    }
+    return 0;
+}
+
+int admit_score(const struct admit *a, const struct wire_score_request *w, struct request **ret,
+                struct err *e)
+{
+    struct request *r = request_new(REQUEST_SCORE);
+    if (!r)
+        return err_set(e, -ENOMEM, "out of memory");
+    r->params = (struct request_params){.temperature = 1, .n_choices = 1};
+    r->params.use_gmask = w->use_gmask;
+    int code = check_model(a, w->model, e);
+    if (code == 0)
+        code = check_request_id(w->request_id, e);
+    if (code == 0)
+        code = check_input(a, w->text, w->tokens, e);
+    if (code == 0)
+        code = score_context(a, w, r, e);
+    if (code == 0)
+        code = score_choices(a, w, r, e);
+    if (code == 0)
+        memcpy(r->client_id, w->request_id, strlen(w->request_id) + 1);
+    return finish(code, r, ret, e);
+}
+
+/* ---- text and ids ---- */
+
+int admit_tokenize(const struct admit *a, const struct wire_tokenize_request *w,
+                   struct token_list *ret_ids, struct err *e)
+{
+    int code = check_model(a, w->model, e);
+    size_t n = strlen(w->text);
+    if (code == 0 && n > a->max_input_bytes)
+        code = err_set(e, -EINVAL, "expected a text of at most %zu bytes, found %zu",
+                       a->max_input_bytes, n);
+    if (code < 0)
+        return code;
+    /* Any token stands for at least one byte, but for a few at each stretch's start. */
+    size_t max = n + 16 + 2 * (size_t)a->max_masks;
+    if (w->parse_masks)
+        code = prompt_encode_masked(a->tokenizer, a->arch, w->text, n, w->keep_linebreak, max,
+                                    a->max_masks, ret_ids, e);
+    else
+        code = tokenizer_encode(a->tokenizer, w->text, n, w->keep_linebreak, max, ret_ids, e);
+    return bad_input(code, e);
+}
+
+int admit_detokenize(const struct admit *a, const struct wire_detokenize_request *w,
+                     struct buf *ret_text, struct err *e)
+{
+    int code = check_model(a, w->model, e);
+    if (code < 0)
+        return code;
+    if (w->n_ids > a->max_input_bytes)
+        return err_set(e, -EINVAL, "expected at most %zu ids, found %u", a->max_input_bytes,
+                       w->n_ids);
+    return bad_input(tokenizer_decode(a->tokenizer, w->ids, w->n_ids, ret_text, e), e);
+}

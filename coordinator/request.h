@@ -1,0 +1,193 @@
+/* request.h: one client request, from admission to its last token.
+ *
+ * Pure state: no sockets, no clock of its own. The front fills in a request and submits it; the
+ * scheduler moves it; the front reads `outputs` whenever the scheduler says that a request was
+ * touched, and frees it after REQUEST_DONE.
+ *
+ *   NEW --submit--> QUEUED --admit--> RUNNING --last token, failure, cancellation--> DONE
+ *
+ * A running request executes *rounds*: one prompt and its outputs. Generate and Score have one;
+ * Fill has one for each blank, each starting from the text that the previous round filled. Within a
+ * round:
+ *
+ *   CONTEXT  several choices: prompt without its last token, run once, then shared by all
+ *   RUN      every sequence runs whatever of prompt + output is not in its cache yet
+ *
+ * so that the first step of a single sequence, a decode step and the replay of a sequence in a new
+ * epoch are the same thing. Prompt and output token ids stay here for the request's whole life.
+ */
+#ifndef GLMD_COORDINATOR_REQUEST_H
+#define GLMD_COORDINATOR_REQUEST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "coordinator/blocks.h"
+#include "model/beam.h"
+#include "model/prompt.h"
+#include "proto/plan.h"
+#include "proto/rpc/rpc.h"
+
+enum {
+    REQUEST_MAX_CHOICES = 16,
+    REQUEST_ID_BYTES = 129,
+    REQUEST_SLOT_NONE = -1,
+};
+
+enum request_kind { REQUEST_GENERATE, REQUEST_FILL, REQUEST_SCORE };
+enum request_state { REQUEST_NEW, REQUEST_QUEUED, REQUEST_RUNNING, REQUEST_DONE };
+enum request_phase { REQUEST_CONTEXT, REQUEST_RUN };
+enum finish { FINISH_NONE, FINISH_STOP, FINISH_LENGTH };
+
+/* Checked at admission; constant afterwards. */
+struct request_params {
+    bool beam; /* beam search; otherwise sampling */
+    float temperature;
+    uint32_t top_k;
+    float top_p;
+    uint64_t seed;
+    struct plan_bias *bias; /* owned */
+    uint32_t n_bias;
+    struct plan_range *forbidden; /* owned */
+    uint32_t n_forbidden;
+    uint32_t n_top_logprobs;
+    bool logprobs;
+    uint32_t min_tokens;
+    bool ignore_end;
+    uint32_t n_choices; /* sequences sampled; with beams: results returned */
+    uint32_t max_new;   /* tokens of an output; Fill: bounded by max_length instead */
+
+    uint32_t n_beams;
+    double length_penalty;
+    uint32_t no_repeat_ngram;
+    bool beam_sampled;
+    bool consider_end;
+
+    uint32_t max_length; /* Fill: tokens of the sequence, prompt with sop included */
+    uint32_t max_rounds; /* Fill: blanks that are filled at most */
+    bool use_gmask;      /* Score */
+};
+
+struct output_logprob {
+    float logprob;
+    uint32_t n_top;
+    struct result_logprob *top; /* owned */
+};
+
+/* What one choice, beam or Score choice has produced in the current round. */
+struct output {
+    struct token_list tokens;        /* the end token is not in it */
+    struct output_logprob *logprobs; /* [tokens.n] when the request asks for them */
+    size_t logprobs_capacity;
+    int32_t end_token; /* the token that ended it, -1 = none */
+    enum finish finish;
+    double score;          /* beams: penalized; Score: sum of log-probabilities */
+    float *token_scores;   /* Score: [n_target] */
+    const int32_t *target; /* Score: borrowed from the request */
+    uint32_t n_target;
+};
+
+/* A finished round of a Fill. */
+struct fill_round {
+    struct token_list input;    /* ends in sop */
+    struct token_list *outputs; /* [n_outputs], end tokens not included */
+    int32_t *end_tokens;        /* [n_outputs], -1 = none */
+    enum finish *finishes;      /* [n_outputs] */
+    double *scores;             /* [n_outputs] */
+    uint32_t n_outputs;
+    int32_t mask_index; /* the blank's place in `input` */
+};
+
+/* One sequence in the ranks' cache. */
+struct seq {
+    int64_t slot; /* REQUEST_SLOT_NONE while it has none */
+    uint32_t slot_gen;
+    struct block_table table;
+    struct block_table next; /* beams: the table after this step's reordering */
+    uint32_t n_cached;       /* tokens of prompt + output that are in the cache, or on their way */
+    uint32_t output;         /* index into outputs */
+    bool live;               /* takes part in the steps */
+    bool in_flight;          /* an item of it is being computed */
+};
+
+struct request {
+    /* set by the front */
+    uint64_t id; /* for logs and status; drawn by the scheduler */
+    char client_id[REQUEST_ID_BYTES];
+    enum request_kind kind;
+    struct request_params params;
+    int64_t arrived_ns;
+    int64_t deadline_ns; /* monotonic; 0 = none */
+    void *user;          /* the front's call */
+
+    /* what the current round runs, owned */
+    struct prompt prompt;
+    struct token_list ids;      /* Fill: the sequence without sop, of the current round */
+    enum mask_kind mask;        /* Fill: the kind that is filled */
+    struct token_list *choices; /* Score: [n_choices_scored] */
+    uint32_t n_choices_scored;
+
+    /* the scheduler's */
+    enum request_state state;
+    enum request_phase phase;
+    bool paused; /* the reader is behind: the sequences keep their memory and wait */
+    uint32_t round;
+    uint32_t n_context; /* tokens that all sequences of the round share */
+    struct block_lease lease;
+    uint32_t n_slots_reserved;
+    struct seq *seqs; /* [n_seqs] */
+    uint32_t n_seqs;
+    struct block_table context; /* Score: the shared context while choices run */
+    uint32_t next_choice;       /* Score: the next one to start */
+    struct beam_search *search;
+    uint32_t beam_step;
+    struct plan_copy copies[BEAM_MAX]; /* to run before the next step of this request */
+    uint32_t n_copies;
+    struct output *outputs; /* [n_outputs] */
+    uint32_t n_outputs;
+    struct fill_round *rounds; /* Fill: [n_rounds] finished ones */
+    uint32_t n_rounds;
+    bool touched;
+    struct request *next_touched;
+    struct request *prev, *next; /* the queue, or the running list */
+
+    /* outcome */
+    enum rpc_status status;
+    char message[256];
+    uint32_t n_prompt_tokens;
+    uint64_t n_completion_tokens;
+    int64_t started_ns, first_token_ns, last_token_ns;
+};
+
+struct request *request_new(enum request_kind kind);
+/* Not while the scheduler has it. */
+void request_free(struct request *r);
+
+/* Sequences that run at once. Score: bounded by what the group has. */
+uint32_t request_slots(const struct request *r, uint32_t n_slots_total);
+/* Largest number of tokens that one sequence can have in the cache. */
+uint32_t request_max_tokens(const struct request *r);
+/* KV blocks that the whole life can need, with this many slots. */
+uint64_t request_blocks(const struct request *r, uint32_t n_slots);
+
+/* Token `index` of a sequence: prompt, then output (or beam, or target). */
+int32_t request_token(const struct request *r, const struct seq *s, uint32_t index);
+/* Tokens of the sequence that must be in the cache before the next output. */
+uint32_t request_n_tokens(const struct request *r, const struct seq *s);
+
+/* New tokens that the current round may produce. */
+uint32_t request_max_new(const struct request *r);
+
+/* Appends a sampled token to an output. -ENOMEM. */
+int output_append(struct output *o, int32_t token, const struct result_item *item, bool logprobs);
+void output_deinit(struct output *o);
+
+/* Fill: stores the finished round and prepares the next prompt. 1: there is one; 0: every blank is
+ * filled (ids holds the result of the best output); -ENOMEM. */
+int request_next_round(struct request *r, const struct arch *a);
+
+/* Outputs of the current round, zeroed: what a round starts with. */
+int request_begin_round(struct request *r);
+
+#endif

@@ -1,0 +1,87 @@
+/* sched.h: what runs in the next step.
+ *
+ * A pure function of (state, time): requests, block accounts and slots go in, a step plan comes
+ * out; a step result goes in, tokens come out. No clock, no sockets, no randomness: the same calls
+ * give the same plans. Loop thread.
+ *
+ * Policy. Requests wait in order of arrival. The first one starts when slots and KV blocks for its
+ * whole life can be reserved; nothing that runs can run out of memory later. Each step runs one
+ * token of every live sequence plus as many waiting prefills as fit the group's step size; a
+ * prefill that does not fit beside the decodes gets a step of its own, never two in a row.
+ *
+ * A scheduler serves one group. Between epochs (sched_detach, sched_attach) requests wait.
+ */
+#ifndef GLMD_COORDINATOR_SCHED_H
+#define GLMD_COORDINATOR_SCHED_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "coordinator/request.h"
+#include "model/arch.h"
+
+enum { SCHED_MAX_IN_FLIGHT = 2 };
+
+struct sched; /* opaque */
+
+struct sched_config {
+    const struct arch *arch; /* borrowed */
+    uint32_t max_queue;
+};
+
+struct sched_stats {
+    uint32_t n_waiting, n_running;
+    uint32_t n_slots, n_slots_used;
+    uint32_t n_blocks, n_blocks_used;
+    uint64_t n_steps;
+    uint64_t n_prefill_tokens, n_decode_tokens;
+};
+
+int sched_new(const struct sched_config *config, struct sched **ret);
+void sched_free(struct sched *s); /* requests must have ended */
+
+/* A group is ready: steps can be planned. -EINVAL: its limits contradict the model. Waiting
+ * requests that can never run with these limits end at once. */
+int sched_attach(struct sched *s, const struct plan_limits *limits, uint64_t epoch, struct err *e);
+/* The epoch is over: running requests end with UNAVAILABLE and this message; waiting ones stay. */
+void sched_detach(struct sched *s, const char *why);
+bool sched_attached(const struct sched *s);
+
+/* -ENOBUFS: the queue is full; -E2BIG: it can never run (the message says which limit). Otherwise
+ * the scheduler holds the request until REQUEST_DONE. */
+int sched_submit(struct sched *s, struct request *r, struct err *e);
+
+/* Ends a request now; its slots and blocks are free for the next plan. Outputs of steps in flight
+ * are discarded. Nothing happens to a request that is done. */
+void sched_end(struct sched *s, struct request *r, enum rpc_status status, const char *message);
+
+/* A paused request keeps its memory and takes part in no step. */
+void sched_pause(struct sched *s, struct request *r, bool paused);
+
+/* Ends every request whose deadline has passed. Returns the earliest deadline left, 0 = none. */
+int64_t sched_expire(struct sched *s, int64_t now_ns);
+
+/* Plans the next step; false when there is nothing to do (or SCHED_MAX_IN_FLIGHT plans are out).
+ * The plan is valid until the next call. -ENOMEM ends the request that hit it, not the step. */
+bool sched_plan(struct sched *s, int64_t now_ns, const struct plan **ret_plan);
+
+/* The result of the oldest plan that is out. -EBADMSG: it does not answer that plan: the group
+ * cannot be trusted any more, nothing was committed. */
+int sched_commit(struct sched *s, const struct step_result *result, int64_t now_ns, struct err *e);
+
+uint32_t sched_n_in_flight(const struct sched *s);
+uint32_t sched_n_requests(const struct sched *s); /* waiting and running */
+/* Tokens of the oldest plan that is out, for the step deadline; 0 = none. */
+uint32_t sched_oldest_tokens(const struct sched *s);
+
+/* Requests with something new, each once, in the order of their events; NULL when there are no
+ * more. */
+struct request *sched_next_touched(struct sched *s);
+
+void sched_stats(const struct sched *s, struct sched_stats *ret);
+
+/* Conservation: blocks, slots, reservations and lists agree. For tests; O(everything). */
+bool sched_consistent(const struct sched *s);
+
+#endif

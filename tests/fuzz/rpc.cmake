@@ -1,0 +1,2 @@
+glmd_fuzzer(fuzz_rpc_reflection SOURCES fuzz_rpc_reflection.c ROOMS base proto LIBS glmd_rpc)
+glmd_fuzzer(fuzz_rpc_health SOURCES fuzz_rpc_health.c ROOMS base proto LIBS glmd_rpc)
