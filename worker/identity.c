@@ -83,7 +83,7 @@ static bool is_any(const struct sockaddr_storage *a)
 
 static int describe_listener(struct identity *id, const char *host, struct err *e)
 {
-    struct sockaddr_storage address;
+    struct sockaddr_storage address = {0};
     socklen_t size = sizeof address;
     if (getsockname(id->listen_fd, (struct sockaddr *)&address, &size))
         return err_set(e, -errno, "listening socket: %s", err_name(-errno));

@@ -1,6 +1,7 @@
 /* options.c: see options.h. */
 #include "worker/options.h"
 
+#include <assert.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,6 +90,7 @@ struct parse {
 static int parse_rank(struct parse *p, const char *text)
 {
     char *end;
+    assert(text);
     errno = 0;
     p->rank = strtol(text, &end, 10);
     if (errno || *end || end == text || p->rank < 0 || p->rank > UINT16_MAX)

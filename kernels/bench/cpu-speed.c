@@ -10,6 +10,7 @@
 #include "kernels/cpu/pool.h"
 #include "kernels/kernels.h"
 
+#include <assert.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -324,12 +325,14 @@ static void measure_batch(struct bench *b, const char *name, uint32_t tp, uint32
     static double samples[MAX_SAMPLES];
     int n = 0;
     double start = now();
+    assert(b->n_copies);
     while ((now() - start < b->s->seconds || n < 4) && n < MAX_SAMPLES) {
         double t = now();
         b->ops->linear(b->c, b->copies[(uint32_t)n % b->n_copies], b->x, batch, b->y);
         samples[n++] = now() - t;
     }
     qsort(samples, (size_t)n, sizeof *samples, compare);
+    assert(b->ceil->read_gbs > 0);
     double bytes = (double)b->rows * b->cols * bits_of(b->s->weight) / 8 +
                    (b->s->weight == K_WEIGHT_F16 ? 0 : 2.0 * b->rows * b->n_groups);
     double operations = 2.0 * batch * b->rows * b->cols;

@@ -12,8 +12,6 @@
 #include <assert.h>
 #include <math.h>
 
-#define UNROLL _Pragma("GCC unroll 16")
-
 enum { MAX_DIM = CPU_MAX_HEAD_DIM, V_COLUMNS = 2 };
 
 /* 16 tokens of a sequence, as they lie in one block of the cache. */
@@ -78,18 +76,18 @@ VEC_FN void score_rows(const struct rows *a, bool half, int R)
     for (uint32_t g = 0; g < a->n_groups[R - 1]; g++) {
         struct group at = find_group(a->kv, a->layer, a->kv_head, a->blocks, g);
         vf sum[ATTENTION_ROWS][2];
-        UNROLL for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = vf_zero();
+        TILE_UNROLL for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = vf_zero();
         for (uint32_t d = 0; d < dim; d += 2) {
             vf k0 = load_cached(half, at.k, (size_t)d * VEC);
             vf k1 = load_cached(half, at.k, (size_t)(d + 1) * VEC);
-            UNROLL for (int r = 0; r < R; r++)
+            TILE_UNROLL for (int r = 0; r < R; r++)
             {
                 const float *q = a->q + (size_t)r * dim + d;
                 sum[r][0] = vf_fma(vf_set1(q[0]), k0, sum[r][0]);
                 sum[r][1] = vf_fma(vf_set1(q[1]), k1, sum[r][1]);
             }
         }
-        UNROLL for (int r = 0; r < R; r++)
+        TILE_UNROLL for (int r = 0; r < R; r++)
         {
             int seen = tokens_seen(&at, a->visible[r]);
             if (seen)
@@ -120,26 +118,27 @@ static float exponentials(float *scores, uint32_t n_groups)
 VEC_FN void weigh_columns(const struct rows *a, bool half, int R, int C, uint32_t d)
 {
     vf sum[ATTENTION_ROWS][ATTENTION_WIDE];
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) sum[r][c] = vf_zero();
+    TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int c = 0; c < C; c++) sum[r][c] =
+        vf_zero();
     for (uint32_t g = 0; g < a->n_groups[R - 1]; g++) {
         struct group at = find_group(a->kv, a->layer, a->kv_head, a->blocks, g);
         int common = tokens_seen(&at, a->visible[0]);
         for (int t = 0; t < common; t++) {
             vf v[ATTENTION_WIDE];
-            UNROLL for (int c = 0; c < C; c++) v[c] =
+            TILE_UNROLL for (int c = 0; c < C; c++) v[c] =
                 load_cached(half, at.v, (size_t)t * a->dim_pad + d + (size_t)c * VEC);
-            UNROLL for (int r = 0; r < R; r++)
+            TILE_UNROLL for (int r = 0; r < R; r++)
             {
                 vf p = vf_set1(a->scores[r][(size_t)g * VEC + (size_t)t]);
-                UNROLL for (int c = 0; c < C; c++) sum[r][c] = vf_fma(p, v[c], sum[r][c]);
+                TILE_UNROLL for (int c = 0; c < C; c++) sum[r][c] = vf_fma(p, v[c], sum[r][c]);
             }
         }
-        UNROLL for (int r = 1; r < R; r++)
+        TILE_UNROLL for (int r = 1; r < R; r++)
         {
             int seen = tokens_seen(&at, a->visible[r]);
             for (int t = common; t < seen; t++) {
                 vf p = vf_set1(a->scores[r][(size_t)g * VEC + (size_t)t]);
-                UNROLL for (int c = 0; c < C; c++)
+                TILE_UNROLL for (int c = 0; c < C; c++)
                 {
                     size_t idx = (size_t)t * a->dim_pad + d + (size_t)c * VEC;
                     sum[r][c] = vf_fma(p, load_cached(half, at.v, idx), sum[r][c]);
@@ -147,7 +146,7 @@ VEC_FN void weigh_columns(const struct rows *a, bool half, int R, int C, uint32_
             }
         }
     }
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++)
+    TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int c = 0; c < C; c++)
         vf_store(a->out[r] + d + c * VEC, vf_mul(sum[r][c], vf_set1(a->inverse[r])));
 }
 

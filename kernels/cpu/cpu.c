@@ -16,7 +16,7 @@ static const char *mode_name(enum k_mode mode)
 
 static int check_params(const struct k_open_params *p, char *message, size_t size)
 {
-    if (p->device && strcmp(p->device, "cpu")) {
+    if (p->device && strcmp(p->device, "cpu") != 0) {
         snprintf(message, size, "device \"%s\": the CPU backend has one device, \"cpu\"",
                  p->device);
         return -EINVAL;

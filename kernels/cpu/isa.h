@@ -11,11 +11,17 @@
 #define CPU_JOIN(a, b)  CPU_JOIN_(a, b)
 #define CPU_FN(name)    CPU_JOIN(name, CPU_ISA)
 
-/* Sizes of the register tiles: 32 vector registers of 16 floats, or 16 of 8. */
+/* Sizes of the register tiles: 32 vector registers of 16 floats, or 16 of 8. Loops over a tile are
+ * unrolled, so that its sums are in registers; in plain C they are left to the compiler. */
 #if defined CPU_ISA_avx512 || defined CPU_ISA_avx512vnni
 enum { TILE_ROWS = 8, TILE_PANELS = 2, ATTENTION_ROWS = 8, ATTENTION_WIDE = 8 };
+#define TILE_UNROLL _Pragma("GCC unroll 16")
+#elif defined CPU_ISA_avx2
+enum { TILE_ROWS = 4, TILE_PANELS = 1, ATTENTION_ROWS = 2, ATTENTION_WIDE = 4 };
+#define TILE_UNROLL _Pragma("GCC unroll 16")
 #else
 enum { TILE_ROWS = 4, TILE_PANELS = 1, ATTENTION_ROWS = 2, ATTENTION_WIDE = 4 };
+#define TILE_UNROLL
 #endif
 
 #define CPU_RANGE_FN(name, job) void CPU_FN(name)(const struct job *j, uint64_t first, uint64_t end)

@@ -9,13 +9,12 @@
 /* The INT4 and INT8 words of a step of 8 columns, masked as word w of the activations wants it. */
 VEC_FN vi weight_word(const uint8_t *step, int format, int type, int w)
 {
-    if (format == CPU_I16 && type == K_WEIGHT_I4)
-        return vi_and(vi_srl(vi_load(step), 4 * w), vi_set1(0x000f000f));
+    if (type == K_WEIGHT_I4)
+        return vi_and(vi_srl(vi_load(step), 4 * w),
+                      vi_set1(format == CPU_I16 ? 0x000f000f : 0x0f0f0f0f));
     if (format == CPU_I16)
         return vi_and(vi_srl(vi_load(step + w / 2 * PACK_STEP_BYTES), 8 * (w % 2)),
                       vi_set1(0x00ff00ff));
-    if (type == K_WEIGHT_I4)
-        return vi_and(vi_srl(vi_load(step), 4 * w), vi_set1(0x0f0f0f0f));
     return vi_load(step + w * PACK_STEP_BYTES);
 }
 

@@ -23,20 +23,20 @@
 enum { SPIN_NS = 50 * 1000, SPINS_PER_CLOCK = 64, MAX_THREADS = 1024 };
 
 struct pool {
-    /* set once */
-    uint32_t n_threads;
-    pthread_t *threads; /* n_threads - 1 */
-    uint32_t n_started;
+    /* a cache line each for the word that workers watch and the one that the driver watches */
+    _Alignas(64) _Atomic uint32_t generation;
+    _Atomic uint32_t sleepers;
+    _Alignas(64) _Atomic uint32_t pending;
+    _Atomic uint32_t driver_sleeps;
 
     /* the section; written by the driver before `generation` is raised */
     pool_fn fn;
     void *arg;
     bool stop;
 
-    _Alignas(64) _Atomic uint32_t generation;
-    _Atomic uint32_t sleepers;
-    _Alignas(64) _Atomic uint32_t pending;
-    _Atomic uint32_t driver_sleeps;
+    /* set once */
+    uint32_t n_threads, n_started;
+    pthread_t *threads; /* [n_started], of n_threads - 1 */
 };
 
 struct worker_arg {

@@ -55,17 +55,11 @@ VEC_FN void tile_walk(const struct cpu_product *j, uint64_t first, uint64_t end,
     }
 }
 
-/* Expands X(rows) for the tile sizes of this instruction set. The loops over a register tile are
- * unrolled, so that its sums are in registers; in plain C they are left to the compiler. */
+/* Expands X(rows) for the tile sizes of this instruction set. */
 #if defined CPU_ISA_avx512 || defined CPU_ISA_avx512vnni
 #define TILE_SIZES(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
-#define TILE_UNROLL   _Pragma("GCC unroll 16")
-#elif defined CPU_ISA_avx2
-#define TILE_SIZES(X) X(1) X(2) X(3) X(4)
-#define TILE_UNROLL   _Pragma("GCC unroll 16")
 #else
 #define TILE_SIZES(X) X(1) X(2) X(3) X(4)
-#define TILE_UNROLL   _Pragma("GCC unroll 1")
 #endif
 
 #endif

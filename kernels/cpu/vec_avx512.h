@@ -84,9 +84,13 @@ VEC_FN vf vf_round_half(vf a)
 
 #ifdef CPU_ISA_avx512vnni
 
-#define vi_dot16(acc, w, x)      _mm512_dpwssd_epi32(acc, w, x)
-#define vi_dot8(acc, u, s)       _mm512_dpbusd_epi32(acc, u, s)
-#define vi_dot8_small(acc, u, s) _mm512_dpbusd_epi32(acc, u, s)
+#define vi_dot16(acc, w, x) _mm512_dpwssd_epi32(acc, w, x)
+#define vi_dot8(acc, u, s)  _mm512_dpbusd_epi32(acc, u, s)
+
+VEC_FN vi vi_dot8_small(vi acc, vi u, vi s)
+{
+    return vi_dot8(acc, u, s);
+}
 
 #else
 

@@ -234,7 +234,10 @@ VEC_FN vi vi_dot8(vi acc, vi u, vi s)
     return r;
 }
 
-#define vi_dot8_small vi_dot8
+VEC_FN vi vi_dot8_small(vi acc, vi u, vi s)
+{
+    return vi_dot8(acc, u, s);
+}
 
 #define VEC_PREFETCH(p) ((void)(p))
 

@@ -13,6 +13,10 @@
  * gone are dropped. rpc_cancel may be called at any time before on_done. Back-pressure: rpc_send
  * queues; rpc_queued_bytes tells how much is unsent; on_drained fires when the queue empties. A
  * message larger than the limit fails the call with RESOURCE_EXHAUSTED.
+ *
+ * Callbacks run from the loop only, never from inside a function of this file. After rpc_finish or
+ * rpc_cancel nothing but on_done arrives. Messages are plain: a peer that compresses them gets
+ * UNIMPLEMENTED, because inflating has no bound.
  */
 #ifndef GLMD_PROTO_RPC_RPC_H
 #define GLMD_PROTO_RPC_RPC_H
@@ -52,21 +56,24 @@ const char *rpc_status_name(enum rpc_status s); /* "INVALID_ARGUMENT" */
 
 struct rpc_callbacks {
     void (*on_message)(struct rpc_call *c, const uint8_t *data,
-                       size_t size);           /* data: this call only */
-    void (*on_half_close)(struct rpc_call *c); /* peer will send no more; may be NULL */
-    void (*on_drained)(struct rpc_call *c);    /* may be NULL */
+                       size_t size); /* data: this call only */
+    /* Server: the client has sent all it will. Not called when the call breaks. May be NULL. */
+    void (*on_half_close)(struct rpc_call *c);
+    void (*on_drained)(struct rpc_call *c); /* may be NULL */
     /* The end. Server: status is what was sent, or RPC_CANCELLED when the peer went away (also its
      * deadline). Client: what the server said. */
     void (*on_done)(struct rpc_call *c, enum rpc_status status, const char *message);
 };
 
 struct rpc_limits {
-    size_t max_message_bytes; /* 0 = 4 MiB */
+    size_t max_message_bytes; /* received and sent; 0 = 4 MiB, at most 64 MiB */
     size_t
         max_calls; /* server: calls at once, more are refused with RESOURCE_EXHAUSTED; 0 = 1024 */
 };
 
-/* NULL certificate files: plaintext. Client side: ca, and cert + key for mutual TLS. */
+/* NULL or "" for all certificate files: plaintext. Server: cert + key, and ca to demand client
+ * certificates. Client: ca, and cert + key for mutual TLS. The files are read and checked when the
+ * address is listened on or the channel made. */
 struct rpc_tls {
     const char *ca_file, *cert_file, *key_file;
     const char
@@ -118,22 +125,32 @@ rpc_deadline_ns(const struct rpc_call *c); /* server: monotonic clock_now_ns tim
 const char *rpc_metadata(const struct rpc_call *c,
                          const char *key); /* server: request header or NULL */
 
-int rpc_send(struct rpc_call *c, const void *data, size_t size); /* copies */
+/* Copies. 0 also when the message is dropped because the call is ending. -EMSGSIZE (over the
+ * message limit) and -ENOBUFS (64 MiB wait already: the peer reads too slowly) have failed the call
+ * with RESOURCE_EXHAUSTED; -ENOMEM leaves it as it was. */
+int rpc_send(struct rpc_call *c, const void *data, size_t size);
 size_t rpc_queued_bytes(const struct rpc_call *c);
 void rpc_half_close(struct rpc_call *c); /* client: no more messages */
-/* Server: sends the status behind all queued messages. message <= 1 KiB, UTF-8. */
+/* Server: sends the status behind all queued messages; a second one is ignored. message <= 1 KiB
+ * (longer ones are cut), UTF-8. */
 void rpc_finish(struct rpc_call *c, enum rpc_status status, const char *message);
+/* Ends the call at once, past everything queued. The peer sees CANCELLED. */
 void rpc_cancel(struct rpc_call *c);
 
-/* Stop and resume reading messages of a call (flow control reaches the peer). */
+/* Stop and resume reading messages of a call (flow control reaches the peer). Messages, half-close
+ * and the good end of a client's call wait for rpc_resume; an error ends a paused call at once. */
 void rpc_pause(struct rpc_call *c);
 void rpc_resume(struct rpc_call *c);
 
-/* grpc.health.v1 (Check, Watch) and server reflection (v1 and v1alpha), added before start. */
+/* grpc.health.v1 (Check, Watch) and server reflection (v1 and v1alpha), added before start. They
+ * answer also when max_calls is reached. The whole server is NOT_SERVING until rpc_health_set says
+ * otherwise; rpc_server_shutdown tells watchers NOT_SERVING. */
 enum rpc_serving { RPC_SERVING_UNKNOWN = 0, RPC_SERVING = 1, RPC_NOT_SERVING = 2 };
 int rpc_health_add(struct rpc_server *s);
 /* service "" = the whole server; unknown services are added. */
 void rpc_health_set(struct rpc_server *s, const char *service, enum rpc_serving status);
+/* Full names of the services to list ("glmd.v1.Inference"); the standard ones are listed besides.
+ * -ENOENT: a name that no .proto file of this build has. */
 int rpc_reflection_add(struct rpc_server *s, const char *const *services, size_t n);
 
 #endif

@@ -211,7 +211,7 @@ static int count_unknown(struct scan *s, size_t length)
 static int scan_field(struct scan *s)
 {
     struct level *l = &s->levels[s->depth - 1];
-    uint64_t key, value = 0;
+    uint64_t key = 0, value = 0;
     int r = read_varint(s, &key);
     if (r)
         return r;

@@ -21,6 +21,12 @@ def weights(model):
     return model("ckpt-fp16-tp1", "--weights", "int4")
 
 
+def wait_seen(c, api, rank):
+    """A process can be asked to end politely once it runs its own code: here, once it said hello."""
+    c.wait(lambda: (s := c.status()) and s.groups and s.groups[0].ranks[rank].state
+           not in (api.RANK_STATE_UNSPECIFIED, api.RANK_STATE_ABSENT), f"rank {rank} to connect")
+
+
 def stream_until_error(c, api, on_first):
     """Restarts the generation until the fault has hit a running one."""
     hit = False
@@ -78,6 +84,7 @@ def test_a_hung_worker_misses_the_step_deadline(weights, cluster, api):
 def test_no_workers_is_unavailable_not_a_hang(weights, cluster, api):
     c = cluster(weights, 2, ready=False, workers="external")
     for rank in range(2):
+        wait_seen(c, api, rank)
         c.processes[f"worker{rank}"].terminate()
         c.processes[f"worker{rank}"].wait()
     with pytest.raises(grpc.RpcError) as e:
@@ -88,6 +95,7 @@ def test_no_workers_is_unavailable_not_a_hang(weights, cluster, api):
 def test_mixed_models_are_refused_with_the_reason(weights, model, cluster, api):
     other = model("ckpt-int4-tp2")
     c = cluster(weights, 2, ready=False, workers="external", expect={"odd": 65, "worker1": 0})
+    wait_seen(c, api, 1)
     c.processes["worker1"].terminate()
     assert c.processes["worker1"].wait(timeout=DEADLINE_S) == 0
     odd = c.start_worker(1, sets=("--set", f"model.dir={other}"), name="odd")

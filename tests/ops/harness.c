@@ -135,7 +135,8 @@ void matrix_free(struct matrix *m)
 
 void assert_same_bits(const float *a, const float *b, size_t n, const char *format, ...)
 {
-    if (!memcmp(a, b, n * sizeof *a))
+    const uint8_t *bytes_a = (const uint8_t *)a, *bytes_b = (const uint8_t *)b;
+    if (!memcmp(bytes_a, bytes_b, n * sizeof *a))
         return;
     char place[256];
     va_list args;
@@ -143,7 +144,7 @@ void assert_same_bits(const float *a, const float *b, size_t n, const char *form
     vsnprintf(place, sizeof place, format, args);
     va_end(args);
     size_t i = 0;
-    while (!memcmp(a + i, b + i, sizeof *a))
+    while (!memcmp(bytes_a + i * sizeof *a, bytes_b + i * sizeof *a, sizeof *a))
         i++;
     fail_msg("%s: element %zu is %.9g (%a) but must have the bits of %.9g (%a)", place, i,
              (double)a[i], (double)a[i], (double)b[i], (double)b[i]);

@@ -109,9 +109,10 @@ static void base_rows(float *rows)
 static void alone(const struct chain *chain, const char *isa, enum k_mode mode, const float *rows,
                   float *logits)
 {
-    struct device d;
-    assert_true(device_open(&d, chain, isa, mode, 1));
-    for (int i = 0; i < N_ROWS; i++) {
+    struct device d = {0};
+    bool opened = device_open(&d, chain, isa, mode, 1);
+    assert_true(opened);
+    for (int i = 0; opened && i < N_ROWS; i++) {
         memcpy(d.x, rows + (size_t)i * COLS, COLS * sizeof *rows);
         run_chain(&d, 1);
         memcpy(logits + (size_t)i * VOCAB, d.logits, VOCAB * sizeof *logits);
@@ -155,7 +156,7 @@ static void test_batches(void **state)
         alone(&chain, "c", (enum k_mode)mode, rows, logits);
         for (int set = 0; set < MAX_SETS; set++)
             for (uint32_t threads = 1; threads <= 2; threads++) {
-                struct device d;
+                struct device d = {0};
                 int n_batches = set ? 500 : 20;
                 if (!device_open(&d, &chain, op_sets[set], (enum k_mode)mode, threads))
                     continue;
@@ -205,14 +206,16 @@ static void *run_rank(void *arg)
 {
     struct rank *k = arg;
     struct rng r = {k->seed};
-    struct device d;
+    struct device d = {0};
     if (!device_open(&d, k->chain, NULL, K_MODE_FP16, 2))
         k->n_wrong++;
     for (int batch = 0; batch < 50 && d.c; batch++) {
         uint32_t pick[MAX_BATCH], n = random_batch(&d, k->rows, &r, pick);
-        for (uint32_t i = 0; i < n; i++)
-            k->n_wrong += memcmp(d.logits + (size_t)i * VOCAB, k->logits + (size_t)pick[i] * VOCAB,
-                                 VOCAB * sizeof(float)) != 0;
+        for (uint32_t i = 0; i < n; i++) {
+            const void *got = d.logits + (size_t)i * VOCAB;
+            const void *want = k->logits + (size_t)pick[i] * VOCAB;
+            k->n_wrong += memcmp(got, want, VOCAB * sizeof(float)) != 0;
+        }
     }
     if (d.c)
         device_close(&d);

@@ -192,7 +192,7 @@ static void naive_row(const struct world *w, enum k_mode mode, uint32_t s, uint3
     uint32_t shared = m->n_heads / m->n_kv_heads, kv_head = head / shared;
     uint32_t visible = row + 1 > sequences[s].prefix ? row + 1 : sequences[s].prefix;
     uint32_t token = w->row0[s] + row;
-    double score[MAX_SEQ], largest = -INFINITY, sum = 0, k[128];
+    double score[MAX_SEQ], largest = -INFINITY, sum = 0, k[128] = {0};
     rotate(w, w->positions[token], head_of(w, token, kv_head) + head % shared * m->dim, q);
     for (uint32_t t = 0; t < visible; t++) {
         uint32_t other = w->row0[s] + t;
@@ -218,7 +218,7 @@ static void naive_row(const struct world *w, enum k_mode mode, uint32_t s, uint3
 static void check_against_double(const struct world *w, enum k_mode mode, const float *q,
                                  const float *out)
 {
-    double want_q[128], want[128];
+    double want_q[128] = {0}, want[128] = {0};
     /* a key within half an ulp of a tie may round to its other neighbour in binary16 */
     double bound = mode == K_MODE_FP32 ? 2e-5 : 2e-3;
     for (uint32_t s = 0; s < N_SEQS; s++)
@@ -263,7 +263,7 @@ static void check_model(const struct model *m, enum k_mode mode, uint64_t seed)
     float *q = op_malloc(n * sizeof(float)), *out = op_malloc(n * sizeof(float));
     for (int set = 0; set < MAX_SETS; set++)
         for (uint32_t threads = 1; threads <= 2; threads++) {
-            struct device d;
+            struct device d = {0};
             if (!device_open(&d, &w, op_sets[set], mode, threads))
                 continue;
             poison_cache(&d, &w);
@@ -327,7 +327,7 @@ static void test_prefill_is_decode(void **state)
             for (int set = 1; set < MAX_SETS; set++) {
                 struct rng r = {7000 + (uint64_t)(i * 10 + set)};
                 struct world w = world_new(&models[i], &r);
-                struct device d;
+                struct device d = {0};
                 if (device_open(&d, &w, op_sets[set], (enum k_mode)mode, 2)) {
                     size_t n = (size_t)w.n_tokens * w.q_len;
                     float *all[2] = {op_malloc(n * sizeof(float)), op_malloc(n * sizeof(float))};
@@ -357,7 +357,7 @@ static void test_kv_copy(void **state)
     (void)state;
     struct rng r = {31};
     struct world w = world_new(&models[0], &r);
-    struct device d;
+    struct device d = {0};
     assert_true(device_open(&d, &w, NULL, K_MODE_FP16, 1));
     size_t n = (size_t)w.n_tokens * w.q_len;
     float *q = op_malloc(n * sizeof *q), *before = op_malloc(n * sizeof *q);

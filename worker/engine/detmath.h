@@ -14,13 +14,16 @@
  * below 1.7e-38). */
 static inline float det_expf(float x)
 {
-    float clamped = x < -87.0f ? -87.0f : x;
+    /* Without a branch, so that loops over it vectorise: below -87 compute exp(0), return 0. */
+    uint32_t keep = 0u - (uint32_t)(x >= -87.0f);
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits &= keep;
+    memcpy(&x, &bits, sizeof x);
     /* n = round(x / ln 2): adding 1.5 * 2^23 leaves the integer in the low mantissa bits. */
-    float shifted = clamped * 1.44269504f + 12582912.0f;
-    int32_t bits;
-    memcpy(&bits, &shifted, sizeof bits);
+    float shifted = x * 1.44269504f + 12582912.0f;
     float n = shifted - 12582912.0f;
-    float r = clamped - n * 0.693359375f; /* ln 2 in two parts; the first product is exact */
+    float r = x - n * 0.693359375f; /* ln 2 in two parts; the first product is exact */
     r = r - n * -2.12194440e-4f;
     /* Minimax polynomial of exp on [-ln2/2, ln2/2] (Cephes expf). */
     float p = 1.9875691500e-4f;
@@ -30,11 +33,15 @@ static inline float det_expf(float x)
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    uint32_t scale_bits = ((uint32_t)bits + 127) << 23; /* 2^n; the magic's own bits leave on top */
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits + 127) << 23; /* 2^n; the bits of 1.5 * 2^23 leave on top */
     float scale;
-    memcpy(&scale, &scale_bits, sizeof scale);
+    memcpy(&scale, &bits, sizeof scale);
     float y = p * scale;
-    return x < -87.0f ? 0.0f : y;
+    memcpy(&bits, &y, sizeof bits);
+    bits &= keep;
+    memcpy(&y, &bits, sizeof y);
+    return y;
 }
 
 /* Natural logarithm of a positive, normal x; relative error below 1e-15. */

@@ -3,8 +3,8 @@
  * The best W of all rows are held in a heap with the worst in front; a row is compared with the
  * worst one as a whole, so that almost every token costs one comparison. Draws without replacement
  * are the same search over score + Gumbel noise (Vieira 2014, "Gumbel-max trick and weighted
- * reservoir sampling"): the noise of a token depends on its beam and id alone, and is computed only
- * where it could still matter.
+ * reservoir sampling"): the noise of a token depends on its beam and id alone, and its logarithms
+ * are computed only where it could still matter.
  */
 #include <assert.h>
 #include <stdbool.h>
@@ -13,9 +13,6 @@
 #include "worker/engine/detmath.h"
 #include "worker/engine/philox.h"
 #include "worker/engine/sampler_impl.h"
-
-/* -log(-log(u)) for the largest u = 1 - 2^-33: no noise is larger. */
-#define GUMBEL_MAX 22.88
 
 static bool better(const struct sampler_held *a, const struct sampler_held *b, bool by_score)
 {
@@ -84,12 +81,52 @@ static struct philox beam_key(const struct sampler *s, uint32_t beam)
     return philox4x32(s->group.seed, counter);
 }
 
-static double gumbel(struct philox key, int32_t token)
+/* Uniform in (0, 1) for each of four tokens. */
+static void uniforms(struct philox key, uint32_t first_token, double ret[4])
 {
-    struct philox counter = {{(uint32_t)token, key.word[2], key.word[3], 0}};
+    struct philox counter = {{first_token / 4, key.word[2], key.word[3], 0}};
     struct philox p = philox4x32((uint64_t)key.word[1] << 32 | key.word[0], counter);
-    double u = ((double)p.word[0] + 0.5) * 0x1p-32;
-    return -det_log(-det_log(u));
+    for (int i = 0; i != 4; i++)
+        ret[i] = ((double)p.word[i] + 0.5) * 0x1p-32;
+}
+
+/* Score + noise can exceed `least` only if u > exp(-t), t = exp(score - least); 1 - t is below
+ * that, and t is taken a little too large so that rounding never decides. */
+static bool cannot_matter(double u, double distance)
+{
+    return distance < 0.0 && u <= 1.0 - 1.0001 * (double)det_expf((float)distance);
+}
+
+static void draw_row(struct sampler *s, const float *row, uint32_t item, double base)
+{
+    /* The beam's number in its group: where the group is in the plan must not matter. */
+    struct philox key = beam_key(s, s->n_beams++);
+    double least = -__builtin_inf();
+    double u[4];
+    for (uint32_t i = 0; i != s->vocab; i++) {
+        if (i % 4 == 0)
+            uniforms(key, i, u);
+        double score = (double)row[i] + base;
+        if (cannot_matter(u[i % 4], score - least))
+            continue;
+        double noise = -det_log(-det_log(u[i % 4])); /* Gumbel */
+        hold(s, (struct sampler_held){score + noise, score, item, (int32_t)i});
+        if (s->n_held == s->group.width)
+            least = s->held[0].rank;
+    }
+}
+
+static void search_row(struct sampler *s, const float *row, uint32_t item, double base)
+{
+    double least = -__builtin_inf(); /* no logit below can be held */
+    for (uint32_t i = 0; i != s->vocab; i++) {
+        if ((double)row[i] < least)
+            continue;
+        double score = (double)row[i] + base;
+        hold(s, (struct sampler_held){score, score, item, (int32_t)i});
+        if (s->n_held == s->group.width)
+            least = s->held[0].rank - base - 1e-9; /* well below any rounding of the difference */
+    }
 }
 
 void sampler_beam_row(struct sampler *s, float *row, uint32_t item, float beam_score,
@@ -99,22 +136,10 @@ void sampler_beam_row(struct sampler *s, float *row, uint32_t item, float beam_s
     sampler_forbid(row, p);
     /* score = row[token] + base */
     double base = (double)beam_score - sampler_log_sum_exp(row, s->vocab);
-    /* The beam's number in its group: where the group is in the plan must not matter. */
-    struct philox key = beam_key(s, s->n_beams++);
-    double slack = s->group.deterministic ? 1e-9 : GUMBEL_MAX;
-    double least = -__builtin_inf(); /* no token below can be held */
-    for (uint32_t i = 0; i != s->vocab; i++) {
-        if ((double)row[i] < least)
-            continue;
-        struct sampler_held candidate = {.item = item, .token = (int32_t)i};
-        candidate.score = (double)row[i] + base;
-        candidate.rank = candidate.score;
-        if (!s->group.deterministic)
-            candidate.rank += gumbel(key, (int32_t)i);
-        hold(s, candidate);
-        if (s->n_held == s->group.width)
-            least = s->held[0].rank - base - slack;
-    }
+    if (s->group.deterministic)
+        search_row(s, row, item, base);
+    else
+        draw_row(s, row, item, base);
 }
 
 uint32_t sampler_beam_finish(struct sampler *s, struct result_candidate *ret_candidates)

@@ -6,10 +6,7 @@
 
 #include "worker/engine/sampler.h"
 
-struct sampler_key { /* a token by its place in the order of the logits */
-    uint32_t key;
-    uint32_t id;
-};
+enum { SAMPLER_BINS = 2048 };
 
 struct sampler_held { /* one candidate of a beam group */
     double rank;      /* what it was chosen by: the score, or the score plus its noise */
@@ -20,10 +17,12 @@ struct sampler_held { /* one candidate of a beam group */
 
 struct sampler {
     uint32_t vocab;
-    float *raw;                                    /* owned, [vocab]: logits before the strategy */
-    float *weights;                                /* owned, [vocab]: exp(logit - max), 0 = cut */
-    struct sampler_key *order, *order_tmp;         /* owned, [vocab] each */
-    uint32_t histogram[2048];                      /* of one digit of the keys */
+    float *raw;     /* owned, [vocab]: logits before the strategy */
+    float *weights; /* owned, [vocab]: exp(logit - max), 0 = cut */
+    union {         /* of one digit of the keys */
+        uint32_t count[SAMPLER_BINS];
+        double mass[SAMPLER_BINS];
+    } bins;
     struct plan_beam_group group;                  /* the beam group in progress */
     uint32_t n_beams;                              /* rows of it that were seen */
     uint32_t n_held;                               /* <= group.width */

@@ -243,7 +243,7 @@ static void test_files(void **state)
     (void)state;
     struct config c;
     struct err e = ERR_INIT;
-    char path[] = "/tmp/glmd-config-XXXXXX";
+    char path[] = "glmd-config-XXXXXX";
     int fd = mkstemp(path);
     assert_true(fd >= 0);
     static const char text[] = "log:\n  level: debug\n";

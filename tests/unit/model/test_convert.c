@@ -16,6 +16,7 @@
 
 #include "base/util.h"
 #include "model/layout.h"
+#include "tests/support/npy.h"
 #include "tests/unit/model/support.h"
 
 /* Every tensor of both directories has the same bytes. */
@@ -589,6 +590,90 @@ static void test_heads_and_shards(void **state)
     scratch_remove(scratch);
 }
 
+/* ---- forms that torch.save may give a model (tests/golden/convert) ---- */
+
+static void convert_small(const char *name, const char *out, const char *weights, struct stopper *s)
+{
+    struct convert_options o = {.max_file_bytes = CONVERT_DEFAULT_FILE_BYTES,
+                                .has_weights = true,
+                                .on_warning = note_warning,
+                                .context = s};
+    struct convert_result result;
+    struct err e = ERR_INIT;
+    char *from = path_in(source_dir(), name), *tokenizer = golden_path("glm130b/tokenizer.model");
+    assert_int_equal(quant_weights_parse(weights, &o.scheme.weights), 0);
+    *s = (struct stopper){0};
+    o.from = from;
+    o.out = out;
+    o.tokenizer = tokenizer;
+    if (convert_run(&o, &result, &e) < 0)
+        fail_msg("%s: %s", name, e.message);
+    assert_true(result.has_tokenizer);
+    free(from);
+    free(tokenizer);
+}
+
+static void test_views(void **state)
+{
+    (void)state;
+    static const char *const weights[] = {"fp16", "int8"};
+    for (size_t i = 0; i < ARRAY_LEN(weights); i++) {
+        char *scratch = scratch_new();
+        char *plain = path_in(scratch, "plain"), *views = path_in(scratch, "views");
+        struct stopper s;
+        convert_small("tests/golden/convert/plain", plain, weights[i], &s);
+        assert_int_equal(s.warnings, 0);
+        convert_small("tests/golden/convert/views", views, weights[i], &s);
+        assert_int_equal(s.warnings, 1);
+        assert_non_null(strstr(s.last_warning, "mixins.extra.weight"));
+        assert_same_tensors(plain, views);
+        free(plain);
+        free(views);
+        scratch_remove(scratch);
+    }
+}
+
+static void test_odd(void **state)
+{
+    (void)state;
+    char *scratch = scratch_new(), *out = path_in(scratch, "out"), *int8 = path_in(scratch, "int8");
+    struct stopper s;
+    convert_small("tests/golden/convert/odd", out, "fp16", &s);
+    assert_int_equal(s.warnings, 2);
+    assert_non_null(strstr(s.last_warning, "final_layernorm.weight\" differs"));
+    convert_small("tests/golden/convert/odd", int8, "int8", &s);
+    assert_int_equal(s.warnings, 2);
+    /* the infinite weight became 0, its row kept a finite scale */
+    struct model_dir *d = open_model_ok(int8);
+    size_t n, m;
+    int8_t *q = read_tensor(d, "transformer.layers.0.attention.dense.weight", &n);
+    uint16_t *scale = read_tensor(d, "transformer.layers.0.attention.dense.weight_scale", &m);
+    assert_int_equal(n, 64);
+    assert_int_equal(q[2 * 8 + 4 + 1], 0);
+    assert_true((scale[2] & 0x7fff) < 0x7c00);
+    free(q);
+    free(scale);
+    model_dir_close(d);
+    free(out);
+    free(int8);
+    scratch_remove(scratch);
+}
+
+static void test_transposed(void **state)
+{
+    (void)state;
+    char *scratch = scratch_new(), *out = path_in(scratch, "out");
+    char *from = path_in(source_dir(), "tests/golden/convert/transposed");
+    struct convert_options o = {.from = from, .out = out, .max_file_bytes = 1 << 20};
+    struct convert_result result;
+    struct err e = ERR_INIT;
+    assert_int_equal(convert_run(&o, &result, &e), -ENOTSUP);
+    assert_non_null(strstr(e.message, "contiguous"));
+    free(from);
+    free(out);
+    scratch_remove(scratch);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -609,6 +694,9 @@ int main(void)
         cmocka_unit_test(test_latest),
         cmocka_unit_test(test_config),
         cmocka_unit_test(test_heads_and_shards),
+        cmocka_unit_test(test_views),
+        cmocka_unit_test(test_odd),
+        cmocka_unit_test(test_transposed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

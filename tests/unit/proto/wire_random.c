@@ -37,8 +37,12 @@ static const char *random_text(struct wire_random *r)
     static const char *const pieces[] = {"a",  "blank",           "\xc3\xa9", "\xe6\xb8\x85",
                                          "\n", "\xf0\x9f\x98\x80"};
     char *text = wire_arena_array(r->arena, 1, 64);
-    for (uint32_t n = 1 + random_below(r, 8); n; n--)
-        strcat(text, pieces[random_below(r, 6)]);
+    size_t size = 0;
+    for (uint32_t n = 1 + random_below(r, 8); n; n--) {
+        const char *piece = pieces[random_below(r, 6)];
+        memcpy(text + size, piece, strlen(piece));
+        size += strlen(piece);
+    }
     return text;
 }
 

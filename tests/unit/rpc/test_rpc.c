@@ -160,6 +160,26 @@ static void test_cancel_by_server(void **state)
     assert_int_equal(served->status, RPC_CANCELLED);
 }
 
+/* A coordinator turns a rank away in the middle of its stream. */
+static void test_finish_before_half_close(void **state)
+{
+    struct rig *r = *state;
+    struct client c = {0};
+    client_open(r, &c, "/test.Test/Hold", 0);
+    assert_int_equal(rpc_send(c.call, "x", 1), 0);
+    WAIT(r, served && served->n_messages == 1);
+    for (int i = 0; i < 1000; i++) /* still on their way when the end comes */
+        assert_int_equal(rpc_send(c.call, "y", 1), 0);
+    rpc_finish(served->call, RPC_ABORTED, "fenced");
+    rpc_finish(served->call, RPC_OK, "ignored");
+    WAIT(r, c.n_done && served->n_done);
+    assert_int_equal(c.status, RPC_ABORTED);
+    assert_string_equal(c.message, "fenced");
+    assert_int_equal(served->status, RPC_ABORTED);
+    assert_int_equal(served->n_messages, 1); /* nothing after rpc_finish */
+    assert_int_equal(served->n_half_closes, 0);
+}
+
 static void test_cancel_before_start(void **state)
 {
     struct rig *r = *state;
@@ -416,6 +436,7 @@ int main(int argc, char **argv)
         BOTH(test_unknown_method),
         BOTH(test_cancel_by_client),
         BOTH(test_cancel_by_server),
+        BOTH(test_finish_before_half_close),
         BOTH(test_cancel_before_start),
         BOTH(test_deadline),
         BOTH(test_half_close_first),

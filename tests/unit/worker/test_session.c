@@ -130,11 +130,9 @@ static void fake_init(struct fake *f, bool cpu)
 static void expect(struct fake *f, const char *words)
 {
     char found[1024] = "";
-    for (; f->read < f->n; f->read++) {
-        strcat(found, f->log[f->read]);
-        if (f->read + 1 < f->n)
-            strcat(found, " ");
-    }
+    for (int size = 0; f->read < f->n; f->read++)
+        size += snprintf(found + size, sizeof found - (size_t)size, size ? " %s" : "%s",
+                         f->log[f->read]);
     if (strcmp(words, found) != 0)
         fail_msg("expected \"%s\", found \"%s\"", words, found);
 }
