@@ -1,6 +1,7 @@
 /* logits_cases.c: see logits_cases.h. */
 #include "cli/logits_cases.h"
 
+#include <assert.h>
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -242,6 +243,7 @@ static int read_cases(const json_t *manifest, const char *folder, const struct l
             err_prefix(e, "%s[%zu]", list == plain ? "cases" : "logits", i);
             return r;
         }
+        assert(ret->cases[i].tensor_name);
         for (size_t j = 0; j != i; j++) {
             if (strcmp(ret->cases[i].tensor_name, ret->cases[j].tensor_name) == 0)
                 return err_set(e, -EINVAL, "name: %s is there twice", ret->cases[i].tensor_name);

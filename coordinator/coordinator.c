@@ -79,7 +79,7 @@ static void say_ready(struct coordinator *c)
     if (c->said_ready)
         return;
     c->said_ready = true;
-    printf("glmd-coordinator ready: grpc=%s\n", c->dial);
+    printf("glmd-coordinator ready: grpc=%s\n", c->address);
     fflush(stdout);
 }
 
@@ -286,11 +286,11 @@ static int open_scheduler(struct coordinator *c, struct err *e)
 }
 
 /* HOST:PORT that reaches us from this host: wildcards become the loopback address. */
-static void set_dial(struct coordinator *c, const char *address, int port)
+static void reachable(const char *address, int port, char ret[300])
 {
     const char *colon = strrchr(address, ':');
     if (strncmp(address, "unix:", 5) == 0 || !colon) {
-        snprintf(c->dial, sizeof c->dial, "%s", address);
+        snprintf(ret, 300, "%s", address);
         return;
     }
     int n = (int)(colon - address);
@@ -298,19 +298,15 @@ static void set_dial(struct coordinator *c, const char *address, int port)
         n == 0 || (n == 7 && strncmp(address, "0.0.0.0", 7) == 0) || (n == 1 && *address == '*');
     bool any6 = n == 4 && strncmp(address, "[::]", 4) == 0;
     if (any4 || any6)
-        snprintf(c->dial, sizeof c->dial, "%s:%d", any4 ? "127.0.0.1" : "[::1]", port);
+        snprintf(ret, 300, "%s:%d", any4 ? "127.0.0.1" : "[::1]", port);
     else
-        snprintf(c->dial, sizeof c->dial, "%.*s:%d", n, address, port);
+        snprintf(ret, 300, "%.*s:%d", n, address, port);
 }
 
 static int open_servers(struct coordinator *c, struct err *e)
 {
     const struct config *f = c->config;
     const struct rpc_limits limits = {.max_calls = (size_t)f->coordinator.limits.max_connections};
-    const struct rpc_tls tls = {.ca_file = *f->coordinator.tls.ca ? f->coordinator.tls.ca : NULL,
-                                .cert_file = f->coordinator.tls.cert,
-                                .key_file = f->coordinator.tls.key};
-    const struct rpc_tls *use_tls = *f->coordinator.tls.cert ? &tls : NULL;
     bool separate = *f->coordinator.worker_listen;
     size_t n = front_methods(c, c->methods);
     assert(n < ARRAY_LEN(c->methods));
@@ -331,14 +327,26 @@ static int open_servers(struct coordinator *c, struct err *e)
         r = rpc_reflection_add(c->server, front_services, front_n_services);
     if (r < 0)
         return err_set(e, r, "cannot set up the server: %s", err_name(r));
-    int worker_port;
-    r = rpc_server_listen(c->server, f->coordinator.listen, use_tls, &c->port, e);
+    return 0;
+}
+
+static int listen_and_start(struct coordinator *c, struct err *e)
+{
+    const struct config *f = c->config;
+    const struct rpc_tls tls = {.ca_file = *f->coordinator.tls.ca ? f->coordinator.tls.ca : NULL,
+                                .cert_file = f->coordinator.tls.cert,
+                                .key_file = f->coordinator.tls.key};
+    const struct rpc_tls *use_tls = *f->coordinator.tls.cert ? &tls : NULL;
+    bool separate = c->worker_server != c->server;
+    const char *worker_listen = separate ? f->coordinator.worker_listen : f->coordinator.listen;
+    int r = rpc_server_listen(c->server, f->coordinator.listen, use_tls, &c->port, e);
+    int worker_port = c->port;
     if (r == 0 && separate)
-        r = rpc_server_listen(c->worker_server, f->coordinator.worker_listen, use_tls, &worker_port,
-                              e);
+        r = rpc_server_listen(c->worker_server, worker_listen, use_tls, &worker_port, e);
     if (r < 0)
         return r;
-    set_dial(c, f->coordinator.listen, c->port);
+    reachable(f->coordinator.listen, c->port, c->address);
+    reachable(worker_listen, worker_port, c->dial);
     c->listening = true;
     r = rpc_server_start(c->server);
     if (r == 0 && separate)
@@ -346,12 +354,11 @@ static int open_servers(struct coordinator *c, struct err *e)
     if (r < 0)
         return err_set(e, r, "cannot start the server: %s", err_name(r));
     rpc_health_set(c->server, "glmd.v1.Cluster", RPC_SERVING);
-    printf("glmd-coordinator listening: grpc=%s\n", c->dial);
+    printf("glmd-coordinator listening: grpc=%s\n", c->address);
     fflush(stdout);
-    log_info("listening on %s, model %s, digest %s", c->dial, c->model_name,
+    log_info("listening on %s%s%s, model %s, digest %s", c->address,
+             separate ? ", for workers on " : "", separate ? c->dial : "", c->model_name,
              model_dir_digest(c->model)->hex);
-    if (separate)
-        set_dial(c, f->coordinator.worker_listen, worker_port);
     return 0;
 }
 
@@ -416,6 +423,8 @@ static int start(struct coordinator *c, struct err *e)
     int r = rpc_runtime_new(&c->loop, &c->runtime, e);
     if (r == 0)
         r = open_servers(c, e);
+    if (r == 0)
+        r = listen_and_start(c, e);
     if (r == 0)
         r = write_port_file(c, e);
     if (r == 0)

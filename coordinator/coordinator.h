@@ -59,7 +59,8 @@ struct coordinator {
     struct rpc_server *server, *worker_server; /* the same unless worker_listen is set */
     struct rpc_method methods[16];
     char model_name[65];
-    char dial[300]; /* where spawned ranks find us */
+    char address[300]; /* where clients of this host find us */
+    char dial[300];    /* and where spawned ranks do */
 
     /* state */
     bool listening, said_ready, draining, stopping, pumping, pump_again;

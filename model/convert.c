@@ -30,6 +30,7 @@ struct conversion {
     struct writer *writer;
     json_t *config; /* of the model directory */
     struct buf tokenizer;
+    struct shard_tensor tensor; /* that is being converted */
     struct convert_progress progress;
 };
 
@@ -356,11 +357,11 @@ static int convert_tensors(struct conversion *c, struct err *e)
     c->result->kept_bytes = c->progress.kept_bytes;
     out = 0;
     for (size_t i = 0; i < n; i++) {
-        shard_tensor_at(a, i, &t);
-        int r = writer_has(c->writer, out) ? 0 : convert_tensor(c, &t, e);
+        shard_tensor_at(a, i, &c->tensor);
+        int r = writer_has(c->writer, out) ? 0 : convert_tensor(c, &c->tensor, e);
         if (r < 0)
             return r;
-        out += quant_applies(&c->result->scheme, &t) ? 2 : 1;
+        out += quant_applies(&c->result->scheme, &c->tensor) ? 2 : 1;
     }
     return 0;
 }

@@ -155,7 +155,7 @@ int jsonfile_get_object(const json_t *object, const char *key, json_t **ret_obje
 int jsonfile_get_choice(const json_t *object, const char *key, const char *const *names, size_t n,
                         size_t *ret_idx, struct err *e)
 {
-    const char *text;
+    const char *text = "";
     int r = jsonfile_get_string(object, key, &text, e);
     if (r < 0)
         return r;

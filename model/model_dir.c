@@ -212,7 +212,7 @@ static int read_files(struct model_dir *d, const json_t *weight_map, const char 
     if (r < 0)
         return r;
     d->tensors.tensors = alloc_array(n, sizeof *d->tensors.tensors);
-    d->sorted = alloc_array(n, sizeof *d->sorted);
+    d->sorted = alloc_array(n, sizeof(const struct st_tensor *));
     if (!d->tensors.tensors || !d->sorted)
         return err_set(e, -ENOMEM, "%s: out of memory", path);
     for (size_t i = 0; i < d->n_files; i++) {
@@ -224,7 +224,7 @@ static int read_files(struct model_dir *d, const json_t *weight_map, const char 
     assert(d->tensors.n == n);
     for (size_t i = 0; i < n; i++)
         d->sorted[i] = &d->tensors.tensors[i];
-    qsort(d->sorted, n, sizeof *d->sorted, compare_sorted);
+    qsort(d->sorted, n, sizeof(const struct st_tensor *), compare_sorted);
     return 0;
 }
 
@@ -388,7 +388,7 @@ const struct st_tensor *model_dir_find(const struct model_dir *d, const char *na
 {
     const struct st_tensor key = {.name = (char *)name}, *key_at = &key;
     const struct st_tensor **found =
-        bsearch(&key_at, d->sorted, d->tensors.n, sizeof *d->sorted, compare_sorted);
+        bsearch(&key_at, d->sorted, d->tensors.n, sizeof(const struct st_tensor *), compare_sorted);
     return found ? *found : NULL;
 }
 

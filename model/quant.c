@@ -227,7 +227,9 @@ int quant_check(const struct quant_scheme *s, const struct arch *a, struct err *
 int quant_piece_groups(const struct quant_scheme *s, const struct shard_tensor *t,
                        const struct shard_piece *piece, struct quant_groups *ret, struct err *e)
 {
-    uint64_t width = t->cols / quant_n_groups(s, t);
+    uint32_t n_groups = quant_n_groups(s, t);
+    assert(n_groups > 0); /* quant_check */
+    uint64_t width = t->cols / n_groups;
     uint64_t end = piece->col0 + piece->n_cols;
     assert(piece->n_cols > 0 && end <= t->cols);
     if (s->weights == QUANT_INT4 && (piece->col0 % 2 || piece->n_cols % 2))

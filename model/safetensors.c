@@ -175,6 +175,7 @@ static int parse_entries(const json_t *root, uint64_t data_start, uint64_t file_
 {
     const char *key;
     json_t *entry;
+    assert(l->tensors);
     json_object_foreach((json_t *)root, key, entry)
     {
         if (strcmp(key, metadata_key) == 0)
@@ -252,7 +253,7 @@ static int format_tensor(struct buf *out, const struct st_tensor *t, uint64_t be
         r = buf_printf(out, "%s%llu", i ? "," : "", (unsigned long long)t->shape[i]);
     if (r == 0)
         r = buf_printf(out, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)begin,
-                       (unsigned long long)(begin + t->bytes));
+                       (unsigned long long)begin + t->bytes);
     return r;
 }
 

@@ -124,7 +124,7 @@ static int find_shards(struct sat_source *s, const char *folder, struct err *e)
 /* Ties each tensor to the archive entry of its storage. */
 static int find_storages(struct sat_shard *shard, struct err *e)
 {
-    shard->storages = alloc_array(shard->table.n, sizeof *shard->storages);
+    shard->storages = alloc_array(shard->table.n, sizeof(const struct torchzip_entry *));
     if (!shard->storages)
         return err_set(e, -ENOMEM, "%s: out of memory", shard->path);
     for (size_t i = 0; i < shard->table.n; i++) {

@@ -99,10 +99,13 @@ int sat_check_copies(struct sat_source *s, const struct sat_tensor *t, struct er
     assert(t->t.split == SHARD_COPY);
     size_t row_bytes = (size_t)t->t.cols * t->element_bytes, bytes = row_bytes * t->t.rows;
     char *first = malloc(bytes), *other = malloc(bytes);
-    int r = first && other ? 0 : err_set(e, -ENOMEM, "%s: out of memory", t->t.name);
-    if (r == 0)
-        r = read_part(&s->shards[0], t->t.name, t->element_bytes, 0, t->t.rows, first, row_bytes,
-                      e);
+    if (!first || !other) {
+        free(first);
+        free(other);
+        return err_set(e, -ENOMEM, "%s: out of memory", t->t.name);
+    }
+    int r =
+        read_part(&s->shards[0], t->t.name, t->element_bytes, 0, t->t.rows, first, row_bytes, e);
     for (uint32_t rank = 1; rank < s->info.n_shards && r == 0; rank++) {
         r = read_part(&s->shards[rank], t->t.name, t->element_bytes, 0, t->t.rows, other, row_bytes,
                       e);

@@ -261,6 +261,7 @@ static int compare_offsets(const void *a, const void *b)
 /* Payloads apart from each other, names different; leaves the entries sorted by name. */
 static int check_entries(const struct reader *z, struct torchzip *zip)
 {
+    assert(zip->entries);
     qsort(zip->entries, zip->n, sizeof *zip->entries, compare_offsets);
     for (size_t i = 1; i < zip->n; i++) {
         const struct torchzip_entry *before = &zip->entries[i - 1];
@@ -303,8 +304,13 @@ int torchzip_read(int fd, uint64_t file_bytes, const char *path, struct torchzip
         return r;
     uint8_t *directory = malloc((size_t)z.directory_bytes);
     ret_zip->entries = alloc_array((size_t)z.n_entries, sizeof *ret_zip->entries);
-    if (!directory || !ret_zip->entries)
-        r = err_set(e, -ENOMEM, "%s: out of memory for its directory", path);
+    if (!directory || !ret_zip->entries) {
+        free(directory);
+        free(z.folder);
+        free(ret_zip->entries);
+        *ret_zip = (struct torchzip){0};
+        return err_set(e, -ENOMEM, "%s: out of memory for its directory", path);
+    }
     if (r == 0)
         r = read_at(&z, directory, (size_t)z.directory_bytes, z.directory_offset);
     if (r == 0)

@@ -30,6 +30,7 @@ struct part {
 struct writer {
     /* owned */
     char *path;
+    char *conversion;
     int lock_fd; /* the directory; holds the lock */
     struct st_list tensors;
     struct part *parts;
@@ -109,7 +110,7 @@ static int save_journal(struct writer *w, struct err *e)
     int r = path && root ? 0 : -1;
     if (r == 0) {
         r |= json_object_set_new(root, "format", json_string(journal_format));
-        r |= json_object_set_new(root, "conversion", json_string(w->options.conversion));
+        r |= json_object_set_new(root, "conversion", json_string(w->conversion));
         r |= json_object_set_new(root, "files", manifest_list_to_json(&w->manifest.files));
         r |= json_object_set_new(root, "tensors", manifest_list_to_json(&w->manifest.tensors));
     }
@@ -135,7 +136,7 @@ static int load_journal(struct writer *w, struct manifest_list *files,
         r = err_set(e, -EINVAL, "%s: not a journal of `glmd convert`", path);
     if (r == 0)
         r = jsonfile_get_string(root, "conversion", &text, e);
-    if (r == 0 && strcmp(text, w->options.conversion) != 0)
+    if (r == 0 && strcmp(text, w->conversion) != 0)
         r = err_set(e, -EEXIST,
                     "%s: the folder holds an unfinished conversion of another checkpoint or with "
                     "other options: run that one again, or remove the folder",
@@ -274,9 +275,14 @@ int writer_open(const struct writer_options *o, struct st_list *tensors, struct 
     *tensors = (struct st_list){0};
     w->fd = w->lock_fd = -1;
     w->path = strdup(o->path);
+    w->conversion = strdup(o->conversion);
+    w->options.path = w->path;
+    w->options.conversion = w->conversion;
     w->file_sum = checksum_new();
     w->tensor_sum = checksum_new();
-    int r = w->path && w->file_sum && w->tensor_sum ? 0 : err_set(e, -ENOMEM, "out of memory");
+    int r = w->path && w->conversion && w->file_sum && w->tensor_sum
+                ? 0
+                : err_set(e, -ENOMEM, "out of memory");
     snprintf(w->manifest.converter, sizeof w->manifest.converter, "glmd %s", GLMD_VERSION);
     if (r == 0)
         r = plan_parts(w, e);
@@ -322,6 +328,7 @@ void writer_close(struct writer *w)
     if (w->lock_fd >= 0)
         close(w->lock_fd);
     free(w->path);
+    free(w->conversion);
     free(w);
 }
 

@@ -135,8 +135,8 @@ struct result_item { /* one per plan item, in the plan's order */
     int32_t token; /* PLAN_OUTPUT_SAMPLE; -1 otherwise */
     float logprob; /* of `token`, under the distribution before temperature and cuts */
     const struct result_logprob *top; /* n_top, best first */
-    uint32_t n_top;
     const float *scores; /* PLAN_OUTPUT_SCORE: [n_scores], one per row with a target, in order */
+    uint32_t n_top;
     uint32_t n_scores;
     const float *logits; /* PLAN_OUTPUT_LOGITS: [n_tokens, vocab]; in-process engines only */
 };

@@ -59,7 +59,7 @@ struct worker {
     const struct worker_options *options;
     const char *listen_addresses[1];
     /* state */
-    bool link_open, ready_told, exit_asked, stopping, runner_stopped;
+    bool link_open, ready_told, exit_asked, stopping, runner_stopped, signalled;
     int exit_code;
     int parts_left; /* of PARTS that still run while stopping */
     int64_t stream_since;
@@ -282,7 +282,7 @@ static void tell_manager(struct worker *w, const struct session_progress *p, boo
         w->ready_told = true;
         notify_send("READY=1");
     } else if (!w->ready_told && !stuck) {
-        notify_send("EXTEND_TIMEOUT_USEC=30000000");
+        notify_send("EXTEND_TIMEOUT_USEC=300000000"); /* the largest tensor on a slow disk */
     }
     if (!stuck && notify_watchdog_interval_ns())
         notify_send("WATCHDOG=1");
@@ -408,8 +408,11 @@ static void on_drain_timer(uv_timer_t *t)
 static void on_signal(uv_signal_t *handle, int number)
 {
     struct worker *w = handle->data;
-    if (w->session.draining || w->stopping)
+    if (w->signalled)
         _exit(WORKER_EXIT_KILLED);
+    w->signalled = true;
+    if (w->stopping)
+        return;
     notify_send("STOPPING=1\nSTATUS=draining");
     uv_timer_start(&w->end_timer, on_drain_timer, DRAIN_MS, 0);
     session_drain(&w->session, number == SIGINT ? "SIGINT" : "SIGTERM");

@@ -5,8 +5,8 @@ Prints, for English and Chinese, on the first four sources ("classic") and on th
 ("new"):
     perplexity of the answers of [MASK] and [gMASK];
     one-token cloze: how often the hidden token is the model's first guess, or among its first five.
-Cases are drawn with a seed from the documents marked held out, all documents being equally likely
-(or, with --by-tokens, all tokens: more Bible and Austen, fewer aphorisms).
+Cases are drawn with a seed from the documents marked held out, all tokens being equally likely
+(or, with --by-documents, all documents: few Bible chapters and novels, many aphorisms).
 --cloze FILE writes the cloze cases, so that another implementation can be measured on them;
 --int4 rounds the linear weights as the INT4 converter does; --examples prints some completions.
 """
@@ -61,9 +61,9 @@ def group_of(source: str) -> str:
 class HeldOut:
     """Held-out documents as tokens, by group and language."""
 
-    def __init__(self, corpus: dict, tokenizer: Tokenizer, by_tokens: bool = False) -> None:
-        """by_tokens: long documents are drawn more often, in proportion to their length."""
-        self.by_tokens = by_tokens
+    def __init__(self, corpus: dict, tokenizer: Tokenizer, by_documents: bool = False) -> None:
+        """by_documents: all documents equally often, not in proportion to their length."""
+        self.by_documents = by_documents
         self.documents: dict[tuple[str, str], list[tuple[str, list[int]]]] = {}
         for entry in corpus["documents"]:
             ids = tokenizer.encode(entry["text"])
@@ -74,7 +74,7 @@ class HeldOut:
     def window(self, key: tuple[str, str], rng: random.Random) -> tuple[str, list[int]]:
         """(source, tokens): a random document, or a random piece of a long one."""
         documents = self.documents[key]
-        weights = [len(ids) if self.by_tokens else 1 for _, ids in documents]
+        weights = [1 if self.by_documents else len(ids) for _, ids in documents]
         source, ids = rng.choices(documents, weights)[0]
         start = rng.randint(0, max(0, len(ids) - LONGEST))
         return source, ids[start : start + LONGEST]
@@ -271,7 +271,7 @@ def main() -> int:
     add("--cases", type=int, default=400, help="cloze cases of every group and language")
     add("--samples", type=int, default=200, help="perplexity samples of every group and language")
     add("--seed", type=int, default=7)
-    add("--by-tokens", action="store_true", help="draw long documents more often")
+    add("--by-documents", action="store_true", help="draw short documents as often")
     add("--int4", action="store_true", help="round the linear weights to INT4 first")
     add("--cloze", type=Path, help="write the cloze cases to this file")
     add("--examples", action="store_true", help="print completions of some texts")
@@ -281,7 +281,7 @@ def main() -> int:
     net = load_published(args.checkpoint)
     if args.int4:
         quantise(net)
-    held = HeldOut(json.loads(args.corpus.read_text("utf8")), tokenizer, args.by_tokens)
+    held = HeldOut(json.loads(args.corpus.read_text("utf8")), tokenizer, args.by_documents)
     cases = cloze_cases(held, tokenizer, args.cases, args.seed)
     if args.cloze:
         public = [{k: v for k, v in case.items() if k != "plain_ids"} for case in cases]

@@ -52,8 +52,9 @@ static void check_decode(const struct tokenizer *t, const int32_t *ids, size_t n
     if (r == 0)
         r = token_stream_flush(s, &parts, NULL);
     token_stream_free(s);
-    if (r != result || (r == 0 && (whole.size != parts.size ||
-                                   (whole.size && memcmp(whole.data, parts.data, whole.size)))))
+    if (r != result ||
+        (r == 0 && (whole.size != parts.size ||
+                    (whole.size && memcmp(whole.data, parts.data, whole.size) != 0))))
         abort();
     buf_deinit(&whole);
     buf_deinit(&parts);

@@ -191,6 +191,7 @@ int engine_open(const struct engine_config *config, struct engine **ret, struct 
         engine_close(g);
         return r;
     }
+    assert(g->model.ops);
     snprintf(g->describe, sizeof g->describe, "%s", g->model.ops->describe(g->model.ctx));
     *ret = g;
     return 0;

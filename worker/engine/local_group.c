@@ -220,7 +220,7 @@ void local_group_close(struct local_group *g)
         for (uint32_t i = 1; i <= g->n_threads; i++)
             pthread_join(g->ranks[i].thread, NULL);
     }
-    for (uint32_t i = 0; i != g->n_ranks; i++) {
+    for (uint32_t i = 0; g->ranks && i != g->n_ranks; i++) {
         engine_close(g->ranks[i].engine);
         comm_close(g->ranks[i].comm);
     }

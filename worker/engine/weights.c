@@ -117,7 +117,7 @@ static int grow(void **buffer, size_t *cap, size_t bytes)
     if (bytes <= *cap)
         return 0;
     free(*buffer);
-    *buffer = malloc(bytes);
+    *buffer = malloc(MAX(bytes, (size_t)1));
     *cap = *buffer ? bytes : 0;
     return *buffer ? 0 : -ENOMEM;
 }
@@ -177,7 +177,7 @@ static int read_vector(const struct loader *l, const char *name, uint16_t **buff
     struct shard_tensor shard;
     if (shard_find(l->arch, name, &shard) < 0)
         return err_set(e, -EINVAL, "tensor %s does not belong to this architecture", name);
-    const struct st_tensor *t;
+    const struct st_tensor *t = NULL;
     int r = find_tensor(l, name, ST_F16, 1, shard.rows, &t, e);
     if (r < 0)
         return r;
@@ -186,6 +186,7 @@ static int read_vector(const struct loader *l, const char *name, uint16_t **buff
     size_t n = shard_pieces(&shard, l->in->tp_size, l->in->tp_rank, pieces);
     for (size_t i = 0; i != n; i++)
         slices[i] = (struct model_slice){0, 1, pieces[i].row0, pieces[i].n_rows};
+    assert(t);
     void *p = *buffer;
     r = read_slices(l, t, slices, n, &p, cap, n_read, e);
     *buffer = p;
@@ -203,7 +204,7 @@ static int read_scales(const struct loader *l, const struct shard_tensor *shard,
 {
     char name[112];
     snprintf(name, sizeof name, "%s_scale", shard->name);
-    const struct st_tensor *t;
+    const struct st_tensor *t = NULL;
     int r = find_tensor(l, name, ST_F16, shard->rows, quant_n_groups(l->scheme, shard), &t, e);
     struct model_slice slices[2];
     for (size_t i = 0; i != n && r == 0; i++) {
@@ -219,6 +220,7 @@ static int read_scales(const struct loader *l, const struct shard_tensor *shard,
     }
     if (r < 0)
         return r;
+    assert(t);
     void *p = s->scale;
     r = read_slices(l, t, slices, n, &p, &s->cap[1], &s->n_read, e);
     s->scale = p;
@@ -236,7 +238,7 @@ static int read_linear(const struct loader *l, const struct part *p, struct slot
     bool quantized = quant_applies(l->scheme, &shard);
     enum quant_weights w = quantized ? l->scheme->weights : QUANT_FP16;
     uint64_t row_elements = w == QUANT_INT4 ? quant_row_bytes(w, shard.cols) : shard.cols;
-    const struct st_tensor *t;
+    const struct st_tensor *t = NULL;
     int r = find_tensor(l, name, stored_dtype(w), shard.rows, row_elements, &t, e);
     if (r < 0)
         return r;
@@ -354,7 +356,9 @@ static uint64_t share_of(const struct loader *l, const struct shard_tensor *shar
             quant_piece_groups(l->scheme, shard, &pieces[i], &groups, NULL);
         elements += pieces[i].n_rows * (scales ? groups.n_groups : pieces[i].n_cols);
     }
-    return scales ? elements * sizeof(uint16_t) : t->bytes / (shard->rows * shard->cols / elements);
+    if (scales || !elements)
+        return elements * sizeof(uint16_t);
+    return t->bytes / (shard->rows * shard->cols / elements);
 }
 
 /* Bytes that this rank will read, for the progress report; tensors that do not exist count 0. */

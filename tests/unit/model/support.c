@@ -185,8 +185,10 @@ struct model_dir *open_model_ok(const char *path)
 void *read_tensor(const struct model_dir *d, const char *name, size_t *ret_bytes)
 {
     const struct st_tensor *t = model_dir_find(d, name);
-    if (!t)
+    if (!t) {
         fail_msg("%s: no tensor %s", model_dir_path(d), name);
+        abort();
+    }
     void *data = malloc(t->bytes ? t->bytes : 1);
     assert_non_null(data);
     const struct model_slice all = {0, st_rows(t), 0, st_cols(t)};

@@ -18,7 +18,7 @@
 static void put(struct buf *b, uint64_t value, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        char byte = (char)(value >> (8 * i));
+        char byte = i < 8 ? (char)(value >> (8 * i)) : 0;
         assert_int_equal(buf_append(b, &byte, 1), 0);
     }
 }

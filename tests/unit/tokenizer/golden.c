@@ -16,7 +16,7 @@
 char *golden_path(const char *name)
 {
     const char *root = getenv("GLMD_SOURCE_DIR");
-    char *path;
+    char *path = NULL;
     if (!root || asprintf(&path, "%s/%s", root, name) < 0)
         fail_msg("GLMD_SOURCE_DIR must be the repository's root");
     return path;

@@ -194,8 +194,8 @@ static void test_huge_text(void **state)
     size_t n = 1000000, size = 6 * n;
     char *text = malloc(size);
     assert_non_null(text);
-    for (size_t i = 0; i < n; i++)
-        memcpy(text + 6 * i, "[MASK]", 6);
+    for (size_t i = 0; i < size; i++)
+        text[i] = "[MASK]"[i % 6];
     assert_int_equal(encode_error(text, size, 2048, 64, &e), -E2BIG);
     assert_int_equal(encode_error(text, 120000, 2048, 64, &e), -EINVAL);
     assert_string_equal(e.message, "the text has 20000 masks, the limit is 64");

@@ -194,6 +194,7 @@ static int create_segment(struct comm_shm *s, const char *name, const uint8_t *t
                        s->segment_bytes, name, err_name(r));
     }
     struct shm_header *h = s->header;
+    assert(h);
     h->size = s->base.size;
     h->slot_bytes = s->slot_bytes;
     memcpy(h->token, token, COMM_TOKEN_BYTES);
@@ -213,9 +214,10 @@ static int try_open_segment(struct comm_shm *s, const char *name, const uint8_t 
     if (r < 0)
         return r;
     struct shm_header *h = s->header;
+    assert(h);
     if (atomic_load_explicit(&h->magic, memory_order_acquire) != SHM_MAGIC)
         r = -EAGAIN;
-    else if (!comm_token_equal(h->token, token))
+    else if (!comm_token_equal(token, h->token))
         r = -EACCES;
     else if (h->size != s->base.size || h->slot_bytes != s->slot_bytes)
         r = -EPROTO;
