@@ -14,7 +14,23 @@ struct verb {
 };
 
 static const struct verb verbs[] = {
-#include "cli_verbs.inc"
+    {"compare", cmd_compare, "how two model directories differ in output"},
+#ifndef GLMD_ENGINE_ONLY
+    {"config", cmd_config, "check a configuration, show the defaults"},
+#endif
+    {"convert", cmd_convert, "published checkpoint -> model directory"},
+    {"detokenize", cmd_detokenize, "token ids -> text"},
+#ifndef GLMD_ENGINE_ONLY
+    {"fill", cmd_fill, "fill the blanks of a text"},
+    {"generate", cmd_generate, "continue a text"},
+#endif
+    {"inspect", cmd_inspect, "architecture, tensors, sizes, checksums of a model directory"},
+    {"logits", cmd_logits, "run the engine on given cases, write logits"},
+#ifndef GLMD_ENGINE_ONLY
+    {"score", cmd_score, "log-probabilities of given continuations"},
+    {"status", cmd_status, "groups, ranks, memory, speed of a running coordinator"},
+#endif
+    {"tokenize", cmd_tokenize, "text -> token ids"},
 };
 
 static void print_usage(FILE *out)

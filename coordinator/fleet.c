@@ -216,7 +216,7 @@ static void try_form(struct fleet *f, int64_t now)
     }
     struct err e = ERR_INIT;
     uint8_t random[WIRE_TOKEN_BYTES + 8];
-    uint64_t epoch;
+    uint64_t epoch = 0;
     int r = getrandom(random, sizeof random, 0) == (ssize_t)sizeof random
                 ? 0
                 : err_set(&e, -EIO, "no random numbers from the system");

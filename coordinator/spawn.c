@@ -267,8 +267,10 @@ int spawn_new(const struct spawn_config *config, struct spawn **ret, struct err 
     s->n = (uint32_t)c->group.tensor_parallel;
     s->program = find_program(config->options);
     s->children = alloc_array(s->n, sizeof *s->children);
-    int r = s->program && s->children ? 0 : err_set(e, -ENOMEM, "out of memory");
-    if (r == 0 && access(s->program, X_OK) < 0)
+    int r = 0;
+    if (!s->program || !s->children)
+        r = err_set(e, -ENOMEM, "out of memory");
+    else if (access(s->program, X_OK) < 0)
         r = err_set(e, -errno, "cannot run %s (group.spawn.worker_path): %s", s->program,
                     err_name(-errno));
     if (r < 0) {

@@ -155,6 +155,7 @@ static int append_piece(const struct tokenizer *t, int32_t id, struct buf *text)
 static int make_logprobs(const struct stream *s, const struct output *o, size_t from,
                          struct logprob_list *l)
 {
+    assert(o->tokens.n > from && o->tokens.ids && o->logprobs);
     size_t n = o->tokens.n - from, n_top = 0, at = 0;
     for (size_t i = from; i != o->tokens.n; i++)
         n_top += o->logprobs[i].n_top;
@@ -174,7 +175,7 @@ static int make_logprobs(const struct stream *s, const struct output *o, size_t 
         }
     }
     const char *text = l->texts.data; /* it moves no more */
-    for (size_t i = 0; i != n_top; i++) {
+    for (size_t i = 0; text && i != n_top; i++) {
         l->top[i].text = text;
         text += strlen(text) + 1;
     }
@@ -319,11 +320,12 @@ struct fill_results {
     struct buf *blanks;               /* [n, n_rounds] */
     const char **blank_texts;         /* [n, n_rounds] */
     struct wire_fill_call *calls;     /* [n_rounds] */
-    struct wire_token_ids **outputs;  /* [n_rounds][..] */
-    struct token_list **sequences;    /* [n_rounds][..] */
+    struct wire_token_ids *outputs;   /* of all rounds, one after the other */
+    struct token_list *sequences;     /* likewise */
+    size_t n_sequences;
 };
 
-static void fill_results_deinit(struct fill_results *f, const struct request *r)
+static void fill_results_deinit(struct fill_results *f)
 {
     for (uint32_t i = 0; i != f->n; i++) {
         if (f->texts)
@@ -333,14 +335,8 @@ static void fill_results_deinit(struct fill_results *f, const struct request *r)
         for (uint32_t k = 0; f->blanks && k != f->n_rounds; k++)
             buf_deinit(&f->blanks[(size_t)i * f->n_rounds + k]);
     }
-    for (uint32_t k = 0; k != f->n_rounds; k++) {
-        for (uint32_t i = 0; f->sequences && f->sequences[k] && i != r->rounds[k].n_outputs; i++)
-            token_list_deinit(&f->sequences[k][i]);
-        if (f->sequences)
-            free(f->sequences[k]);
-        if (f->outputs)
-            free(f->outputs[k]);
-    }
+    for (size_t i = 0; f->sequences && i != f->n_sequences; i++)
+        token_list_deinit(&f->sequences[i]);
     free(f->results);
     free(f->texts);
     free(f->ids);
@@ -392,31 +388,30 @@ static int make_results(const struct stream *s, const struct request *r, struct 
 /* Input and input + output of every call, as the published server would log them. */
 static int make_calls(const struct request *r, struct fill_results *f)
 {
+    for (uint32_t k = 0; k != f->n_rounds; k++)
+        f->n_sequences += r->rounds[k].n_outputs;
     f->calls = alloc_array(f->n_rounds, sizeof *f->calls);
-    f->outputs = alloc_array(f->n_rounds, sizeof *f->outputs);
-    f->sequences = alloc_array(f->n_rounds, sizeof *f->sequences);
+    f->outputs = alloc_array(f->n_sequences, sizeof *f->outputs);
+    f->sequences = alloc_array(f->n_sequences, sizeof *f->sequences);
     if (!f->calls || !f->outputs || !f->sequences)
         return -ENOMEM;
+    size_t at = 0;
     for (uint32_t k = 0; k != f->n_rounds; k++) {
         const struct fill_round *round = &r->rounds[k];
-        f->outputs[k] = alloc_array(round->n_outputs, sizeof *f->outputs[k]);
-        f->sequences[k] = alloc_array(round->n_outputs, sizeof *f->sequences[k]);
-        if (!f->outputs[k] || !f->sequences[k])
-            return -ENOMEM;
-        for (uint32_t i = 0; i != round->n_outputs; i++) {
-            struct token_list *l = &f->sequences[k][i];
+        f->calls[k] = (struct wire_fill_call){
+            .input = round->input.ids,
+            .n_input = (uint32_t)round->input.n,
+            .outputs = f->outputs + at,
+            .n_outputs = round->n_outputs,
+        };
+        for (uint32_t i = 0; i != round->n_outputs; i++, at++) {
+            struct token_list *l = &f->sequences[at];
             if (token_list_extend(l, round->input.ids, round->input.n) < 0 ||
                 token_list_extend(l, round->outputs[i].ids, round->outputs[i].n) < 0 ||
                 (round->end_tokens[i] >= 0 && token_list_append(l, round->end_tokens[i]) < 0))
                 return -ENOMEM;
-            f->outputs[k][i] = (struct wire_token_ids){l->ids, (uint32_t)l->n};
+            f->outputs[at] = (struct wire_token_ids){l->ids, (uint32_t)l->n};
         }
-        f->calls[k] = (struct wire_fill_call){
-            .input = round->input.ids,
-            .n_input = (uint32_t)round->input.n,
-            .outputs = f->outputs[k],
-            .n_outputs = round->n_outputs,
-        };
     }
     return 0;
 }
@@ -451,7 +446,7 @@ static int next_fill(struct stream *s, const struct request *r, struct buf *out)
     bool any = n_deltas || last;
     if (code == 0 && any)
         code = wire_pack_fill_response(&response, out);
-    fill_results_deinit(&f, r);
+    fill_results_deinit(&f);
     for (uint32_t i = 0; texts && i != max_deltas; i++)
         buf_deinit(&texts[i]);
     free(texts);

@@ -139,7 +139,8 @@ struct k_ops {
     struct k_rope *(*rope_new)(struct k_ctx *c, const float *cos, const float *sin,
                                uint32_t max_seq, uint32_t half_dim);
     void (*rope_free)(struct k_ctx *c, struct k_rope *r);
-    /* qkv [T, Nl * 3 * D], per head q, k, v: rotates q and k by positions[t] (pairs (i, i + D/2)),
+    /* qkv [T, Nl * 3 * D], per head q, k, v (with n_kv_heads < n_heads: per key-value head its
+     * n_heads / n_kv_heads q, then k, v): rotates q and k by positions[t] (pairs (i, i + D/2)),
      * writes k and v into the cache and q densely to q [T, Nl * D]. */
     void (*rope_kv)(struct k_ctx *c, const struct k_attn_params *p, const struct k_rope *r,
                     const void *qkv, const int32_t *positions, const struct k_seq *seqs,

@@ -302,17 +302,16 @@ int torchzip_read(int fd, uint64_t file_bytes, const char *path, struct torchzip
         r = check_end(&z);
     if (r < 0)
         return r;
+    assert(z.directory_bytes > 0);
     uint8_t *directory = malloc((size_t)z.directory_bytes);
     ret_zip->entries = alloc_array((size_t)z.n_entries, sizeof *ret_zip->entries);
     if (!directory || !ret_zip->entries) {
         free(directory);
-        free(z.folder);
         free(ret_zip->entries);
         *ret_zip = (struct torchzip){0};
         return err_set(e, -ENOMEM, "%s: out of memory for its directory", path);
     }
-    if (r == 0)
-        r = read_at(&z, directory, (size_t)z.directory_bytes, z.directory_offset);
+    r = read_at(&z, directory, (size_t)z.directory_bytes, z.directory_offset);
     if (r == 0)
         r = read_directory(&z, directory, ret_zip);
     free(directory);

@@ -73,26 +73,25 @@ static int listen_on(const struct addrinfo *a)
     return fd;
 }
 
-static bool is_any(const struct sockaddr_storage *a)
-{
-    if (a->ss_family == AF_INET)
-        return ((const struct sockaddr_in *)a)->sin_addr.s_addr == htonl(INADDR_ANY);
-    return a->ss_family == AF_INET6 &&
-           IN6_IS_ADDR_UNSPECIFIED(&((const struct sockaddr_in6 *)a)->sin6_addr);
-}
+union address {
+    struct sockaddr any;
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+};
 
 static int describe_listener(struct identity *id, const char *host, struct err *e)
 {
-    struct sockaddr_storage address = {0};
-    socklen_t size = sizeof address;
-    if (getsockname(id->listen_fd, (struct sockaddr *)&address, &size))
+    union address a = {.v6 = {0}};
+    socklen_t size = sizeof a;
+    if (getsockname(id->listen_fd, &a.any, &size))
         return err_set(e, -errno, "listening socket: %s", err_name(-errno));
-    unsigned port = address.ss_family == AF_INET6
-                        ? ntohs(((struct sockaddr_in6 *)&address)->sin6_port)
-                        : ntohs(((struct sockaddr_in *)&address)->sin_port);
-    const char *name = is_any(&address) ? id->hostname : host;
-    bool v6 = strchr(name, ':') != NULL;
-    snprintf(id->listen_address, sizeof id->listen_address, v6 ? "[%s]:%u" : "%s:%u", name, port);
+    bool v6 = a.any.sa_family == AF_INET6;
+    bool everywhere =
+        v6 ? IN6_IS_ADDR_UNSPECIFIED(&a.v6.sin6_addr) : a.v4.sin_addr.s_addr == htonl(INADDR_ANY);
+    unsigned port = ntohs(v6 ? a.v6.sin6_port : a.v4.sin_port);
+    const char *name = everywhere ? id->hostname : host;
+    snprintf(id->listen_address, sizeof id->listen_address, strchr(name, ':') ? "[%s]:%u" : "%s:%u",
+             name, port);
     return 0;
 }
 

@@ -20,8 +20,8 @@ static void rotate(const struct k_rope *r, uint32_t position, const float *x, fl
 }
 
 /* dst[i * stride] = src[i] as an element of the cache; n is a multiple of 16. */
-static void store_elements(const struct k_kv *kv, uint8_t *dst, size_t stride, const float *src,
-                           uint32_t n)
+static void store_column(const struct k_kv *kv, uint8_t *dst, size_t stride, const float *src,
+                         uint32_t n)
 {
     if (!kv->half) {
         for (uint32_t i = 0; i < n; i++)
@@ -35,6 +35,16 @@ static void store_elements(const struct k_kv *kv, uint8_t *dst, size_t stride, c
         ((uint16_t *)dst)[i * stride] = half[i];
 }
 
+static void store_row(const struct k_kv *kv, uint8_t *dst, const float *src, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += VEC) {
+        if (kv->half)
+            vf_store_half((uint16_t *)dst + i, vf_load(src + i));
+        else
+            vf_store((float *)dst + i, vf_load(src + i));
+    }
+}
+
 /* k and v [head_dim], padded with zeros to dim_pad, become token `token` of the sequence. */
 static void store_token(const struct cpu_rope_job *j, const struct k_seq *seq, uint32_t kv_head,
                         uint32_t token, const float *k, const float *v)
@@ -46,9 +56,9 @@ static void store_token(const struct cpu_rope_job *j, const struct k_seq *seq, u
     size_t size = kv->half ? sizeof(uint16_t) : sizeof(float);
     uint8_t *head = cpu_kv_head(kv, j->p.layer, block, kv_head);
     size_t k_at = (size_t)(slot / VEC) * kv->dim_pad * VEC + slot % VEC;
-    store_elements(kv, head + k_at * size, VEC, k, kv->dim_pad);
+    store_column(kv, head + k_at * size, VEC, k, kv->dim_pad);
     size_t v_at = (size_t)(kv->token_groups * VEC + slot) * kv->dim_pad;
-    store_elements(kv, head + v_at * size, 1, v, kv->dim_pad);
+    store_row(kv, head + v_at * size, v, kv->dim_pad);
 }
 
 /* One token, one key-value head with its q heads. */
@@ -64,7 +74,9 @@ static void rope_row(const struct cpu_rope_job *j, const struct k_seq *seq, uint
     assert(position >= 0 && (uint32_t)position < j->rope->max_seq);
     for (uint32_t h = 0; h < shared; h++)
         rotate(j->rope, (uint32_t)position, x + (size_t)h * dim, q + (size_t)h * dim);
-    float k[MAX_DIM] = {0}, v[MAX_DIM] = {0};
+    float k[MAX_DIM], v[MAX_DIM];
+    memset(k, 0, j->kv->dim_pad * sizeof *k);
+    memset(v, 0, j->kv->dim_pad * sizeof *v);
     rotate(j->rope, (uint32_t)position, x + (size_t)shared * dim, k);
     memcpy(v, x + (size_t)(shared + 1) * dim, dim * sizeof *v);
     store_token(j, seq, kv_head, seq->start + i, k, v);

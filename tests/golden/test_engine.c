@@ -233,6 +233,65 @@ static void test_context_shared_within_a_step(void **state)
     golden_close(&g);
 }
 
+/* ---- memory ---- */
+
+/* The linker sends every allocation of this program through here (--wrap). */
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *p, size_t size);
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *p, size_t size);
+
+static _Atomic uint32_t n_allocations;
+
+void *__wrap_malloc(size_t size)
+{
+    n_allocations++;
+    return __real_malloc(size);
+}
+
+void *__wrap_calloc(size_t n, size_t size)
+{
+    n_allocations++;
+    return __real_calloc(n, size);
+}
+
+void *__wrap_realloc(void *p, size_t size)
+{
+    n_allocations++;
+    return __real_realloc(p, size);
+}
+
+/* From the first one on, a step allocates nothing: prefill, decode, scores, beams. */
+static void test_steps_do_not_allocate(void **state)
+{
+    (void)state;
+    for (uint32_t tp = 1; tp <= 2; tp++) {
+        struct golden_engine g;
+        open_engine(&g, "int4-tp1", tp);
+        int32_t targets[N_PROMPT] = {1, 2, 3, 4, 5, 6, 7, 8};
+        struct plan_beam_group group = {.width = 12};
+        n_allocations = 0;
+        struct plan_item items[3] = {begin(&g, 0), begin(&g, 1), begin(&g, 2)};
+        items[0].sampling = (struct plan_sampling){
+            .temperature = 0.8f, .top_k = 40, .top_p = 0.9f, .n_top_logprobs = 20};
+        items[1].output = PLAN_OUTPUT_SCORE;
+        items[1].targets = targets;
+        items[2].output = PLAN_OUTPUT_BEAM;
+        golden_step(&g, items, 3, &group, 1, NULL, 0);
+        for (int i = 0; i != 8; i++) {
+            items[0] = next(items[0]);
+            items[2] = next(items[2]);
+            items[2].tokens = prompt;
+            struct plan_item two[2] = {items[0], items[2]};
+            golden_step(&g, two, 2, &group, 1, NULL, 0);
+        }
+        assert_int_equal(n_allocations, 0);
+        golden_close(&g);
+    }
+}
+
 /* ---- outputs ---- */
 
 /* Sample, score and logits of the same rows agree with each other. */
@@ -512,11 +571,17 @@ static void test_missing_peer(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refused_plans), cmocka_unit_test(test_refusal_changes_nothing),
-        cmocka_unit_test(test_fork_and_copy), cmocka_unit_test(test_context_shared_within_a_step),
-        cmocka_unit_test(test_outputs_agree), cmocka_unit_test(test_sampling_is_reproducible),
-        cmocka_unit_test(test_known_answer),  cmocka_unit_test(test_open_progress),
-        cmocka_unit_test(test_memory),        cmocka_unit_test(test_open_refusals),
+        cmocka_unit_test(test_refused_plans),
+        cmocka_unit_test(test_refusal_changes_nothing),
+        cmocka_unit_test(test_fork_and_copy),
+        cmocka_unit_test(test_context_shared_within_a_step),
+        cmocka_unit_test(test_steps_do_not_allocate),
+        cmocka_unit_test(test_outputs_agree),
+        cmocka_unit_test(test_sampling_is_reproducible),
+        cmocka_unit_test(test_known_answer),
+        cmocka_unit_test(test_open_progress),
+        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_open_refusals),
         cmocka_unit_test(test_missing_peer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -181,12 +181,12 @@ static int read_vector(const struct loader *l, const char *name, uint16_t **buff
     int r = find_tensor(l, name, ST_F16, 1, shard.rows, &t, e);
     if (r < 0)
         return r;
+    assert(t);
     struct shard_piece pieces[2];
     struct model_slice slices[2];
     size_t n = shard_pieces(&shard, l->in->tp_size, l->in->tp_rank, pieces);
     for (size_t i = 0; i != n; i++)
         slices[i] = (struct model_slice){0, 1, pieces[i].row0, pieces[i].n_rows};
-    assert(t);
     void *p = *buffer;
     r = read_slices(l, t, slices, n, &p, cap, n_read, e);
     *buffer = p;
@@ -242,6 +242,7 @@ static int read_linear(const struct loader *l, const struct part *p, struct slot
     int r = find_tensor(l, name, stored_dtype(w), shard.rows, row_elements, &t, e);
     if (r < 0)
         return r;
+    assert(t);
     struct shard_piece pieces[2];
     struct model_slice slices[2];
     size_t n = shard_pieces(&shard, l->in->tp_size, l->in->tp_rank, pieces);

@@ -45,7 +45,7 @@ static void test_round_trip(void **state)
                 found = &back.tensors[k];
         if (!found) {
             fail_msg("%s was not read back", want->name);
-            return;
+            abort();
         }
         assert_int_equal(found->dtype, want->dtype);
         assert_int_equal(found->n_dims, want->n_dims);

@@ -39,9 +39,8 @@ static const char *random_text(struct wire_random *r)
     char *text = wire_arena_array(r->arena, 1, 64);
     size_t size = 0;
     for (uint32_t n = 1 + random_below(r, 8); n; n--) {
-        const char *piece = pieces[random_below(r, 6)];
-        memcpy(text + size, piece, strlen(piece));
-        size += strlen(piece);
+        for (const char *p = pieces[random_below(r, 6)]; *p; p++)
+            text[size++] = *p;
     }
     return text;
 }
