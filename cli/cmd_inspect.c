@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "cli/cli.h"
+#include "cli/local_engine.h"
 #include "model/file.h"
 #include "model/layout.h"
 #include "model/manifest.h"
@@ -17,7 +18,7 @@
 #include "model/source_sat.h"
 
 static const char usage[] =
-    "usage: glmd inspect DIR [--tensors] [--verify]\n"
+    "usage: glmd inspect DIR [--tensors] [--verify] [--known-answer]\n"
     "\n"
     "Shows architecture, scheme, sizes and origin of a model directory, and what each rank of a\n"
     "group would load. For a published checkpoint (a folder with `latest`): what it holds.\n"
@@ -25,6 +26,10 @@ static const char usage[] =
     "  --tensors   list every tensor\n"
     "  --verify    read everything again and compare with the checksums; exit code 1 when\n"
     "              something differs\n"
+    "  --known-answer\n"
+    "              run the fixed generation that ranks run before they report ready (FP32 mode,\n"
+    "              all weights in memory): recorded in the manifest the first time, compared\n"
+    "              afterwards; exit code 1 when it differs\n"
     "  --help\n";
 
 /* "67.21 GB"; a few texts can be in one call of printf. */
@@ -227,7 +232,37 @@ static int verify(const struct model_dir *d)
     return EXIT_OK;
 }
 
-static int inspect_model(const char *path, bool list, bool check)
+/* Runs the known-answer generation; records it, or compares it with what is on record. */
+static int check_known_answer(const struct model_dir *d)
+{
+    struct local_engine_options o = LOCAL_ENGINE_OPTIONS_INIT;
+    struct local_engine engine = {0};
+    struct err e = ERR_INIT;
+    uint64_t hash, recorded;
+    int r = local_engine_open(model_dir_path(d), &o, &engine, &e);
+    if (r == 0)
+        r = local_group_known_answer(engine.group, &hash, &e);
+    local_engine_close(&engine);
+    if (r == 0 && model_dir_known_answer(d, &recorded) == 0) {
+        if (hash != recorded)
+            r = err_set(&e, -EBADMSG,
+                        "%s: the known answer is %016llx, the manifest says %016llx: damaged "
+                        "weights, or a program that computes differently",
+                        model_dir_path(d), (unsigned long long)hash, (unsigned long long)recorded);
+        else
+            printf("known answer  %016llx again\n", (unsigned long long)hash);
+    } else if (r == 0) {
+        r = model_manifest_set_known_answer(model_dir_path(d), hash, &e);
+        if (r == 0)
+            printf("known answer  %016llx, recorded\n", (unsigned long long)hash);
+    }
+    if (r == 0)
+        return EXIT_OK;
+    log_error("%s", e.message);
+    return EXIT_FAILED;
+}
+
+static int inspect_model(const char *path, bool list, bool check, bool answer)
 {
     struct model_dir *d;
     struct err e = ERR_INIT;
@@ -245,6 +280,8 @@ static int inspect_model(const char *path, bool list, bool check)
     if (list)
         print_tensors(d);
     int code = check ? verify(d) : EXIT_OK;
+    if (answer && code == EXIT_OK)
+        code = check_known_answer(d);
     model_dir_close(d);
     return code;
 }
@@ -275,10 +312,11 @@ int cmd_inspect(int argc, char **argv)
     static const struct option options[] = {
         {"tensors", no_argument, NULL, 't'},
         {"verify", no_argument, NULL, 'v'},
+        {"known-answer", no_argument, NULL, 'k'},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
-    bool list = false, check = false;
+    bool list = false, check = false, answer = false;
     int option;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
         switch (option) {
@@ -287,6 +325,9 @@ int cmd_inspect(int argc, char **argv)
             break;
         case 'v':
             check = true;
+            break;
+        case 'k':
+            answer = true;
             break;
         case 'h':
             fputs(usage, stdout);
@@ -305,5 +346,5 @@ int cmd_inspect(int argc, char **argv)
         latest && manifest && access(latest, F_OK) == 0 && access(manifest, F_OK) != 0;
     free(latest);
     free(manifest);
-    return checkpoint ? inspect_checkpoint(path) : inspect_model(path, list, check);
+    return checkpoint ? inspect_checkpoint(path) : inspect_model(path, list, check, answer);
 }

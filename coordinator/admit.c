@@ -19,14 +19,22 @@ enum {
 };
 static const float default_top_p = 0.7f;
 
+/* Text that is worth giving out. "<unk>" decodes to a mark for something unreadable. */
+static bool is_default_output(const struct admit *a, int32_t id)
+{
+    const struct arch_tokens *t = &a->arch->tokens;
+    if (id == t->eop || id == t->eos)
+        return true;
+    const char *piece = tokenizer_piece(a->tokenizer, id);
+    return tokenizer_is_text(a->tokenizer, id) && piece && strcmp(piece, "<unk>") != 0;
+}
+
 int admit_init(struct admit *a, struct err *e)
 {
     a->n_default_forbidden = 0;
-    const struct arch_tokens *t = &a->arch->tokens;
     int32_t begin = -1;
     for (int32_t id = 0; id <= (int32_t)a->arch->vocab; id++) {
-        bool allowed = id == (int32_t)a->arch->vocab || id == t->eop || id == t->eos ||
-                       tokenizer_is_text(a->tokenizer, id);
+        bool allowed = id == (int32_t)a->arch->vocab || is_default_output(a, id);
         if (!allowed && begin < 0)
             begin = id;
         if (!allowed || begin < 0)

@@ -74,6 +74,14 @@ VEC_FN void add_blocks(const struct tile *t, uint32_t block, int type, int R, in
         TILE_UNROLL for (int p = 0; p < P; p++) total[r][p] = vf_add(total[r][p], sum[b][r][p]);
 }
 
+/* How many blocks, from the first on, have one length. */
+static uint32_t equal_blocks(const struct pack_shape *s)
+{
+    if (s->blocks_per_group == 1 || s->group_pad % PACK_BLOCK == 0)
+        return s->n_blocks;
+    return s->n_groups == 1 ? s->n_blocks - 1 : 0; /* the last block of a group is shorter */
+}
+
 VEC_FN void multiply_tile(const struct tile *t, int type, int R, int P)
 {
     const struct pack_shape *s = &t->j->l->shape;
@@ -83,10 +91,7 @@ VEC_FN void multiply_tile(const struct tile *t, int type, int R, int P)
     uint32_t block = 0;
     if (R * P <= 2) {
         const int B = R * P == 1 ? 4 : 2;
-        /* the blocks of a group are equally long but the last; without that, all are */
-        uint32_t equal = s->n_groups == 1 && s->group_pad % PACK_BLOCK ? s->n_blocks - 1
-                         : s->blocks_per_group == 1 || s->group_pad % PACK_BLOCK == 0 ? s->n_blocks
-                                                                                      : 0;
+        const uint32_t equal = equal_blocks(s);
         for (; block + (uint32_t)B <= equal; block += (uint32_t)B)
             add_blocks(t, block, type, R, P, B, total);
     }

@@ -708,19 +708,24 @@ static uint32_t rnd(uint32_t n)
 static void random_message(struct world *w, struct fake_rank *r)
 {
     uint64_t epoch = granted_epoch(r);
-    if (rnd(4) == 0)
+    if (rnd(20) == 0)
         epoch = rnd(8); /* another one, old or never granted */
-    switch (rnd(6)) {
+    switch (rnd(8)) {
     case 0:
-        say_loaded(r);
+        if (rnd(10) == 0) /* a second one is an error */
+            say_loaded(r);
         break;
     case 1:
-        say_ready(r, epoch, rnd(10) ? 7 : 8);
-        break;
     case 2:
+    case 3:
+        say_ready(r, epoch, rnd(40) ? 7 : 8);
+        break;
+    case 4:
         say_done(r, epoch, 1 + rnd(3), rnd(10) ? 3 : 4);
         break;
-    case 3: {
+    case 5: {
+        if (rnd(4))
+            break;
         const struct wire_failed failed = {
             .epoch = epoch, .code = (enum wire_failure_code)rnd(8), .message = "m"};
         say(r, &(struct wire_worker_message){.failed = &failed});
@@ -733,7 +738,7 @@ static void random_message(struct world *w, struct fake_rank *r)
     (void)w;
 }
 
-static void run_random(uint64_t seed)
+static unsigned run_random(uint64_t seed)
 {
     enum { RANKS = 3, PROCESSES = 6 };
     random_state = seed * 2654435761u + 1;
@@ -747,12 +752,14 @@ static void run_random(uint64_t seed)
     }
     for (int n = 0; n != 600; n++) {
         struct fake_rank *r = &p[rnd(PROCESSES)];
-        if (!r->call)
+        if (!r->call) {
             dial(w, r);
-        else if (rnd(40) == 0 || (r->call->finished && rnd(2)))
+            say_loaded(r);
+        } else if (rnd(100) == 0 || (r->call->finished && rnd(2))) {
             hang_up(r);
-        else
+        } else {
             random_message(w, r);
+        }
         if (rnd(3) == 0)
             pass(w, (int64_t)rnd(400) * NSEC_PER_MSEC);
         if (fleet_is_ready(w->fleet) && rnd(2)) {
@@ -777,14 +784,19 @@ static void run_random(uint64_t seed)
             hang_up(&p[i]);
     }
     assert_int_equal(fleet_n_sessions(w->fleet), 0);
+    unsigned n_ready = w->n_ready;
     free_world(w);
+    return n_ready;
 }
 
 static void test_random_interleavings(void **state)
 {
     (void)state;
+    unsigned n_ready = 0;
     for (uint64_t seed = 1; seed != 60; seed++)
-        run_random(seed);
+        n_ready += run_random(seed);
+    printf("%u groups formed\n", n_ready);
+    assert_true(n_ready > 30);
 }
 
 /* ---- the epoch file ---- */
