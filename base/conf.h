@@ -57,6 +57,10 @@ struct conf_table {
     size_t n;
 };
 
+/* Copies the text; -ERANGE beyond CONF_MAX_LIST, -ENOMEM. */
+int conf_list_append(struct conf_list *l, const char *text);
+void conf_list_clear(struct conf_list *l);
+
 /* Where a value came from: a line of a file, or 0. One entry per option, for cross-checks. */
 struct conf_origin {
     char file[256]; /* "" = built-in default or command line */

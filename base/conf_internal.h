@@ -17,8 +17,6 @@ const char *conf_nearest(const struct conf_table *t, const char *path, char *buf
 /* Text -> field. On failure `ret_expected` says what is allowed ("a whole number from 1 to 64"). */
 int conf_parse_scalar(const struct conf_option *o, void *values, const char *text,
                       struct buf *ret_expected);
-int conf_list_append(struct conf_list *l, const char *text);
-void conf_list_clear(struct conf_list *l);
 int conf_check_list(const struct conf_option *o, const struct conf_list *l,
                     struct buf *ret_expected);
 

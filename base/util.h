@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 
@@ -36,6 +37,18 @@ static inline bool add_size(size_t a, size_t b, size_t *ret)
 static inline void *alloc_array(size_t n, size_t size)
 {
     return calloc(n ? n : 1, size ? size : 1);
+}
+
+/* A NUL-terminated copy of n bytes that need not be terminated themselves; NULL when out of memory.
+ */
+static inline char *text_dup(const void *bytes, size_t n)
+{
+    char *text = malloc(n + 1);
+    if (!text)
+        return NULL;
+    memcpy(text, bytes, n);
+    text[n] = '\0';
+    return text;
 }
 
 #endif

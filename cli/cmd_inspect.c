@@ -215,17 +215,22 @@ static int verify(const struct model_dir *d)
 {
     size_t n_bad = verify_small_files(d), n = model_dir_n_tensors(d);
     uint64_t bytes = 0;
+    bool terminal = isatty(STDERR_FILENO);
     for (size_t i = 0; i < n; i++) {
         const struct st_tensor *t = model_dir_tensor_at(d, i);
         struct err e = ERR_INIT;
         bytes += t->bytes;
+        if (terminal)
+            fprintf(stderr, "\rverifying %zu of %zu tensors", i + 1, n);
         if (model_dir_verify_tensor(d, t, &e) < 0) {
             log_error("%s", e.message);
             n_bad++;
         }
     }
+    if (terminal)
+        fprintf(stderr, "\r%40s\r", "");
     if (n_bad) {
-        printf("verified      %zu of %zu tensors and files are damaged\n", n_bad, n);
+        printf("verified      %zu tensors or files are damaged, of %zu tensors\n", n_bad, n);
         return EXIT_FAILED;
     }
     printf("verified      all %zu tensors, %s\n", n, size_text(bytes));

@@ -263,6 +263,14 @@ static int take_sampling(const struct admit *a, const struct wire_sampling_param
 
 /* ---- prompts ---- */
 
+/* The limit that a prompt function names leaves room for masks, sop and an answer: say of what. */
+static int over_context(const struct admit *a, int r, struct err *e)
+{
+    if (r == -E2BIG)
+        err_prefix(e, "over the context length of %u tokens", a->arch->max_seq);
+    return r;
+}
+
 /* The lower layers say -E2BIG, -EILSEQ and -EINVAL: for a client all of them are bad input. */
 static int bad_input(int r, struct err *e)
 {
@@ -357,6 +365,7 @@ int admit_generate(const struct admit *a, const struct wire_generate_request *w,
     if (code == 0)
         code = w->text ? prompt_from_text(a, w->text, w->unidirectional, r, e)
                        : prompt_from_tokens(a, w->tokens, w->unidirectional, r, e);
+    code = over_context(a, code, e);
     if (code == 0)
         code = take_max_tokens(a, w->max_tokens, r, e);
     if (code == 0)
@@ -504,14 +513,13 @@ int admit_score(const struct admit *a, const struct wire_score_request *w, struc
     if (!r)
         return err_set(e, -ENOMEM, "out of memory");
     r->params = (struct request_params){.temperature = 1, .n_choices = 1};
-    r->params.use_gmask = w->use_gmask;
     int code = check_model(a, w->model, e);
     if (code == 0)
         code = check_request_id(w->request_id, e);
     if (code == 0)
         code = check_input(a, w->text, w->tokens, e);
     if (code == 0)
-        code = score_context(a, w, r, e);
+        code = over_context(a, score_context(a, w, r, e), e);
     if (code == 0)
         code = score_choices(a, w, r, e);
     if (code == 0)

@@ -257,8 +257,7 @@ static int open_model(struct coordinator *c, struct err *e)
         .max_masks = (uint32_t)c->config->coordinator.limits.max_masks,
         .max_choices = (uint32_t)c->config->coordinator.limits.max_choices,
     };
-    r = arch_check_tp(a, (uint32_t)c->config->group.tensor_parallel, e);
-    return r < 0 ? r : admit_init(&c->admit, e);
+    return admit_init(&c->admit, e);
 }
 
 static int open_scheduler(struct coordinator *c, struct err *e)
@@ -269,7 +268,6 @@ static int open_scheduler(struct coordinator *c, struct err *e)
     struct fleet_config fleet = {
         .config = c->config,
         .arch = a,
-        .model_name = c->model_name,
         .model_digest = model_dir_digest(c->model)->hex,
         .scheme = quant_weights_name(model_dir_scheme(c->model)->weights),
         .epochs = &c->epochs,
@@ -459,6 +457,12 @@ int coordinator_run(const struct options *o)
     struct err e = ERR_INIT;
     int code = COORDINATOR_EXIT_MODEL;
     int r = open_model(c, &e);
+    if (r == 0) {
+        code = COORDINATOR_EXIT_CONFIG;
+        r = arch_check_tp(model_dir_arch(c->model), (uint32_t)o->config.group.tensor_parallel, &e);
+        if (r < 0)
+            err_prefix(&e, "group.tensor_parallel");
+    }
     if (r == 0) {
         code = COORDINATOR_EXIT_UNAVAILABLE;
         r = epoch_open(o->state_dir, &c->epochs, &e);

@@ -113,14 +113,13 @@ static void end_epoch(struct fleet *f, const char *why)
 
 void fleet_down(struct fleet *f, const char *format, ...)
 {
-    if (f->state == FLEET_FORMING)
-        return;
     char why[WHY_BYTES];
     va_list args;
     va_start(args, format);
     vsnprintf(why, sizeof why, format, args);
     va_end(args);
-    end_epoch(f, why);
+    if (f->state != FLEET_FORMING)
+        end_epoch(f, why);
 }
 
 void fleet_blame_peer(struct fleet *f, const char *why, int64_t now_ns)
@@ -453,7 +452,7 @@ void fleet_status(const struct fleet *f, int64_t now_ns, struct wire_group_statu
         ranks[i].weights_bytes = s->memory.weights;
         ranks[i].kv_bytes = s->memory.kv;
         ranks[i].scratch_bytes = s->memory.scratch;
-        ranks[i].loaded_bytes = s->beat.loaded_bytes;
+        ranks[i].loaded_bytes = s->loaded ? s->beat.total_bytes : s->beat.loaded_bytes;
         ranks[i].total_bytes = s->beat.total_bytes;
         ranks[i].step = s->beat.step;
         ranks[i].step_age_ms =

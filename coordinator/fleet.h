@@ -35,7 +35,6 @@ struct fleet_ops {
 struct fleet_config {
     const struct config *config; /* borrowed, as everything here */
     const struct arch *arch;
-    const char *model_name;
     const char *model_digest;
     const char *scheme; /* "int4", ... */
     bool has_known_answer;

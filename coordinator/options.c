@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/conf_internal.h"
 #include "base/util.h"
 
 static const char usage[] =

@@ -66,7 +66,6 @@ struct request_params {
 
     uint32_t max_length; /* Fill: tokens of the sequence, prompt with sop included */
     uint32_t max_rounds; /* Fill: blanks that are filled at most */
-    bool use_gmask;      /* Score */
 };
 
 struct output_logprob {

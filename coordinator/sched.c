@@ -502,11 +502,6 @@ uint32_t sched_n_requests(const struct sched *s)
     return s->waiting.n + s->running.n;
 }
 
-uint32_t sched_oldest_tokens(const struct sched *s)
-{
-    return s->n_in_flight ? s->records[s->first_record].n_tokens : 0;
-}
-
 void sched_stats(const struct sched *s, struct sched_stats *ret)
 {
     *ret = (struct sched_stats){

@@ -72,8 +72,6 @@ int sched_commit(struct sched *s, const struct step_result *result, int64_t now_
 
 uint32_t sched_n_in_flight(const struct sched *s);
 uint32_t sched_n_requests(const struct sched *s); /* waiting and running */
-/* Tokens of the oldest plan that is out, for the step deadline; 0 = none. */
-uint32_t sched_oldest_tokens(const struct sched *s);
 
 /* Requests with something new, each once, in the order of their events; NULL when there are no
  * more. */

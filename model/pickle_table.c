@@ -190,7 +190,7 @@ static int add_tensor(struct pickle_machine *m, const struct pickle_item *item,
         return err_set(m->e, -EBADMSG, "%s: a tensor whose name is not a text of 1 to %d bytes",
                        m->where, PICKLE_MAX_NAME_BYTES);
     struct pickle_tensor *t = &table->tensors[table->n];
-    t->name = strndup((const char *)key->text, key->text_bytes);
+    t->name = text_dup(key->text, key->text_bytes);
     if (!t->name)
         return err_set(m->e, -ENOMEM, "%s: out of memory", m->where);
     table->n++;

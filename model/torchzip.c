@@ -203,8 +203,8 @@ static int take_name(struct reader *z, const char *name, size_t n, struct torchz
         return bad(z, "an entry's name does not start with a folder");
     size_t folder_bytes = (size_t)(slash - name) + 1;
     if (!z->folder)
-        z->folder = strndup(name, folder_bytes);
-    entry->name = strndup(name + folder_bytes, n - folder_bytes);
+        z->folder = text_dup(name, folder_bytes);
+    entry->name = text_dup(name + folder_bytes, n - folder_bytes);
     if (!z->folder || !entry->name)
         return err_set(z->e, -ENOMEM, "%s: out of memory", z->path);
     if (strlen(z->folder) != folder_bytes || memcmp(z->folder, name, folder_bytes) != 0)

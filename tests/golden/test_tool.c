@@ -16,8 +16,6 @@
 #include "cli/logits_cases.h"
 #include "model/safetensors.h"
 
-extern char **environ;
-
 enum { MAX_ARGS = 24, OUTPUT_BYTES = 4096 };
 
 static char folder[64]; /* temporary, removed at the end */
@@ -143,9 +141,9 @@ static void test_logits_of_manifest(void **state)
     json_array_foreach(json_object_get(manifest, "logits"), i, entry)
     {
         char name[80];
-        struct st_tensor t;
-        struct st_tensor t2;
-        struct npy expected;
+        struct st_tensor t = {0};
+        struct st_tensor t2 = {0};
+        struct npy expected = {0};
         snprintf(name, sizeof name, "%s.logits", golden_text(entry, "name"));
         float *found = read_tensor(out, name, &t);
         float *again = read_tensor(decoded, name, &t2);
@@ -191,7 +189,7 @@ static void test_plain_cases(void **state)
     write_file(path, "{\"cases\": [{\"input_ids\": [1, 2, 3]},"
                      " {\"input_ids\": [4, 5], \"position_ids\": [7, 7], \"prefix_length\": 2},"
                      " {\"input_ids\": [6], \"bidirectional_prefix\": 1}]}");
-    struct logits_cases c;
+    struct logits_cases c = {0};
     struct err e = ERR_INIT;
     assert_int_equal(logits_cases_load(path, 10, 8, &c, &e), 0);
     assert_int_equal(c.n, 3);
@@ -240,7 +238,7 @@ static void test_refused_manifests(void **state)
     char path[96];
     snprintf(path, sizeof path, "%s/bad.json", folder);
     for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
-        struct logits_cases c;
+        struct logits_cases c = {0};
         struct err e = ERR_INIT;
         write_file(path, cases[i].text);
         int r = logits_cases_load(path, 10, 8, &c, &e);
@@ -281,7 +279,7 @@ static void test_masks(void **state)
         fputs(header, f);
         fwrite(cases[i].mask, 1, sizeof cases[i].mask, f);
         assert_int_equal(fclose(f), 0);
-        struct logits_cases c;
+        struct logits_cases c = {0};
         struct err e = ERR_INIT;
         int r = logits_cases_load(json, 10, 8, &c, &e);
         if (cases[i].prefix < 0) {

@@ -167,8 +167,8 @@ static void bad_long(struct wire_generate_request *w)
 static void bad_context(struct wire_generate_request *w)
 {
     memset(long_text, 0, sizeof long_text);
-    for (int i = 0; i != 500; i++)
-        memcpy(long_text + 2 * (size_t)i, "z ", 2);
+    for (size_t i = 0; i != 1000; i++)
+        long_text[i] = i % 2 ? ' ' : 'z';
     w->text = long_text;
 }
 static void bad_masks(struct wire_generate_request *w)

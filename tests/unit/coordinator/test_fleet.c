@@ -78,7 +78,6 @@ static void start_fleet(struct world *w)
     const struct fleet_config fc = {
         .config = &w->config,
         .arch = &arch,
-        .model_name = "test",
         .model_digest = "0123456789abcdef0123456789abcdef",
         .scheme = "int4",
         .epochs = &w->epochs,
@@ -383,8 +382,10 @@ static void test_wrong_ranks_are_refused(void **state)
         cases[i].spoil(&r.hello);
         dial(w, &r);
         struct wire_coordinator_message *m = find_sent(&r, REFUSE);
-        if (!m)
+        if (!m) {
             fail_msg("%s: not refused", cases[i].what);
+            return;
+        }
         if (m->refuse->code != cases[i].code || !strstr(m->refuse->reason, cases[i].word))
             fail_msg("%s: expected code %d and \"%s\", found %d and \"%s\"", cases[i].what,
                      (int)cases[i].code, cases[i].word, (int)m->refuse->code, m->refuse->reason);
@@ -793,10 +794,10 @@ static void test_random_interleavings(void **state)
 {
     (void)state;
     unsigned n_ready = 0;
-    for (uint64_t seed = 1; seed != 60; seed++)
+    for (uint64_t seed = 1; seed != 25; seed++)
         n_ready += run_random(seed);
     printf("%u groups formed\n", n_ready);
-    assert_true(n_ready > 30);
+    assert_true(n_ready > 20);
 }
 
 /* ---- the epoch file ---- */

@@ -115,9 +115,8 @@ static struct request *random_request(void)
     } else {
         struct token_list ids = {0};
         random_ids(&ids, rnd(50));
-        r->params.use_gmask = rnd(2);
-        enum mask_kind kind = r->params.use_gmask ? MASK_GMASK : MASK_MASK;
-        token_list_append(&ids, r->params.use_gmask ? 513 : 512);
+        enum mask_kind kind = rnd(2) ? MASK_GMASK : MASK_MASK;
+        token_list_append(&ids, kind == MASK_GMASK ? 513 : 512);
         random_ids(&ids, rnd(5));
         assert_int_equal(prompt_next(&arch, &ids, kind, &r->prompt, &e), 0);
         token_list_deinit(&ids);
