@@ -11,7 +11,9 @@ enum { WRAP_COLUMNS = 88 };
 /* Whether a plain YAML scalar could be misread: then it is quoted. */
 static bool needs_quotes(const char *s)
 {
-    if (*s == '\0' || strchr("-?:,[]{}#&*!|>'\"%@` \t", *s))
+    if (strcasecmp(s, "null") == 0) /* plain, it means nothing at all */
+        return true;
+    if (*s == '\0' || strchr("~-?:,[]{}#&*!|>'\"%@` \t", *s))
         return true;
     for (const char *p = s; *p; p++) {
         if ((unsigned char)*p < 0x20 || strchr(",[]{}\"\\", *p))

@@ -39,8 +39,7 @@ static inline void *alloc_array(size_t n, size_t size)
     return calloc(n ? n : 1, size ? size : 1);
 }
 
-/* A NUL-terminated copy of n bytes that need not be terminated themselves; NULL when out of memory.
- */
+/* A NUL-terminated copy of n bytes, which need not be terminated. NULL: out of memory. */
 static inline char *text_dup(const void *bytes, size_t n)
 {
     char *text = malloc(n + 1);

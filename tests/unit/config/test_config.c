@@ -193,11 +193,13 @@ static void test_show_reads_back(void **state)
     (void)state;
     struct config c, back;
     struct err e = ERR_INIT;
-    assert_int_equal(read_text(&c,
-                               "cluster: {name: \"a: #b\"}\ngroup: {tensor_parallel: 2, devices: "
-                               "[\"cuda:0\", cpu]}\nworker: {kv_bytes: 3MiB}\n",
-                               &e),
-                     0);
+    assert_int_equal(
+        read_text(
+            &c,
+            "cluster: {name: \"a: #b\"}\ngroup: {tensor_parallel: 2, devices: "
+            "[\"cuda:0\", cpu]}\nworker: {kv_bytes: 3MiB}\nmodel: {name: \"Null\", dir: \"~\"}\n",
+            &e),
+        0);
     for (int annotate = 0; annotate != 2; annotate++) {
         struct buf text = {0}, again = {0};
         assert_int_equal(conf_show(&config_table, &c, annotate, &text), 0);
@@ -206,6 +208,7 @@ static void test_show_reads_back(void **state)
         assert_int_equal(conf_show(&config_table, &back, annotate, &again), 0);
         assert_string_equal(text.data, again.data);
         assert_string_equal(back.cluster.name, "a: #b");
+        assert_string_equal(back.model.name, "Null");
         assert_string_equal(config_device(&back, 0), "cuda:0");
         buf_deinit(&text);
         buf_deinit(&again);
