@@ -111,8 +111,9 @@ static const struct conf_option options[] = {
      "The worker's certificate chain (PEM), for coordinators that ask for one."},
     {"worker.tls.key", CONF_STRING, AT(worker.tls.key), "", 0, 1024, NULL,
      "Private key of worker.tls.cert (PEM)."},
-    {"worker.activations", CONF_ENUM, AT(worker.activations), "fp32", 0, 0, activations_choices,
-     "Precision of activations. fp32 equals the references; fp16 rounds as the original does; a8 "
+    {"worker.activations", CONF_ENUM, AT(worker.activations), "fp16", 0, 0, activations_choices,
+     "Precision of activations. fp16 is as faithful as the original and fast; fp32 equals the "
+     "references token for token and is slow; a8 "
      "computes INT4 and INT8 products with 8-bit activations, where the device has them. All ranks "
      "must agree."},
     {"worker.threads", CONF_UINT, AT(worker.threads), "0", 0, 1024, NULL,

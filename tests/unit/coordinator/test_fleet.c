@@ -150,7 +150,7 @@ static void init_rank(struct fake_rank *r, unsigned rank, unsigned tp)
         .model_digest = "0123456789abcdef0123456789abcdef",
         .scheme = "int4",
         .device = "cpu",
-        .activations = "fp32",
+        .activations = "fp16",
         .shm_domain = "domain",
     };
     r->loaded = (struct wire_loaded){
@@ -351,7 +351,7 @@ static void bad_digest(struct wire_hello *h)
 }
 static void bad_activations(struct wire_hello *h)
 {
-    h->activations = "fp16";
+    h->activations = "fp32";
 }
 static void bad_instance(struct wire_hello *h)
 {
