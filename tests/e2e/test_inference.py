@@ -172,7 +172,7 @@ def raw(server, method, data, **kwargs):
     b"\xff\xff\xff\xff",                    # no message at all
     b"\x12\xff\xff\xff\xff\x7f",            # a length beyond the message
     b"".join(b"\xfa\x7f\x00" for _ in range(100_000)),  # unknown fields without end
-])
+], ids=["not UTF-8", "no message", "length beyond the message", "unknown fields"])
 def test_hostile_bytes(data, server):
     with pytest.raises(grpc.RpcError) as e:
         raw(server, "Generate", data)

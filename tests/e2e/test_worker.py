@@ -281,8 +281,10 @@ def test_sigterm_finishes_what_runs_and_a_second_one_does_not_wait(coordinator, 
     coordinator.grant(streams, 1, api.COMM_KIND_SHM)
     peer.send_signal(signal.SIGSTOP)
     coordinator.step(streams[0], 1, 1, 0, PROMPT)
-    while not streams[0].beats.get(timeout=DEADLINE_S).busy_ns:
-        pass
+    while True:  # joining keeps a rank busy as well: only a busy READY is the step
+        beat = streams[0].beats.get(timeout=DEADLINE_S)
+        if beat.state == api.WORKER_STATE_READY and beat.busy_ns:
+            break
     first.terminate()
     while streams[0].beats.get(timeout=DEADLINE_S).state != api.WORKER_STATE_DRAINING:
         pass
