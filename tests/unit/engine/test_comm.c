@@ -430,7 +430,7 @@ static void test_strangers(void **state)
     int fds[24];
     for (size_t i = 0; i != ARRAY_LEN(fds); i++) {
         struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-        a.sin_port = htons((uint16_t)atoi(strchr(g.addresses[0], ':') + 1));
+        a.sin_port = htons((uint16_t)strtoul(strchr(g.addresses[0], ':') + 1, NULL, 10));
         fds[i] = socket(AF_INET, SOCK_STREAM, 0);
         /* The backlog is short: connections beyond it may be left hanging, which is as good. */
         struct timeval timeout = {0, 100000};
