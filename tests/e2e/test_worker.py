@@ -1,6 +1,7 @@
 """glmd-worker alone, against a coordinator made of Python: the stream as worker.proto describes it,
 read and written by another implementation of protobuf and gRPC."""
 
+import os
 import queue
 import re
 import signal
@@ -251,7 +252,7 @@ def test_health_and_service_manager_see_progress_not_life(coordinator, worker, a
         while line not in manager.recv(4096).decode().split("\n"):
             pass
 
-    p = worker(0, 1, env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "200000"})
+    p = worker(0, 1, env={**os.environ, "NOTIFY_SOCKET": path, "WATCHDOG_USEC": "200000"})
     (s,) = coordinator.ranks(1)
     address = re.search(r"health service on (\S+)", p.log.read_text()).group(1)
     with grpc.insecure_channel(address) as channel:
