@@ -279,6 +279,7 @@ static int run(struct generate *g)
         code = print_choices(g);
     if (code == EXIT_OK && g->json)
         code = print_json(g);
+    fflush(stdout); /* the text stands before what goes to standard error */
     /* the first token of each choice belongs to the prefill */
     if (g->stats && g->has_usage)
         client_print_stats(&g->usage, g->n_choices, g->has_seed ? &g->seed : NULL);
