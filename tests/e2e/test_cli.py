@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
 
-from conftest import BIN, DEADLINE_S, glmd
+from conftest import BIN, DEADLINE_S, GOLDEN, glmd
 
 
 @pytest.fixture
@@ -71,6 +72,31 @@ def test_tokenize_round_trip(model):
     folder = model("ckpt-fp16-tp1", "--weights", "int4")
     ids = glmd("tokenize", "--model", folder, "The river").stdout.split()
     assert glmd("detokenize", "--model", folder, *ids).stdout.strip() == "The river"
+
+
+def test_convert_says_what_is_missing(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(GOLDEN / "ckpt-fp16-tp2", source)
+    result = glmd("convert", "--from", source, "--out", tmp_path / "out", check=False)
+    assert result.returncode == 1 and "--config" in result.stderr
+    (source / "49300/mp_rank_01_model_states.pt").write_bytes(b"PK")
+    result = glmd("convert", "--from", source, "--out", tmp_path / "out", "--config",
+                  GOLDEN / "config.json", check=False)
+    assert result.returncode == 1 and "mp_rank_01" in result.stderr
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_inspect_finds_damage(model, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(model("ckpt-fp16-tp1", "--weights", "int4"), copy)
+    assert "recorded" in glmd("inspect", "--known-answer", copy).stdout
+    assert "again" in glmd("inspect", "--known-answer", "--verify", copy).stdout
+    file = next(copy.glob("*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-1000] ^= 1
+    file.write_bytes(data)
+    damaged = glmd("inspect", "--verify", copy, check=False)
+    assert damaged.returncode == 1 and "checksum" in damaged.stderr + damaged.stdout
 
 
 def test_config(tmp_path):
