@@ -169,3 +169,43 @@ size_t shard_pieces(const struct shard_tensor *t, uint32_t tp, uint32_t rank,
     assert(false);
     return 0;
 }
+
+/* Stages in the order in which they take a layer that could go to several: those in the middle, the
+ * first, the last. */
+static uint32_t stage_by_preference(uint32_t n_stages, uint32_t k)
+{
+    if (n_stages < 2 || k == n_stages - 1)
+        return k;
+    return k == n_stages - 2 ? 0 : k + 1;
+}
+
+int shard_stage_layers(uint32_t n_layers, uint32_t n_stages, const uint32_t *weights,
+                       uint32_t stage, uint32_t *ret_begin, uint32_t *ret_end)
+{
+    if (n_stages < 1 || n_stages > n_layers || n_stages > SHARD_MAX_STAGES)
+        return -EINVAL;
+    assert(stage < n_stages);
+    uint32_t layers[SHARD_MAX_STAGES];
+    for (uint32_t s = 0; s < n_stages; s++) {
+        if (weights && weights[s] == 0)
+            return -EINVAL;
+        layers[s] = 1;
+    }
+    for (uint32_t left = n_layers - n_stages; left > 0; left--) {
+        uint32_t best = stage_by_preference(n_stages, 0);
+        for (uint32_t k = 1; k < n_stages; k++) {
+            uint32_t s = stage_by_preference(n_stages, k);
+            uint64_t ours = ((uint64_t)layers[s] + 1) * (weights ? weights[best] : 1);
+            uint64_t theirs = ((uint64_t)layers[best] + 1) * (weights ? weights[s] : 1);
+            if (ours < theirs)
+                best = s;
+        }
+        layers[best]++;
+    }
+    uint32_t begin = 0;
+    for (uint32_t s = 0; s < stage; s++)
+        begin += layers[s];
+    *ret_begin = begin;
+    *ret_end = begin + layers[stage];
+    return 0;
+}

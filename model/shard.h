@@ -1,4 +1,5 @@
-/* shard.h: which part of each tensor a tensor-parallel rank owns, as a table.
+/* shard.h: which part of each tensor a tensor-parallel rank owns, as a table, and which layers a
+ * pipeline stage owns.
  *
  * The same table serves the converter (merging published shards), `glmd inspect` (sizes per rank)
  * and the loader (slicing). Source: SwissArmyTransformer's column/row parallel linears; see the
@@ -12,6 +13,8 @@
 
 #include "base/err.h"
 #include "model/arch.h"
+
+enum { SHARD_MAX_STAGES = 1024 }; /* the most layers an architecture may have (arch_check) */
 
 enum shard_split {
     SHARD_COPY,      /* every rank holds all of it */
@@ -46,5 +49,14 @@ struct shard_piece {
 };
 size_t shard_pieces(const struct shard_tensor *t, uint32_t tp, uint32_t rank,
                     struct shard_piece ret_pieces[2]);
+
+/* The layers [begin, end) of pipeline stage `stage` of `n_stages`; every stage has at least one.
+ * `weights` [n_stages] says what each stage can carry, in any unit (its memory, its speed); NULL:
+ * all the same. The split keeps the largest layers / weight of any stage as small as it can be.
+ * What does not divide evenly goes to the stages in the middle, then to the first, last to the last
+ * one, which also computes the logits: 70 layers on 4 stages are 17, 18, 18, 17. -EINVAL: no
+ * stages, more stages than layers, or a weight of 0. */
+int shard_stage_layers(uint32_t n_layers, uint32_t n_stages, const uint32_t *weights,
+                       uint32_t stage, uint32_t *ret_begin, uint32_t *ret_end);
 
 #endif

@@ -233,12 +233,92 @@ static void test_pieces_tile(void **state)
     }
 }
 
+/* The smallest possible largest layers / weight, in thousandths, by trying every split. */
+static uint64_t best_split(uint32_t n_layers, uint32_t n_stages, const uint32_t *weights)
+{
+    if (n_stages == 1)
+        return 1000 * (uint64_t)n_layers / weights[0];
+    uint64_t best = UINT64_MAX;
+    for (uint32_t first = 1; first <= n_layers - (n_stages - 1); first++) {
+        uint64_t rest = best_split(n_layers - first, n_stages - 1, weights + 1);
+        best = MIN(best, MAX(1000 * (uint64_t)first / weights[0], rest));
+    }
+    return best;
+}
+
+static void test_stage_layers(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t n_layers, n_stages;
+        uint32_t weights[7]; /* all 0: NULL */
+        uint32_t layers[7];
+    } cases[] = {
+        {70, 1, {0}, {70}},
+        {70, 2, {0}, {35, 35}},
+        {70, 3, {0}, {23, 24, 23}},
+        {70, 4, {0}, {17, 18, 18, 17}},
+        {70, 5, {0}, {14, 14, 14, 14, 14}},
+        {70, 6, {0}, {11, 12, 12, 12, 12, 11}},
+        {70, 7, {0}, {10, 10, 10, 10, 10, 10, 10}},
+        {3, 2, {0}, {2, 1}},
+        {3, 3, {0}, {1, 1, 1}},
+        {70, 3, {24, 24, 48}, {17, 18, 35}},
+        {70, 2, {11, 24}, {22, 48}},
+        {70, 2, {4000000000u, 4000000000u}, {35, 35}},
+        {5, 3, {1, 1, 1000000}, {1, 1, 3}},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        const uint32_t *weights = cases[i].weights[0] ? cases[i].weights : NULL;
+        uint32_t expected_begin = 0;
+        for (uint32_t s = 0; s < cases[i].n_stages; s++) {
+            uint32_t begin = 77, end = 77;
+            assert_int_equal(
+                shard_stage_layers(cases[i].n_layers, cases[i].n_stages, weights, s, &begin, &end),
+                0);
+            if (begin != expected_begin || end != begin + cases[i].layers[s])
+                fail_msg("%u layers, stage %u of %u: expected [%u, %u), found [%u, %u)",
+                         cases[i].n_layers, s, cases[i].n_stages, expected_begin,
+                         expected_begin + cases[i].layers[s], begin, end);
+            expected_begin = end;
+        }
+        assert_int_equal(expected_begin, cases[i].n_layers);
+    }
+    uint32_t begin, end;
+    assert_int_equal(shard_stage_layers(70, 0, NULL, 0, &begin, &end), -EINVAL);
+    assert_int_equal(shard_stage_layers(3, 4, NULL, 0, &begin, &end), -EINVAL);
+    assert_int_equal(shard_stage_layers(3, 2, (uint32_t[]){1, 0}, 0, &begin, &end), -EINVAL);
+    assert_int_equal(shard_stage_layers(3, 2, (uint32_t[]){0, 1}, 0, &begin, &end), -EINVAL);
+}
+
+static void test_stage_layers_are_the_best_split(void **state)
+{
+    (void)state;
+    for (uint32_t n_layers = 4; n_layers <= 11; n_layers++) {
+        for (uint32_t mix = 0; mix < 256; mix++) {
+            uint32_t weights[4], begin, end;
+            for (uint32_t s = 0; s < 4; s++)
+                weights[s] = 1 + (mix >> (2 * s) & 3) * 2;
+            uint64_t worst = 0;
+            for (uint32_t s = 0; s < 4; s++) {
+                assert_int_equal(shard_stage_layers(n_layers, 4, weights, s, &begin, &end), 0);
+                worst = MAX(worst, 1000 * (uint64_t)(end - begin) / weights[s]);
+            }
+            uint64_t best = best_split(n_layers, 4, weights);
+            if (worst != best)
+                fail_msg("%u layers on %u, %u, %u, %u: expected %lu thousandths, found %lu",
+                         n_layers, weights[0], weights[1], weights[2], weights[3], best, worst);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),   cmocka_unit_test(test_glm_130b_is_consistent),
         cmocka_unit_test(test_bad_values),   cmocka_unit_test(test_shard_names),
         cmocka_unit_test(test_shard_shapes), cmocka_unit_test(test_pieces_tile),
+        cmocka_unit_test(test_stage_layers), cmocka_unit_test(test_stage_layers_are_the_best_split),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
