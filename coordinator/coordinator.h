@@ -1,36 +1,27 @@
-/* coordinator.h: glmd-coordinator, the daemon.
- *
- * One loop thread does everything; gRPC's own threads hand over through a mailbox (proto/rpc).
+/* coordinator.h: the coordinator without a process around it: fronts, admission, scheduler, fleet,
+ * streams. It is driven by the transport's callbacks and by the calls below; daemon.c gives it a
+ * loop, signals and a service manager, and tests/sim a virtual clock and a simulated transport.
  *
  *   front_rpc  client calls  -> admit -> request -+
  *                                                 v
  *   coordinator_pump:  sched_plan -> fleet_send_step ... fleet result -> sched_commit
  *                                                 |
  *   stream     messages  <- touched requests  <---+
+ *
+ *   init -> listen -> tick, tick, ... [drain -> ops->drained] -> stop -> on_stopped -> deinit
+ *
+ * One thread does everything; the transport's own threads hand over through a mailbox (proto/rpc).
  */
 #ifndef GLMD_COORDINATOR_COORDINATOR_H
 #define GLMD_COORDINATOR_COORDINATOR_H
 
-#include <uv.h>
-
 #include "coordinator/admit.h"
 #include "coordinator/epoch.h"
 #include "coordinator/fleet.h"
-#include "coordinator/options.h"
 #include "coordinator/sched.h"
-#include "coordinator/spawn.h"
 #include "model/model_dir.h"
 #include "proto/rpc/rpc.h"
 #include "proto/rpc/wire_cluster.h"
-
-enum coordinator_exit {
-    COORDINATOR_EXIT_OK = 0,
-    COORDINATOR_EXIT_CONFIG = EXIT_CONFIG, /* configuration or command line */
-    COORDINATOR_EXIT_MODEL = 65,           /* model directory missing or damaged */
-    COORDINATOR_EXIT_UNAVAILABLE = 69,     /* an address or the state directory is taken */
-    COORDINATOR_EXIT_INTERNAL = 70,
-    COORDINATOR_EXIT_KILLED = 143, /* a second signal: not everything was finished */
-};
 
 /* Tokens per second over the last seconds. */
 struct rate {
@@ -40,33 +31,48 @@ struct rate {
 
 struct front_call;
 
-struct coordinator {
-    const struct options *options; /* borrowed */
+struct coordinator_ops { /* what the driver is told; all required */
+    /* Whether requests are served, at the start and whenever it may have changed. */
+    void (*health)(void *context, bool serving);
+    /* After coordinator_drain: nothing is left to finish, or the time for it is over. Once. */
+    void (*drained)(void *context);
+};
+
+struct coordinator_config { /* borrowed, as everything in it */
     const struct config *config;
+    const struct model_dir *model;
+    const struct tokenizer *tokenizer;
+    struct epoch_store *epochs;
+    const struct coordinator_ops *ops;
+    void *context;
+};
+
+struct coordinator { /* must not move */
+    /* borrowed */
+    const struct config *config;
+    const struct model_dir *model;
+    const struct tokenizer *tokenizer;
+    struct epoch_store *epochs;
+    const struct coordinator_ops *ops;
+    void *ops_context;
 
     /* owned */
-    struct model_dir *model;
-    struct tokenizer *tokenizer;
     struct admit admit;
-    struct epoch_store epochs;
     struct sched *sched;
     struct fleet *fleet;
-    struct spawn *spawn;
-    uv_loop_t loop;
-    uv_timer_t tick, drain;
-    uv_signal_t sigterm, sigint;
-    struct rpc_runtime *runtime;
     struct rpc_server *server, *worker_server; /* the same unless worker_listen is set */
     struct rpc_method methods[16];
     char model_name[65];
     char address[300]; /* where clients of this host find us */
     char dial[300];    /* and where spawned ranks do */
+    int port;
 
     /* state */
-    bool listening, said_ready, draining, stopping, pumping, pump_again;
-    int exit_code;
-    int port;
+    bool draining, told_drained, stopping, pumping, pump_again;
+    int64_t drain_end_ns;
     unsigned n_servers; /* that have not stopped yet */
+    void (*on_stopped)(void *context);
+    void *stopped_context;
     int64_t started_ns;
     struct wire_request_counters counters;
     struct rate prefill_rate, decode_rate;
@@ -74,8 +80,25 @@ struct coordinator {
     struct front_call *calls; /* all open client calls with a request */
 };
 
-/* Runs until a signal or a failure ends it; returns the exit code. */
-int coordinator_run(const struct options *o);
+/* Limits that the model cannot have, or no memory: nothing to undo. */
+int coordinator_init(struct coordinator *c, const struct coordinator_config *config, struct err *e);
+void coordinator_deinit(struct coordinator *c); /* after on_stopped, or when nothing listens */
+
+/* Makes the servers and listens; c->port, address and dial are known then. On failure call
+ * coordinator_stop. */
+int coordinator_listen(struct coordinator *c, struct rpc_runtime *runtime, struct err *e);
+
+/* Leases, deadlines, slow readers; call every coordinator_tick_ns. */
+void coordinator_tick(struct coordinator *c, int64_t now_ns);
+int64_t coordinator_tick_ns(const struct coordinator *c);
+
+/* No new requests; those that run may end until deadlines.drain is over. */
+void coordinator_drain(struct coordinator *c, int64_t now_ns);
+
+/* Ends every request and session now and takes the servers apart within grace_ns. on_stopped may
+ * run before this returns, when there is no server. */
+void coordinator_stop(struct coordinator *c, int64_t grace_ns, void (*on_stopped)(void *context),
+                      void *context);
 
 /* Streams what is new, plans and sends the next steps. Call after anything has changed. */
 void coordinator_pump(struct coordinator *c);

@@ -1,7 +1,6 @@
 /* main.c: glmd-coordinator. */
 #include "base/log.h"
-#include "coordinator/coordinator.h"
-#include "coordinator/options.h"
+#include "coordinator/daemon.h"
 
 int main(int argc, char **argv)
 {
@@ -9,7 +8,7 @@ int main(int argc, char **argv)
     int code = options_parse(argc, argv, &o);
     if (code == OPTIONS_RUN) {
         log_init("coordinator", (enum log_level)o.config.log.level);
-        code = coordinator_run(&o);
+        code = daemon_run(&o);
     }
     options_deinit(&o);
     return code;

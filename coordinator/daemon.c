@@ -1,0 +1,306 @@
+/* daemon.c: start and stop of the process. See daemon.h. Everything runs on the loop thread. */
+#include "coordinator/daemon.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <uv.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/notify.h"
+#include "base/util.h"
+#include "coordinator/coordinator.h"
+#include "coordinator/spawn.h"
+
+#define STOP_GRACE_NS  (2 * NSEC_PER_SEC)
+#define SPAWN_GRACE_NS (10 * NSEC_PER_SEC)
+
+struct daemon {
+    const struct options *options; /* borrowed */
+
+    /* owned */
+    struct model_dir *model;
+    struct tokenizer *tokenizer;
+    struct epoch_store epochs;
+    struct coordinator core;
+    struct spawn *spawn;
+    uv_loop_t loop;
+    uv_timer_t tick;
+    uv_signal_t sigterm, sigint;
+    struct rpc_runtime *runtime;
+
+    /* state */
+    bool listening, said_ready, signalled, stopping;
+    unsigned n_parts; /* core, spawned ranks: that have not stopped yet */
+    int exit_code;
+};
+
+/* ---- stop ---- */
+
+static void on_handle_closed(uv_handle_t *h)
+{
+    (void)h; /* part of the daemon */
+}
+
+static void on_runtime_stopped(void *context)
+{
+    struct daemon *d = context;
+    d->runtime = NULL;
+    uv_handle_t *const handles[] = {(uv_handle_t *)&d->tick, (uv_handle_t *)&d->sigterm,
+                                    (uv_handle_t *)&d->sigint};
+    for (size_t i = 0; i != ARRAY_LEN(handles); i++)
+        uv_close(handles[i], on_handle_closed);
+}
+
+static void on_part_stopped(void *context)
+{
+    struct daemon *d = context;
+    assert(d->n_parts > 0);
+    if (--d->n_parts)
+        return;
+    d->spawn = NULL;
+    if (d->runtime)
+        rpc_runtime_stop(d->runtime, on_runtime_stopped, d);
+    else
+        on_runtime_stopped(d);
+}
+
+/* Everything ends; the loop runs out when all handles are closed. */
+static void begin_stop(struct daemon *d, int exit_code)
+{
+    if (d->stopping)
+        return;
+    d->stopping = true;
+    d->exit_code = exit_code;
+    log_info("stopping");
+    notify_send("STOPPING=1");
+    struct spawn *spawn = d->spawn;
+    d->n_parts = 1 + (spawn != NULL);
+    coordinator_stop(&d->core, STOP_GRACE_NS, on_part_stopped, d);
+    if (spawn)
+        spawn_stop(spawn, SPAWN_GRACE_NS, on_part_stopped, d);
+}
+
+/* ---- the core's events ---- */
+
+static void on_health(void *context, bool serving)
+{
+    struct daemon *d = context;
+    notify_send("STATUS=%s", d->core.draining ? "draining"
+                             : serving        ? "serving"
+                                              : "waiting for ranks");
+    if (!serving || d->said_ready)
+        return;
+    d->said_ready = true;
+    printf("glmd-coordinator ready: grpc=%s\n", d->core.address);
+    fflush(stdout);
+}
+
+static void on_drained(void *context)
+{
+    begin_stop(context, DAEMON_EXIT_OK);
+}
+
+static const struct coordinator_ops core_ops = {.health = on_health, .drained = on_drained};
+
+/* ---- the loop's events ---- */
+
+static void on_signal(uv_signal_t *handle, int signal_number)
+{
+    struct daemon *d = handle->data;
+    if (d->signalled) {
+        log_warn("second signal: stopping at once");
+        if (d->stopping)
+            _exit(DAEMON_EXIT_KILLED);
+        begin_stop(d, DAEMON_EXIT_KILLED);
+        return;
+    }
+    d->signalled = true;
+    log_info("%s: draining, %u requests are left", signal_number == SIGTERM ? "SIGTERM" : "SIGINT",
+             sched_n_requests(d->core.sched));
+    coordinator_drain(&d->core, clock_now_ns());
+}
+
+static void on_tick(uv_timer_t *t)
+{
+    struct daemon *d = t->data;
+    if (d->stopping)
+        return;
+    coordinator_tick(&d->core, clock_now_ns());
+    /* The loop turns, and the fleet's tick ends every step that takes too long. */
+    notify_send("WATCHDOG=1");
+}
+
+static void on_rank_exit(void *context, uint32_t rank, const char *what)
+{
+    struct daemon *d = context;
+    if (!d->stopping)
+        fleet_note(d->core.fleet, rank, what);
+}
+
+/* ---- start ---- */
+
+static int open_model(struct daemon *d, struct err *e)
+{
+    const char *dir = d->options->config.model.dir;
+    int r = model_dir_open(dir, &d->model, e);
+    if (r == 0)
+        r = tokenizer_open(dir, model_dir_arch(d->model), &d->tokenizer, e);
+    return r;
+}
+
+static int open_core(struct daemon *d, struct err *e)
+{
+    const struct coordinator_config config = {
+        .config = &d->options->config,
+        .model = d->model,
+        .tokenizer = d->tokenizer,
+        .epochs = &d->epochs,
+        .ops = &core_ops,
+        .context = d,
+    };
+    return coordinator_init(&d->core, &config, e);
+}
+
+/* Whoever waits for the file finds a whole number in it. */
+static int write_port_file(const struct daemon *d, struct err *e)
+{
+    const char *path = d->options->port_file;
+    if (!path)
+        return 0;
+    struct buf temporary = {0};
+    if (buf_printf(&temporary, "%s.new", path) < 0)
+        return err_set(e, -ENOMEM, "out of memory");
+    FILE *f = fopen(temporary.data, "we");
+    int r = 0;
+    if (!f || fprintf(f, "%d\n", d->core.port) < 0)
+        r = err_set(e, -errno, "--port-file %s: %s", path, err_name(-errno));
+    if (f && fclose(f) < 0 && r == 0)
+        r = err_set(e, -errno, "--port-file %s: %s", path, err_name(-errno));
+    if (r == 0 && rename(temporary.data, path) < 0)
+        r = err_set(e, -errno, "--port-file %s: %s", path, err_name(-errno));
+    buf_deinit(&temporary);
+    return r;
+}
+
+static void say_listening(const struct daemon *d)
+{
+    printf("glmd-coordinator listening: grpc=%s\n", d->core.address);
+    fflush(stdout);
+}
+
+static int start_ranks(struct daemon *d, struct err *e)
+{
+    if (d->options->config.group.workers != CONFIG_WORKERS_SPAWN)
+        return 0;
+    const struct spawn_config spawn = {
+        .loop = &d->loop,
+        .options = d->options,
+        .coordinator = d->core.dial,
+        .on_exit = on_rank_exit,
+        .context = d,
+    };
+    return spawn_new(&spawn, &d->spawn, e);
+}
+
+static void init_loop(struct daemon *d)
+{
+    uv_loop_init(&d->loop);
+    uv_timer_init(&d->loop, &d->tick);
+    uv_signal_init(&d->loop, &d->sigterm);
+    uv_signal_init(&d->loop, &d->sigint);
+    d->tick.data = d->sigterm.data = d->sigint.data = d;
+}
+
+static void start_loop(struct daemon *d)
+{
+    uint64_t tick_ms = (uint64_t)(coordinator_tick_ns(&d->core) / NSEC_PER_MSEC);
+    uv_timer_start(&d->tick, on_tick, tick_ms, tick_ms);
+    uv_signal_start(&d->sigterm, on_signal, SIGTERM);
+    uv_signal_start(&d->sigint, on_signal, SIGINT);
+    notify_send("READY=1");
+}
+
+/* What needs the loop; on failure everything that was opened is stopped by the loop. */
+static int start(struct daemon *d, struct err *e)
+{
+    int r = rpc_runtime_new(&d->loop, &d->runtime, e);
+    if (r == 0)
+        r = coordinator_listen(&d->core, d->runtime, e);
+    d->listening = r == 0;
+    if (r == 0)
+        say_listening(d);
+    if (r == 0)
+        r = write_port_file(d, e);
+    if (r == 0)
+        r = start_ranks(d, e);
+    if (r == 0)
+        start_loop(d);
+    return r;
+}
+
+static void run_loop(struct daemon *d)
+{
+    struct err e = ERR_INIT;
+    init_loop(d);
+    if (start(d, &e) < 0) {
+        log_error("%s", e.message);
+        begin_stop(d, DAEMON_EXIT_UNAVAILABLE);
+    }
+    uv_run(&d->loop, UV_RUN_DEFAULT);
+    int busy = uv_loop_close(&d->loop);
+    assert(busy == 0);
+    (void)busy;
+}
+
+static void close_all(struct daemon *d)
+{
+    if (d->listening && d->options->port_file)
+        unlink(d->options->port_file);
+    coordinator_deinit(&d->core);
+    epoch_close(&d->epochs);
+    tokenizer_close(d->tokenizer);
+    model_dir_close(d->model);
+}
+
+int daemon_run(const struct options *o)
+{
+    struct daemon *d = calloc(1, sizeof *d);
+    if (!d)
+        return DAEMON_EXIT_INTERNAL;
+    d->options = o;
+    d->epochs.dir_fd = -1;
+    signal(SIGPIPE, SIG_IGN);
+    notify_init();
+    struct err e = ERR_INIT;
+    d->exit_code = DAEMON_EXIT_MODEL;
+    int r = open_model(d, &e);
+    if (r == 0) {
+        d->exit_code = DAEMON_EXIT_CONFIG;
+        r = arch_check_tp(model_dir_arch(d->model), (uint32_t)o->config.group.tensor_parallel, &e);
+        if (r < 0)
+            err_prefix(&e, "group.tensor_parallel");
+    }
+    if (r == 0) {
+        d->exit_code = DAEMON_EXIT_UNAVAILABLE;
+        r = epoch_open(o->state_dir, &d->epochs, &e);
+    }
+    if (r == 0) {
+        d->exit_code = DAEMON_EXIT_MODEL;
+        r = open_core(d, &e);
+    }
+    if (r == 0)
+        run_loop(d); /* sets the exit code */
+    else
+        log_error("%s", e.message);
+    int code = d->exit_code;
+    close_all(d);
+    notify_deinit();
+    free(d);
+    return code;
+}
