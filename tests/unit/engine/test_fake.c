@@ -1,0 +1,440 @@
+/* test_fake.c: the fake device: what its tokens depend on, and that mistakes with tables, copies,
+ * contexts and positions show in them. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <math.h>
+#include <string.h>
+
+#include "base/util.h"
+#include "worker/engine/fake.h"
+
+enum { N_SLOTS = 8, N_BLOCKS = 64, MAX_SEQ = 256, TEXT_BEGIN = 100, TEXT_END = 900, EOP = 950 };
+
+static const struct fake_config config = {
+    .limits = {.n_slots = N_SLOTS,
+               .n_blocks = N_BLOCKS,
+               .max_tokens = 512,
+               .max_seq = MAX_SEQ,
+               .vocab = 1000,
+               .n_top_logprobs = 5},
+    .text_begin = TEXT_BEGIN,
+    .text_end = TEXT_END,
+    .end_tokens = {EOP},
+    .n_end_tokens = 1,
+};
+
+/* A fake and one sequence after the other in its slots. */
+struct rig {
+    struct fake *fake;
+    uint64_t step;
+    int32_t tokens[MAX_SEQ], positions[MAX_SEQ];
+    uint32_t blocks[MAX_SEQ / PLAN_KV_BLOCK_TOKENS];
+    struct plan_item item; /* of the next step */
+};
+
+static void rig_init(struct rig *r)
+{
+    *r = (struct rig){0};
+    assert_int_equal(fake_new(&config, &r->fake), 0);
+    for (uint32_t i = 0; i != MAX_SEQ; i++) {
+        r->tokens[i] = (int32_t)(TEXT_BEGIN + i * 7 % (TEXT_END - TEXT_BEGIN));
+        r->positions[i] = (int32_t)i;
+    }
+    for (uint32_t i = 0; i != ARRAY_LEN(r->blocks); i++)
+        r->blocks[i] = i;
+    r->item = (struct plan_item){.tokens = r->tokens,
+                                 .positions = r->positions,
+                                 .blocks = r->blocks,
+                                 .n_blocks = ARRAY_LEN(r->blocks),
+                                 .output = PLAN_OUTPUT_SAMPLE,
+                                 .sampling = {.temperature = 1.0f, .top_k = 1}};
+}
+
+static const struct result_item *run_plan(struct rig *r, struct plan *p)
+{
+    const struct step_result *result;
+    struct err e = ERR_INIT;
+    p->step = ++r->step;
+    if (fake_step(r->fake, p, &result, &e) < 0)
+        fail_msg("step %u: %s", (unsigned)r->step, e.message);
+    return result->items;
+}
+
+/* Runs r->item; the token it chose. */
+static int32_t run_item(struct rig *r)
+{
+    struct plan p = {.items = &r->item, .n_items = 1};
+    return run_plan(r, &p)->token;
+}
+
+/* Tokens [start, start + n) of the sequence, on its table. */
+static int32_t run_tokens(struct rig *r, uint32_t start, uint32_t n)
+{
+    r->item.start = start;
+    r->item.n_tokens = n;
+    r->item.tokens = r->tokens + start;
+    r->item.positions = r->positions + start;
+    return run_item(r);
+}
+
+/* What the function without a cache says about the first n tokens. */
+static int32_t expected(const struct rig *r, uint32_t n, uint32_t prefix_len)
+{
+    struct fake_context x;
+    fake_context_init(&x, &config, r->tokens, r->positions, prefix_len);
+    for (uint32_t i = prefix_len; i != n; i++)
+        fake_context_add(&x, r->tokens[i], r->positions[i]);
+    return fake_choose(&config, fake_context_state(&x), &r->item.sampling);
+}
+
+static void test_parse(void **state)
+{
+    (void)state;
+    struct fake_params p;
+    struct err e = ERR_INIT;
+    assert_int_equal(fake_parse("fake", &p, &e), 0);
+    assert_int_equal(p.step_ns, 0);
+    assert_int_equal(
+        fake_parse("fake:step_us=2.5,prefill_us=3:decode_us=4,end=0.25,seed=9", &p, &e), 0);
+    assert_int_equal(p.step_ns, 2500);
+    assert_int_equal(p.prefill_token_ns, 3000);
+    assert_int_equal(p.decode_seq_ns, 4000);
+    assert_true(p.end_probability == 0.25);
+    assert_int_equal(p.seed, 9);
+    assert_false(fake_is_device("faker"));
+    static const char *const wrong[] = {"fake:step_us", "fake:step_us=x", "fake:step_us=-1",
+                                        "fake:end=1.5", "fake:colour=1",  "fake:seed=nan",
+                                        "fake:,"};
+    for (size_t i = 0; i != ARRAY_LEN(wrong); i++) {
+        if (fake_parse(wrong[i], &p, &e) != -EINVAL)
+            fail_msg("%s: expected to be refused", wrong[i]);
+    }
+    assert_int_equal(fake_parse("fake:colour=1", &p, &e), -EINVAL);
+    assert_non_null(strstr(e.message, "colour"));
+}
+
+/* Prefill, decode by "my previous sample", chunks: always the function of the tokens. */
+static void test_follows_the_function(void **state)
+{
+    (void)state;
+    for (uint32_t prefix_len = 0; prefix_len <= 21; prefix_len += 21) {
+        struct rig r;
+        rig_init(&r);
+        r.item.prefix_len = prefix_len;
+        int32_t token = run_tokens(&r, 0, 23);
+        assert_int_equal(token, expected(&r, 23, prefix_len));
+        for (uint32_t n = 23; n != 70; n++) {
+            r.tokens[n] = token;
+            int32_t previous = PLAN_TOKEN_PREVIOUS;
+            r.item.start = n;
+            r.item.n_tokens = 1;
+            r.item.tokens = &previous;
+            r.item.positions = r.positions + n;
+            token = run_item(&r);
+            if (token != expected(&r, n + 1, prefix_len))
+                fail_msg("prefix %u, %u tokens: expected %d, found %d", prefix_len, n + 1,
+                         expected(&r, n + 1, prefix_len), token);
+        }
+        /* the same sequence in another slot and other blocks, in three pieces */
+        r.item.slot = 3;
+        for (uint32_t i = 0; i != 6; i++)
+            r.blocks[i] = 40 - 2 * i;
+        run_tokens(&r, 0, 25);
+        run_tokens(&r, 25, 32);
+        assert_int_equal(run_tokens(&r, 57, 13), token);
+        fake_free(r.fake);
+    }
+}
+
+/* An output row inside the context sees all of it. */
+static void test_scores(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_init(&r);
+    int32_t targets[10];
+    for (uint32_t i = 0; i != 10; i++)
+        targets[i] = i % 3 ? -1 : (int32_t)(200 + i);
+    r.item.output = PLAN_OUTPUT_SCORE;
+    r.item.targets = targets;
+    r.item.prefix_len = 5;
+    r.item.n_tokens = 10;
+    struct plan p = {.items = &r.item, .n_items = 1};
+    const struct result_item *result = run_plan(&r, &p);
+    assert_int_equal(result->n_scores, 4);
+    struct fake_context x;
+    fake_context_init(&x, &config, r.tokens, r.positions, 5);
+    fake_context_add(&x, r.tokens[5], 5);
+    fake_context_add(&x, r.tokens[6], 6);
+    float score = fake_token_logprob(&config, fake_context_state(&x), 206);
+    assert_true(result->scores[2] == score);
+    float first = result->scores[0];
+    r.tokens[4]++; /* behind row 0, but in its context */
+    r.item.slot = 1;
+    result = run_plan(&r, &p);
+    if (result->scores[0] == first)
+        fail_msg("row 0 does not see the end of its context: %f both times", (double)first);
+    fake_free(r.fake);
+}
+
+/* Greedy tokens of 40 tokens on two slots, and then one step that a mistake makes wrong. */
+struct mistake {
+    const char *what;
+    void (*make)(struct rig *r, struct plan_copy *copy, struct plan *p);
+};
+
+static void wrong_block(struct rig *r, struct plan_copy *copy, struct plan *p)
+{
+    (void)copy, (void)p;
+    r->blocks[1] = 9; /* never written */
+}
+
+static void swapped_blocks(struct rig *r, struct plan_copy *copy, struct plan *p)
+{
+    (void)copy, (void)p;
+    r->blocks[0] = 1;
+    r->blocks[1] = 0;
+}
+
+static void overwritten_block(struct rig *r, struct plan_copy *copy, struct plan *p)
+{
+    *copy = (struct plan_copy){.src = 0, .dst = 1};
+    p->copies = copy;
+    p->n_copies = 1;
+    (void)r;
+}
+
+static void wrong_position(struct rig *r, struct plan_copy *copy, struct plan *p)
+{
+    (void)copy, (void)p;
+    r->positions[40]++;
+}
+
+static void test_mistakes_show(void **state)
+{
+    (void)state;
+    static const struct mistake mistakes[] = {{"a block that was never written", wrong_block},
+                                              {"swapped blocks", swapped_blocks},
+                                              {"a block given to another", overwritten_block},
+                                              {"a wrong position", wrong_position}};
+    for (size_t i = 0; i != ARRAY_LEN(mistakes); i++) {
+        struct rig r;
+        rig_init(&r);
+        r.item.prefix_len = 38;
+        run_tokens(&r, 0, 40);
+        int32_t right = expected(&r, 41, 38);
+        struct plan_copy copy;
+        struct plan p = {.items = &r.item, .n_items = 1};
+        mistakes[i].make(&r, &copy, &p);
+        r.item.start = 40;
+        r.item.n_tokens = 1;
+        r.item.tokens = r.tokens + 40;
+        r.item.positions = r.positions + 40;
+        int32_t found = run_plan(&r, &p)->token;
+        if (found == right)
+            fail_msg("%s does not show: token %d", mistakes[i].what, found);
+        fake_free(r.fake);
+    }
+}
+
+/* A fork runs on copied blocks; on the blocks of another context it does not, although the tokens
+ * in those blocks are the same. */
+static void test_contexts_are_not_prefixes(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_init(&r);
+    r.item.prefix_len = 30;
+    run_tokens(&r, 0, 31);
+    int32_t right = expected(&r, 32, 30);
+    struct plan_copy copy = {.src = 1, .dst = 20};
+    r.item.slot = 1;
+    r.blocks[1] = 20;
+    r.item.start = 31;
+    r.item.n_tokens = 1;
+    r.item.tokens = r.tokens + 31;
+    r.item.positions = r.positions + 31;
+    struct plan p = {.copies = &copy, .n_copies = 1, .items = &r.item, .n_items = 1};
+    assert_int_equal(run_plan(&r, &p)->token, right);
+
+    /* a longer context with the same beginning, and its first block under the shorter one's rest */
+    r.item.slot = 2;
+    r.item.prefix_len = 33;
+    r.blocks[0] = 5, r.blocks[1] = 6, r.blocks[2] = 7;
+    run_tokens(&r, 0, 34);
+    r.item.slot = 3;
+    r.item.prefix_len = 30;
+    r.blocks[0] = 5, r.blocks[1] = 20;
+    int32_t found = run_tokens(&r, 32, 1);
+    if (found == expected(&r, 33, 30))
+        fail_msg("block 5 belongs to a context of 33 tokens; token %d all the same", found);
+    fake_free(r.fake);
+}
+
+static void test_sampling(void **state)
+{
+    (void)state;
+    struct fake_context x;
+    struct rig r;
+    rig_init(&r);
+    fake_free(r.fake);
+    fake_context_init(&x, &config, r.tokens, r.positions, 10);
+    uint64_t s = fake_context_state(&x);
+    struct plan_sampling greedy = {.temperature = 1.0f, .top_k = 1}, p = greedy;
+    int32_t best = fake_choose(&config, s, &greedy);
+    p.seed = 7, p.output_index = 3, p.request = 8;
+    assert_int_equal(fake_choose(&config, s, &p), best); /* greedy looks at none of these */
+    p.top_k = 0;
+    int32_t drawn = fake_choose(&config, s, &p);
+    assert_int_equal(fake_choose(&config, s, &p), drawn);
+    uint32_t changed = 0;
+    for (int field = 0; field != 6; field++) {
+        struct plan_sampling q = p;
+        q.seed += field == 0;
+        q.request += field == 1;
+        q.choice += field == 2;
+        q.output_index += field == 3;
+        q.temperature += field == 4;
+        q.top_p += field == 5 ? 0.5f : 0;
+        changed += fake_choose(&config, s, &q) != drawn;
+    }
+    assert_true(changed >= 5); /* one in 800 may be the same by chance */
+
+    int32_t banned[] = {best};
+    p = greedy, p.banned = banned, p.n_banned = 1;
+    assert_int_not_equal(fake_choose(&config, s, &p), best);
+    struct plan_range all_but_one[] = {{0, 777}, {778, 1000}};
+    p = greedy, p.forbidden = all_but_one, p.n_forbidden = 2;
+    assert_int_equal(fake_choose(&config, s, &p), 777);
+}
+
+static void test_top_logprobs(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_init(&r);
+    r.item.n_tokens = 12;
+    r.item.sampling.n_top_logprobs = 5;
+    struct plan p = {.items = &r.item, .n_items = 1};
+    const struct result_item *result = run_plan(&r, &p);
+    assert_int_equal(result->n_top, 5);
+    assert_int_equal(result->top[0].token, result->token);
+    assert_true(result->top[0].logprob == result->logprob);
+    for (uint32_t i = 1; i != 5; i++) {
+        assert_true(result->top[i].logprob <= result->top[i - 1].logprob);
+        for (uint32_t j = 0; j != i; j++)
+            assert_int_not_equal(result->top[i].token, result->top[j].token);
+    }
+    fake_free(r.fake);
+}
+
+static void test_end_probability(void **state)
+{
+    (void)state;
+    struct fake_config c = config;
+    struct plan_sampling greedy = {.temperature = 1.0f, .top_k = 1};
+    static const double probabilities[] = {0.0, 0.05, 1.0};
+    for (size_t k = 0; k != ARRAY_LEN(probabilities); k++) {
+        c.params.end_probability = probabilities[k];
+        uint32_t n = 20000, ends = 0;
+        struct fake_context x;
+        fake_context_init(&x, &c, NULL, NULL, 0);
+        for (uint32_t i = 0; i != n; i++) {
+            fake_context_add(&x, (int32_t)(i % 1000), (int32_t)i);
+            ends += fake_choose(&c, fake_context_state(&x), &greedy) == EOP;
+        }
+        double found = (double)ends / n;
+        if (fabs(found - probabilities[k]) > 0.01)
+            fail_msg("end tokens: expected %g of all, found %g", probabilities[k], found);
+    }
+    struct plan_range end = {EOP, EOP + 1};
+    greedy.forbidden = &end, greedy.n_forbidden = 1;
+    assert_int_not_equal(fake_choose(&c, 1, &greedy), EOP);
+}
+
+static void test_beams(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_init(&r);
+    struct plan_item items[2] = {r.item, r.item};
+    uint32_t blocks[2][2] = {{0, 1}, {2, 3}};
+    for (uint32_t i = 0; i != 2; i++) {
+        items[i].slot = i;
+        items[i].n_tokens = 20 + i;
+        items[i].output = PLAN_OUTPUT_BEAM;
+        items[i].beam_score = -(float)i;
+        items[i].blocks = blocks[i];
+        items[i].n_blocks = 2;
+    }
+    struct plan_beam_group group = {.width = 6, .deterministic = true};
+    struct plan p = {.step = 1, .items = items, .n_items = 2, .groups = &group, .n_groups = 1};
+    const struct step_result *result;
+    struct err e = ERR_INIT;
+    assert_int_equal(fake_step(r.fake, &p, &result, &e), 0);
+    const struct result_candidate *c = result->groups[0].candidates;
+    assert_int_equal(result->groups[0].n_candidates, 6);
+    for (uint32_t i = 0; i != 6; i++) {
+        if (i)
+            assert_true(c[i].score <= c[i - 1].score);
+        struct fake_context x;
+        fake_context_init(&x, &config, NULL, NULL, 0);
+        for (uint32_t j = 0; j != items[c[i].item].n_tokens; j++)
+            fake_context_add(&x, r.tokens[j], r.positions[j]);
+        float score = items[c[i].item].beam_score +
+                      fake_token_logprob(&config, fake_context_state(&x), c[i].token);
+        assert_true(c[i].score == score);
+        for (uint32_t j = 0; j != i; j++)
+            assert_false(c[i].item == c[j].item && c[i].token == c[j].token);
+    }
+    fake_free(r.fake);
+}
+
+static void test_latency_and_refusals(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_init(&r);
+    struct fake_params params = {.step_ns = 1000, .prefill_token_ns = 10, .decode_seq_ns = 3};
+    struct plan_item items[3] = {{.n_tokens = 1}, {.n_tokens = 20}, {.n_tokens = 1}};
+    struct plan p = {.items = items, .n_items = 3};
+    assert_int_equal(fake_step_ns(&params, &p), 1000 + 20 * 10 + 2 * 3);
+
+    const struct step_result *result;
+    struct err e = ERR_INIT;
+    r.item.n_tokens = 4;
+    p = (struct plan){.step = 7, .items = &r.item, .n_items = 1};
+    assert_int_equal(fake_step(r.fake, &p, &result, &e), -EINVAL); /* step 1 comes first */
+    p.step = 1;
+    r.item.output = PLAN_OUTPUT_LOGITS;
+    assert_int_equal(fake_step(r.fake, &p, &result, &e), -EINVAL);
+    r.item.output = PLAN_OUTPUT_SAMPLE;
+    assert_int_equal(fake_step(r.fake, &p, &result, &e), 0);
+    uint64_t hash = result->state_hash;
+    fake_reset(r.fake);
+    assert_int_equal(fake_step(r.fake, &p, &result, &e), 0);
+    assert_true(result->state_hash == hash);
+    fake_free(r.fake);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_parse),
+        cmocka_unit_test(test_follows_the_function),
+        cmocka_unit_test(test_scores),
+        cmocka_unit_test(test_mistakes_show),
+        cmocka_unit_test(test_contexts_are_not_prefixes),
+        cmocka_unit_test(test_sampling),
+        cmocka_unit_test(test_top_logprobs),
+        cmocka_unit_test(test_end_probability),
+        cmocka_unit_test(test_beams),
+        cmocka_unit_test(test_latency_and_refusals),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
