@@ -16,6 +16,11 @@ int log_level_parse(const char *text, enum log_level *ret_level);
 
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* Lines of every level that passes go to `sink` instead, without name and time; NULL restores
+ * standard error. Not thread-safe: for tests, before threads start. */
+void log_set_sink(void (*sink)(void *context, enum log_level level, const char *line),
+                  void *context);
+
 #define log_error(...) log_write(LOG_LEVEL_ERROR, __VA_ARGS__)
 #define log_warn(...)  log_write(LOG_LEVEL_WARN, __VA_ARGS__)
 #define log_info(...)  log_write(LOG_LEVEL_INFO, __VA_ARGS__)

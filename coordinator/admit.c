@@ -6,8 +6,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
+#include "base/random.h"
 #include "base/util.h"
 
 enum {
@@ -217,7 +217,7 @@ static int take_seed(const struct wire_sampling_parameters *w, struct request_pa
     p->seed = w->seed;
     if (w->has_seed)
         return 0;
-    if (getrandom(&p->seed, sizeof p->seed, 0) != (ssize_t)sizeof p->seed)
+    if (random_bytes(&p->seed, sizeof p->seed) < 0)
         return err_set(e, -EIO, "no random numbers from the system");
     return 0;
 }

@@ -7,10 +7,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/random.h"
 #include "base/utf8.h"
 #include "base/util.h"
 #include "coordinator/fleet_internal.h"
@@ -218,9 +218,9 @@ static void try_form(struct fleet *f, int64_t now)
     struct err e = ERR_INIT;
     uint8_t random[WIRE_TOKEN_BYTES + 8];
     uint64_t epoch = 0;
-    int r = getrandom(random, sizeof random, 0) == (ssize_t)sizeof random
-                ? 0
-                : err_set(&e, -EIO, "no random numbers from the system");
+    int r = random_bytes(random, sizeof random);
+    if (r < 0)
+        err_set(&e, r, "no random numbers from the system");
     enum wire_comm_kind comm = choose_comm(f);
     for (uint32_t i = 0; r == 0 && comm == WIRE_COMM_TCP && i != f->n_ranks; i++) {
         if (!*f->ranks[i].current->address)

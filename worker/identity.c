@@ -8,10 +8,11 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "base/random.h"
 
 enum { BACKLOG = 128 };
 
@@ -121,13 +122,15 @@ static int open_listener(struct identity *id, const char *listen_text, struct er
 int identity_init(struct identity *id, const char *listen_text, struct err *e)
 {
     *id = (struct identity){.listen_fd = -1};
-    if (getrandom(id->instance, sizeof id->instance, 0) != sizeof id->instance)
-        return err_set(e, -EIO, "no random numbers: %s", err_name(-errno));
+    int r = random_bytes(id->instance, sizeof id->instance);
+    if (r)
+        return err_set(e, r, "no random numbers from the system");
+    id->pid = (uint32_t)getpid();
     if (gethostname(id->hostname, sizeof id->hostname - 1))
         snprintf(id->hostname, sizeof id->hostname, "localhost");
     read_boot_id(id->boot_id, sizeof id->boot_id);
     find_shm_domain(id);
-    int r = open_listener(id, listen_text, e);
+    r = open_listener(id, listen_text, e);
     if (r)
         identity_deinit(id);
     return r;

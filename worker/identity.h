@@ -8,6 +8,7 @@
 
 struct identity { /* listen_fd is owned, -1 = none */
     uint8_t instance[16];
+    uint32_t pid;
     char boot_id[64];
     char hostname[256];
     char shm_domain[128];

@@ -2,52 +2,32 @@
 #include "worker/link.h"
 
 #include <assert.h>
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/random.h>
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/random.h"
 #include "base/util.h"
 
-enum { MAX_QUEUED_BYTES = 32 * 1024 * 1024, CLOSE_MS = 1000 };
+#define CLOSE_NS NSEC_PER_SEC
+
+enum { MAX_QUEUED_BYTES = 32 * 1024 * 1024 };
 
 static const char session_path[] = "/glmd.v1.Worker/Session";
 static const int64_t log_interval_ns = 60 * NSEC_PER_SEC;
 
-static void dial(struct link *l);
-
-static void on_timer(uv_timer_t *t)
+static int64_t jittered(int64_t pause_ns)
 {
-    dial(t->data);
-}
-
-static void on_timer_closed(uv_handle_t *h)
-{
-    struct link *l = h->data;
-    rpc_channel_close(l->channel);
-    l->channel = NULL;
-    l->on_closed(l->context);
-}
-
-static void finish_close(struct link *l)
-{
-    uv_close((uv_handle_t *)&l->timer, on_timer_closed);
-}
-
-static uint64_t jittered_ms(int64_t pause_ns)
-{
-    uint32_t random = 0;
-    if (getrandom(&random, sizeof random, GRND_NONBLOCK) < 0)
+    uint32_t random;
+    if (random_bytes(&random, sizeof random) < 0)
         random = 0;
-    int64_t extra = pause_ns / 4 / 1024 * (random % 1024);
-    return (uint64_t)((pause_ns + extra) / NSEC_PER_MSEC) + 1;
+    return pause_ns + pause_ns / 4 / 1024 * (random % 1024);
 }
 
-static void pause_and_dial(struct link *l)
+static void pause_dialling(struct link *l)
 {
-    uv_timer_start(&l->timer, on_timer, jittered_ms(l->pause_ns), 0);
+    l->next_ns = clock_now_ns() + jittered(l->pause_ns);
     l->pause_ns = MIN(l->pause_ns * 2, l->config.reconnect_max);
 }
 
@@ -89,11 +69,9 @@ static void on_done(struct rpc_call *c, enum rpc_status status, const char *mess
     if (!l->closing)
         log_failure(l, status, message ? message : "");
     l->heard = false;
+    if (!l->closing)
+        pause_dialling(l);
     l->callbacks->on_lost(l->context);
-    if (l->closing)
-        finish_close(l);
-    else
-        pause_and_dial(l);
 }
 
 static const struct rpc_callbacks call_callbacks = {.on_message = on_message, .on_done = on_done};
@@ -104,15 +82,15 @@ static void dial(struct link *l)
     if (r) {
         l->call = NULL;
         log_failure(l, RPC_INTERNAL, err_name(r));
-        pause_and_dial(l);
+        pause_dialling(l);
         return;
     }
+    l->next_ns = INT64_MAX;
     l->callbacks->on_open(l->context);
 }
 
-int link_init(struct link *l, uv_loop_t *loop, struct rpc_runtime *runtime,
-              const struct link_config *config, const struct link_callbacks *callbacks,
-              void *context, struct err *e)
+int link_init(struct link *l, struct rpc_runtime *runtime, const struct link_config *config,
+              const struct link_callbacks *callbacks, void *context, struct err *e)
 {
     *l = (struct link){.runtime = runtime,
                        .config = *config,
@@ -121,19 +99,30 @@ int link_init(struct link *l, uv_loop_t *loop, struct rpc_runtime *runtime,
                        .pause_ns = config->reconnect_min};
     const struct rpc_limits limits = {.max_message_bytes = config->max_message_bytes};
     int r = rpc_channel_new(runtime, config->target, config->tls, &limits, &l->channel, e);
-    if (r)
-        return r;
     l->config.tls = NULL; /* the channel has read it */
-    uv_timer_init(loop, &l->timer);
-    l->timer.data = l;
-    return 0;
+    return r;
 }
 
-void link_start(struct link *l)
+static void finish_close(struct link *l)
 {
-    assert(!l->started);
-    l->started = true;
-    dial(l);
+    l->closed = true;
+    rpc_channel_close(l->channel);
+    l->channel = NULL;
+    l->next_ns = INT64_MAX;
+    l->on_closed(l->context);
+}
+
+int64_t link_tick(struct link *l, int64_t now)
+{
+    if (l->closing && !l->closed && !l->call) {
+        finish_close(l);
+    } else if (l->closing && l->call && now >= l->next_ns) {
+        rpc_cancel(l->call); /* on_done follows */
+        l->next_ns = INT64_MAX;
+    } else if (!l->closing && !l->call && now >= l->next_ns) {
+        dial(l);
+    }
+    return l->next_ns;
 }
 
 void link_send(struct link *l, const void *data, size_t size)
@@ -163,23 +152,12 @@ bool link_heard(const struct link *l)
     return l->call && l->heard;
 }
 
-static void on_close_timeout(uv_timer_t *t)
-{
-    struct link *l = t->data;
-    if (l->call)
-        rpc_cancel(l->call);
-}
-
-void link_close(struct link *l, void (*on_closed)(void *context))
+void link_close(struct link *l, int64_t now, void (*on_closed)(void *context))
 {
     assert(!l->closing);
     l->closing = true;
     l->on_closed = on_closed;
-    uv_timer_stop(&l->timer);
-    if (!l->call) {
-        finish_close(l);
-        return;
-    }
-    rpc_half_close(l->call); /* behind what is queued; the coordinator ends the call then */
-    uv_timer_start(&l->timer, on_close_timeout, CLOSE_MS, 0);
+    l->next_ns = now + CLOSE_NS;
+    if (l->call)
+        rpc_half_close(l->call); /* behind what is queued; the coordinator ends the call then */
 }

@@ -1,15 +1,16 @@
 /* link.h: the stream to the coordinator, dialled again and again.
  *
- * Each end of the stream is followed by a pause that doubles from reconnect_min to reconnect_max
- * (plus up to a quarter, drawn at random, so that ranks do not come in step), and starts over once
- * the coordinator has said something. Loop thread. Bytes only: what they mean is the session's.
+ * Driven by calls: link_tick dials when the pause is over; every function that changes the time of
+ * the next look says so by its return value or through the callbacks. Each end of the stream is
+ * followed by a pause that doubles from reconnect_min to reconnect_max (plus up to a quarter, drawn
+ * at random, so that ranks do not come in step), and starts over once the coordinator has said
+ * something. Loop thread. Bytes only: what they mean is the session's.
  */
 #ifndef GLMD_WORKER_LINK_H
 #define GLMD_WORKER_LINK_H
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <uv.h>
 
 #include "base/err.h"
 #include "proto/rpc/rpc.h"
@@ -17,7 +18,7 @@
 struct link_callbacks {
     void (*on_open)(void *context); /* a stream was opened: what is sent goes there */
     void (*on_message)(void *context, const uint8_t *data, size_t size);
-    void (*on_lost)(void *context); /* follows every on_open once */
+    void (*on_lost)(void *context); /* follows every on_open once; link_tick is due then */
 };
 
 struct link_config {
@@ -31,7 +32,6 @@ struct link { /* must not move */
     /* owned */
     struct rpc_channel *channel;
     struct rpc_call *call; /* NULL while pausing */
-    uv_timer_t timer;
     /* borrowed */
     struct rpc_runtime *runtime;
     struct link_config config;
@@ -39,17 +39,19 @@ struct link { /* must not move */
     void *context;
     void (*on_closed)(void *context);
     /* state */
-    bool started, closing, heard;
+    bool closing, closed, heard;
+    int64_t next_ns; /* dial, or cut off the closing stream; INT64_MAX = nothing to wait for */
     int64_t pause_ns;
     int64_t next_log; /* failures are logged when they change, and once a minute */
     char last_failure[256];
 };
 
 /* -EINVAL: the address makes no sense. */
-int link_init(struct link *l, uv_loop_t *loop, struct rpc_runtime *runtime,
-              const struct link_config *config, const struct link_callbacks *callbacks,
-              void *context, struct err *e);
-void link_start(struct link *l);
+int link_init(struct link *l, struct rpc_runtime *runtime, const struct link_config *config,
+              const struct link_callbacks *callbacks, void *context, struct err *e);
+
+/* The first call dials. Returns the time of the next call. */
+int64_t link_tick(struct link *l, int64_t now);
 
 /* Dropped while there is no stream, or when the coordinator has stopped reading (then the stream
  * ends). */
@@ -57,7 +59,8 @@ void link_send(struct link *l, const void *data, size_t size);
 void link_disconnect(struct link *l);  /* on_lost follows from the loop */
 bool link_heard(const struct link *l); /* the coordinator has said something on this stream */
 
-/* No more dialling; sends what is queued, for at most a second. on_closed comes last. */
-void link_close(struct link *l, void (*on_closed)(void *context));
+/* No more dialling; sends what is queued, for at most a second. on_closed comes last, from
+ * link_tick, which is due. */
+void link_close(struct link *l, int64_t now, void (*on_closed)(void *context));
 
 #endif

@@ -1,7 +1,7 @@
 /* main.c: glmd-worker. */
 #include "base/log.h"
-#include "worker/options.h"
-#include "worker/worker.h"
+#include "worker/daemon.h"
+#include "worker/exit.h"
 
 int main(int argc, char **argv)
 {
@@ -12,7 +12,7 @@ int main(int argc, char **argv)
         char name[32];
         snprintf(name, sizeof name, "worker/%u", o.rank);
         log_init(name, (enum log_level)o.config.log.level);
-        code = worker_run(&o);
+        code = daemon_run(&o);
     }
     options_deinit(&o);
     return code;

@@ -164,7 +164,7 @@ static void answer(struct runner *r, struct runner_order *o)
 {
     atomic_fetch_add(&r->counter, 1);
     atomic_store(&r->busy_since, 0);
-    mailbox_post(r->config.answers, &o->item);
+    r->config.post(r->config.context, o);
 }
 
 static void *run(void *context)
@@ -191,7 +191,7 @@ static void *run(void *context)
     r->engine = NULL;
     o = r->stopped_order;
     r->stopped_order = NULL;
-    mailbox_post(r->config.answers, &o->item);
+    r->config.post(r->config.context, o);
     return NULL;
 }
 

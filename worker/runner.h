@@ -1,8 +1,10 @@
 /* runner.h: the engine thread. It opens the engine, then works off orders (join a group, run a
- * step) one at a time. Every order comes back through the mailbox as its own answer, except those
- * that runner_abort drops.
+ * step) one at a time. Every order comes back through `post` as its own answer, except those that
+ * runner_abort drops.
  *
- * Functions are called on the loop thread. Nothing here blocks but runner_free.
+ * Functions are called on the loop thread. Nothing here blocks but runner_free. Two
+ * implementations: runner.c with a thread and a real engine, and the simulator's, where an order
+ * takes virtual time.
  */
 #ifndef GLMD_WORKER_RUNNER_H
 #define GLMD_WORKER_RUNNER_H
@@ -43,7 +45,9 @@ struct runner_order {
 struct runner_config {
     struct engine_config engine; /* progress callbacks are set here */
     int listen_fd;               /* borrowed: peers connect to it */
-    struct mailbox *answers;     /* borrowed: struct runner_order */
+    /* Engine thread: hands an answer over to the loop thread; must not fail. */
+    void (*post)(void *context, struct runner_order *answer);
+    void *context;
 };
 
 int runner_new(const struct runner_config *config, struct runner **ret, struct err *e);

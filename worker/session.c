@@ -9,7 +9,7 @@
 #include "base/log.h"
 #include "base/utf8.h"
 #include "base/util.h"
-#include "worker/worker.h"
+#include "worker/exit.h"
 
 enum {
     MIN_HEARTBEAT_MS = 10,
@@ -365,6 +365,12 @@ static enum wire_worker_state wire_state(const struct session *s)
     return states[s->state];
 }
 
+int64_t session_next(const struct session *s, int64_t now)
+{
+    int64_t next = s->connected ? s->next_heartbeat : now + s->heartbeat_ns;
+    return s->epoch ? MIN(next, s->lease_end) : next;
+}
+
 int64_t session_tick(struct session *s, int64_t now, const struct session_progress *p)
 {
     if (s->epoch && now >= s->lease_end) {
@@ -390,8 +396,7 @@ int64_t session_tick(struct session *s, int64_t now, const struct session_progre
         send(s, &(struct wire_worker_message){.heartbeat = &beat});
         s->next_heartbeat = now + s->heartbeat_ns;
     }
-    int64_t next = s->connected ? s->next_heartbeat : now + s->heartbeat_ns;
-    return s->epoch ? MIN(next, s->lease_end) : next;
+    return session_next(s, now);
 }
 
 void session_drain(struct session *s, const char *why)

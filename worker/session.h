@@ -102,6 +102,8 @@ void session_step_failed(struct session *s, uint64_t epoch, uint64_t step, int c
 /* ---- the rest ---- */
 /* Heartbeat when it is due, end of the lease. Returns the time of the next call. */
 int64_t session_tick(struct session *s, int64_t now, const struct session_progress *p);
+/* The same time, without doing anything. */
+int64_t session_next(const struct session *s, int64_t now);
 /* Finish what runs, then ops->exit(0). */
 void session_drain(struct session *s, const char *why);
 

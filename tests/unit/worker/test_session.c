@@ -12,7 +12,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "worker/session.h"
-#include "worker/worker.h"
+#include "worker/exit.h"
 
 enum { MAX_LOG = 64 };
 
