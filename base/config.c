@@ -82,7 +82,9 @@ static const struct conf_option options[] = {
      "spawn: the coordinator starts all ranks on its own host. external: each rank is started by "
      "itself, with systemd (glmd-worker@RANK) or on another host."},
     {"group.devices", CONF_LIST, AT(group.devices), "cpu", 1, 64, NULL,
-     "Device of each rank: cpu, or cuda:N. The last one counts for all further ranks."},
+     "Device of each rank: cpu, or cuda:N. The last one counts for all further ranks. fake, or "
+     "fake:step_us=20000:end=0.01, computes nothing and makes tokens up, for tests and "
+     "benchmarks."},
     {"group.spawn.threads_per_rank", CONF_UINT, AT(group.spawn.threads_per_rank), "0", 0, 1024,
      NULL,
      "CPU threads of a spawned rank. 0: worker.threads if that is set, else the CPUs allowed, "
@@ -212,9 +214,10 @@ static int check_devices(const struct config *c, struct err *e)
     for (size_t i = 0; i != c->group.devices.n; i++) {
         const char *d = c->group.devices.items[i];
         size_t digits = strncmp(d, "cuda:", 5) == 0 ? strspn(d + 5, "0123456789") : 0;
-        if (strcmp(d, "cpu") != 0 && !(digits && digits <= 3 && d[5 + digits] == '\0'))
+        bool fake = strcmp(d, "fake") == 0 || strncmp(d, "fake:", 5) == 0;
+        if (strcmp(d, "cpu") != 0 && !fake && !(digits && digits <= 3 && d[5 + digits] == '\0'))
             return conf_error(&config_table, &c->origin, "group.devices", e,
-                              "expected cpu or cuda:N, found \"%.64s\"", d);
+                              "expected cpu, cuda:N or fake[:KEY=VALUE...], found \"%.64s\"", d);
     }
     if (c->group.devices.n > c->group.tensor_parallel)
         return conf_error(&config_table, &c->origin, "group.devices", e,

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/util.h"
+#include "worker/engine/fake.h"
 
 static const char usage[] =
     "glmd-worker " GLMD_VERSION ": one rank of a model\n\n"
@@ -14,7 +15,8 @@ static const char usage[] =
     "       glmd-worker --coordinator HOST:PORT --model DIR --rank R --tp N [OPTIONS]\n\n"
     "  --config FILE          configuration file; flags override it\n"
     "  --rank R               number of this rank, from 0\n"
-    "  --device DEVICE        cpu or cuda:N\n"
+    "  --device DEVICE        cpu, cuda:N, or fake[:KEY=VALUE,...]: no model, made-up tokens\n"
+    "                         (step_us, prefill_us, decode_us, end, seed; docs/performance.md)\n"
     "  --coordinator ADDRESS  HOST:PORT or unix:/PATH to dial\n"
     "  --model DIR            model directory\n"
     "  --tp N                 tensor-parallel ranks of the group\n"
@@ -171,7 +173,8 @@ static int check(struct parse *p)
         return err_set(&p->e, -EINVAL, "no model: give --model DIR or model.dir");
     if (!o->device)
         o->device = config_device(&o->config, o->rank);
-    return 0;
+    struct fake_params ignored;
+    return fake_is_device(o->device) ? fake_parse(o->device, &ignored, &p->e) : 0;
 }
 
 enum options_result options_parse(struct worker_options *o, int argc, char **argv, FILE *out,

@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "base/clock.h"
 #include "base/util.h"
@@ -130,13 +131,26 @@ static void publish_stats(struct runner *r)
     atomic_store(&r->compute_ns, s.compute_ns);
 }
 
+/* Until a time of clock_now_ns, or until the epoch is over. */
+static void wait_until(struct runner *r, uint64_t epoch, int64_t until_ns)
+{
+    const struct timespec t = {until_ns / NSEC_PER_SEC, until_ns % NSEC_PER_SEC};
+    pthread_mutex_lock(&r->mutex);
+    while (!r->stop && r->live_epoch == epoch && clock_now_ns() < until_ns)
+        pthread_cond_timedwait(&r->wake, &r->mutex, &t);
+    pthread_mutex_unlock(&r->mutex);
+}
+
 static void step(struct runner *r, struct runner_order *o)
 {
     const struct step_result *result;
+    int64_t begin_ns = clock_now_ns();
     o->code = engine_step(r->engine, o->message->step, &result, &o->err);
     publish_stats(r);
     if (o->code)
         return;
+    if (engine_is_fake(r->engine))
+        wait_until(r, o->epoch, begin_ns + result->compute_ns);
     const struct wire_worker_message m = {.step_done = result};
     o->code = wire_pack_worker_message(&m, &o->bytes);
     if (o->code)
@@ -223,7 +237,11 @@ int runner_new(const struct runner_config *config, struct runner **ret, struct e
     r->open_order = order_new(RUNNER_OPEN);
     r->stopped_order = order_new(RUNNER_STOPPED);
     pthread_mutex_init(&r->mutex, NULL);
-    pthread_cond_init(&r->wake, NULL);
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&r->wake, &attributes);
+    pthread_condattr_destroy(&attributes);
     int error = r->open_order && r->stopped_order ? 0 : ENOMEM;
     if (!error) {
         sigset_t all, before; /* signals are the loop thread's */
@@ -284,6 +302,7 @@ void runner_abort(struct runner *r)
     r->live_epoch = 0;
     if (r->comm)
         r->comm->ops->abort(r->comm);
+    pthread_cond_signal(&r->wake);
     pthread_mutex_unlock(&r->mutex);
     while (dropped) {
         struct runner_order *next = dropped->next;

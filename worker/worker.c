@@ -11,6 +11,7 @@
 #include "base/notify.h"
 #include "base/utf8.h"
 #include "base/util.h"
+#include "worker/engine/fake.h"
 #include "worker/exit.h"
 
 enum {
@@ -178,6 +179,8 @@ static void on_loaded(struct worker *w, const struct runner_order *o)
              (double)(m->weights + m->kv + m->scratch) / gib, (double)m->weights / gib,
              (double)m->kv / gib, w->loaded.limits.n_blocks, PLAN_KV_BLOCK_TOKENS,
              (double)m->scratch / gib, w->description);
+    if (fake_is_device(w->options->device))
+        log_warn("device %s: nothing is computed, every token is made up", w->options->device);
     session_loaded(&w->session, &w->loaded);
 }
 

@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "worker/engine/batch.h"
+#include "worker/engine/fake.h"
 #include "worker/engine/glm.h"
 #include "worker/engine/known_answer.h"
 #include "worker/engine/sampler.h"
@@ -35,8 +36,10 @@ struct engine {
     struct sampler *sampler;
     float *row; /* [vocab] the logits that are being looked at */
     struct results results;
+    struct fake *fake; /* NULL = a real device; else it stands for all of the above */
     /* borrowed */
     struct comm *comm;
+    const struct model_dir *dir;
     /* state */
     struct plan_limits limits;
     uint64_t kv_bytes;
@@ -88,15 +91,9 @@ static int open_device(struct engine *g, const struct engine_config *c, const st
     return 0;
 }
 
-static int open_kv(struct engine *g, const struct engine_config *c, const struct arch *a,
-                   struct err *e)
+static int set_n_blocks(struct engine *g, const struct engine_config *c, const struct arch *a,
+                        size_t block_bytes, struct err *e)
 {
-    struct glm *m = &g->model;
-    struct k_kv_params p = {.n_layers = a->n_layers,
-                            .n_kv_heads = a->n_kv_heads / c->tp_size,
-                            .head_dim = a->head_dim,
-                            .block_tokens = PLAN_KV_BLOCK_TOKENS};
-    size_t block_bytes = m->ops->kv_block_bytes(m->ctx, &p);
     uint32_t per_sequence = (a->max_seq + PLAN_KV_BLOCK_TOKENS - 1) / PLAN_KV_BLOCK_TOKENS;
     uint64_t n = c->n_kv_blocks ? c->n_kv_blocks
                  : c->kv_bytes  ? c->kv_bytes / block_bytes
@@ -106,9 +103,24 @@ static int open_kv(struct engine *g, const struct engine_config *c, const struct
                        "the KV cache has room for %llu blocks of %d tokens (%zu bytes each), "
                        "expected at least %d: give it more memory",
                        (unsigned long long)n, PLAN_KV_BLOCK_TOKENS, block_bytes, MIN_BLOCKS);
-    p.n_blocks = (uint32_t)n;
-    g->limits.n_blocks = p.n_blocks;
-    g->kv_bytes = n * block_bytes;
+    g->limits.n_blocks = (uint32_t)n;
+    return 0;
+}
+
+static int open_kv(struct engine *g, const struct engine_config *c, const struct arch *a,
+                   struct err *e)
+{
+    struct glm *m = &g->model;
+    struct k_kv_params p = {.n_layers = a->n_layers,
+                            .n_kv_heads = a->n_kv_heads / c->tp_size,
+                            .head_dim = a->head_dim,
+                            .block_tokens = PLAN_KV_BLOCK_TOKENS};
+    size_t block_bytes = m->ops->kv_block_bytes(m->ctx, &p);
+    int r = set_n_blocks(g, c, a, block_bytes, e);
+    if (r < 0)
+        return r;
+    p.n_blocks = g->limits.n_blocks;
+    g->kv_bytes = p.n_blocks * (uint64_t)block_bytes;
     m->kv = m->ops->kv_new(m->ctx, &p);
     if (!m->kv)
         return err_set(e, -ENOMEM, "out of memory: KV cache of %u blocks, %.2f GB", p.n_blocks,
@@ -151,6 +163,52 @@ static int open_step_memory(struct engine *g, struct err *e)
     return 0;
 }
 
+/* Weights, cache and step memory of a real device. */
+static int open_model(struct engine *g, const struct engine_config *c, const struct arch *a,
+                      struct err *e)
+{
+    int r = open_device(g, c, a, e);
+    if (r < 0)
+        return r;
+    struct weights_load load = {.model = c->model,
+                                .ops = g->model.ops,
+                                .ctx = g->model.ctx,
+                                .tp_size = c->tp_size,
+                                .tp_rank = c->tp_rank,
+                                .verify = c->verify,
+                                .on_progress = c->on_progress,
+                                .progress_context = c->progress_context};
+    r = weights_load(&load, &g->model.weights, e);
+    if (r == 0)
+        r = open_kv(g, c, a, e);
+    if (r == 0)
+        r = open_step_memory(g, e);
+    if (r == 0)
+        snprintf(g->describe, sizeof g->describe, "%s", g->model.ops->describe(g->model.ctx));
+    return r;
+}
+
+/* As many blocks as a real device would have with FP16 keys and values. */
+static int open_fake(struct engine *g, const struct engine_config *c, const struct arch *a,
+                     struct err *e)
+{
+    struct fake_config f = {0};
+    int r = fake_parse(c->device, &f.params, e);
+    if (r < 0)
+        return r;
+    r = set_n_blocks(g, c, a, arch_kv_bytes_per_token(a, 2) * PLAN_KV_BLOCK_TOKENS / c->tp_size, e);
+    if (r < 0)
+        return r;
+    f.limits = g->limits;
+    fake_config_set_arch(&f, a);
+    r = fake_new(&f, &g->fake);
+    if (r < 0)
+        return err_set(e, r, "out of memory: fake device of %u blocks", g->limits.n_blocks);
+    g->kv_bytes = fake_bytes(g->fake);
+    snprintf(g->describe, sizeof g->describe, "no device: tokens are made up");
+    return 0;
+}
+
 int engine_open(const struct engine_config *config, struct engine **ret, struct err *e)
 {
     const struct arch *a = model_dir_arch(config->model);
@@ -171,28 +229,12 @@ int engine_open(const struct engine_config *config, struct engine **ret, struct 
         .vocab = a->vocab,
         .n_top_logprobs = MIN((uint32_t)PLAN_MAX_TOP_LOGPROBS, a->vocab),
     };
-    r = open_device(g, config, a, e);
-    if (r == 0) {
-        struct weights_load load = {.model = config->model,
-                                    .ops = g->model.ops,
-                                    .ctx = g->model.ctx,
-                                    .tp_size = config->tp_size,
-                                    .tp_rank = config->tp_rank,
-                                    .verify = config->verify,
-                                    .on_progress = config->on_progress,
-                                    .progress_context = config->progress_context};
-        r = weights_load(&load, &g->model.weights, e);
-    }
-    if (r == 0)
-        r = open_kv(g, config, a, e);
-    if (r == 0)
-        r = open_step_memory(g, e);
+    g->dir = config->model;
+    r = fake_is_device(config->device) ? open_fake(g, config, a, e) : open_model(g, config, a, e);
     if (r < 0) {
         engine_close(g);
         return r;
     }
-    assert(g->model.ops);
-    snprintf(g->describe, sizeof g->describe, "%s", g->model.ops->describe(g->model.ctx));
     *ret = g;
     return 0;
 }
@@ -202,6 +244,7 @@ void engine_close(struct engine *g)
     if (!g)
         return;
     struct glm *m = &g->model;
+    fake_free(g->fake);
     results_deinit(&g->results);
     batch_deinit(&g->batch);
     sampler_free(g->sampler);
@@ -230,7 +273,10 @@ int engine_set_comm(struct engine *g, struct comm *comm, struct err *e)
 
 void engine_reset(struct engine *g)
 {
-    batch_reset(&g->batch);
+    if (g->fake)
+        fake_reset(g->fake);
+    else
+        batch_reset(&g->batch);
     g->state_hash = 0;
     g->failed = 0;
 }
@@ -381,13 +427,10 @@ static int run_plan(struct engine *g, const struct plan *p, struct err *e)
     return r < 0 ? r : produce_outputs(g, p, e);
 }
 
-int engine_step(struct engine *g, const struct plan *plan, const struct step_result **ret,
-                struct err *e)
+/* The step on a real device. */
+static int step_model(struct engine *g, const struct plan *plan, const struct step_result **ret,
+                      struct err *e)
 {
-    assert(g->comm);
-    if (g->failed)
-        return err_set(e, g->failed, "an earlier step of this epoch failed: %s",
-                       err_name(g->failed));
     int64_t begin_ns = clock_now_ns();
     int r = batch_check(&g->batch, plan, e);
     if (r == 0)
@@ -404,13 +447,26 @@ int engine_step(struct engine *g, const struct plan *plan, const struct step_res
     struct step_result *result = &g->results.step;
     result->state_hash = g->state_hash;
     result->compute_ns = clock_now_ns() - begin_ns;
+    *ret = result;
+    return 0;
+}
+
+int engine_step(struct engine *g, const struct plan *plan, const struct step_result **ret,
+                struct err *e)
+{
+    assert(g->comm);
+    if (g->failed)
+        return err_set(e, g->failed, "an earlier step of this epoch failed: %s",
+                       err_name(g->failed));
+    int r = g->fake ? fake_step(g->fake, plan, ret, e) : step_model(g, plan, ret, e);
+    if (r < 0)
+        return r;
     g->stats.steps++;
-    g->stats.compute_ns += (uint64_t)result->compute_ns;
+    g->stats.compute_ns += (uint64_t)(*ret)->compute_ns;
     for (uint32_t i = 0; i != plan->n_items; i++) {
         const struct plan_item *it = &plan->items[i];
         *(it->start ? &g->stats.decode_tokens : &g->stats.prefill_tokens) += it->n_tokens;
     }
-    *ret = result;
     return 0;
 }
 
@@ -418,6 +474,8 @@ int engine_known_answer(struct engine *g, uint64_t *ret_hash, struct err *e)
 {
     engine_reset(g);
     int r = known_answer_run(g, g->model.arch, ret_hash, e);
+    if (r == 0 && g->fake) /* what others expect of this model, where the directory says it */
+        model_dir_known_answer(g->dir, ret_hash);
     if (r == 0)
         engine_reset(g);
     else
@@ -435,6 +493,10 @@ void engine_limits(const struct engine *g, struct plan_limits *ret)
 void engine_memory(const struct engine *g, struct engine_memory *ret)
 {
     const struct plan_limits *l = &g->limits;
+    if (g->fake) {
+        *ret = (struct engine_memory){.kv = g->kv_bytes};
+        return;
+    }
     *ret = (struct engine_memory){
         .weights = g->model.weights.bytes,
         .kv = g->kv_bytes,
@@ -450,6 +512,11 @@ void engine_memory(const struct engine *g, struct engine_memory *ret)
 void engine_stats(const struct engine *g, struct engine_stats *ret)
 {
     *ret = g->stats;
+}
+
+bool engine_is_fake(const struct engine *g)
+{
+    return g->fake;
 }
 
 const char *engine_describe(const struct engine *g)

@@ -21,7 +21,7 @@ struct engine; /* opaque */
 struct engine_config {
     const struct model_dir *model; /* borrowed, outlives the engine */
     uint32_t tp_size, tp_rank;
-    const char *device; /* "cpu", "cuda:N" */
+    const char *device; /* "cpu", "cuda:N", "fake[:KEY=VALUE,...]" (fake.h) */
     enum k_mode mode;
     uint32_t
         n_threads;   /* 0 = allowed CPUs / ranks on this host is the caller's business: 0 = all */
@@ -71,6 +71,8 @@ void engine_limits(const struct engine *g, struct plan_limits *ret);
 void engine_memory(const struct engine *g, struct engine_memory *ret);
 void engine_stats(const struct engine *g, struct engine_stats *ret);
 const char *engine_describe(const struct engine *g);
+/* A fake device answers at once: compute_ns of its results says how long the step should take. */
+bool engine_is_fake(const struct engine *g);
 
 /* A fixed greedy step whose token hash must equal the manifest's (and every other rank's): run once
  * before a rank reports ready. Uses the comm. Leaves the engine reset. */

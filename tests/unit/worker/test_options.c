@@ -112,6 +112,7 @@ static void says_what_is_wrong(void **state)
     USAGE("stray: expected options only", "stray");
     USAGE("--tp", "--rank", "0", "--model", "m", "--tp", "many");
     USAGE("/nowhere/glmd.yaml", "--config", "/nowhere/glmd.yaml", "--rank", "0");
+    USAGE("device fake: expected step_us", "--rank", "0", "--model", "m", "--device", "fake:x=1");
     USAGE("no.such.key", "--set", "no.such.key=1", "--rank", "0");
 }
 
