@@ -38,6 +38,18 @@ static int watch_barrier(struct comm *c)
     return count(w, w->inner->ops->barrier(w->inner));
 }
 
+static int watch_send(struct comm *c, const void *data, size_t bytes)
+{
+    struct comm_watch *w = watch_of(c);
+    return count(w, w->inner->ops->send(w->inner, data, bytes));
+}
+
+static int watch_recv(struct comm *c, void *data, size_t bytes)
+{
+    struct comm_watch *w = watch_of(c);
+    return count(w, w->inner->ops->recv(w->inner, data, bytes));
+}
+
 static void watch_abort(struct comm *c)
 {
     struct comm_watch *w = watch_of(c);
@@ -56,6 +68,8 @@ static const struct comm_ops watch_ops = {
     .all_reduce = watch_all_reduce,
     .all_gather = watch_all_gather,
     .barrier = watch_barrier,
+    .send = watch_send,
+    .recv = watch_recv,
     .abort = watch_abort,
     .close = watch_close,
 };
@@ -67,7 +81,8 @@ int comm_watch_new(struct comm *inner, _Atomic uint64_t *counter, struct comm **
         comm_close(inner);
         return -ENOMEM;
     }
-    w->base = (struct comm){.ops = &watch_ops, .rank = inner->rank, .size = inner->size};
+    w->base = *inner; /* the same place */
+    w->base.ops = &watch_ops;
     w->inner = inner;
     w->counter = counter;
     *ret = &w->base;

@@ -57,6 +57,8 @@ static int check_config(const struct engine_config *c, const struct arch *a, str
         return err_set(e, -EINVAL,
                        "rank %u of %u: expected a rank below the size, at most %d ranks",
                        c->tp_rank, c->tp_size, COMM_MAX_RANKS);
+    if (c->pp_size > 1)
+        return err_set(e, -EINVAL, "stages: expected 1, found %u", c->pp_size);
     int r = arch_check_tp(a, c->tp_size, e);
     if (r < 0)
         return r;
@@ -488,6 +490,18 @@ int engine_known_answer(struct engine *g, uint64_t *ret_hash, struct err *e)
 void engine_limits(const struct engine *g, struct plan_limits *ret)
 {
     *ret = g->limits;
+}
+
+void engine_layers(const struct engine *g, uint32_t *ret_begin, uint32_t *ret_end)
+{
+    *ret_begin = 0;
+    *ret_end = g->model.arch->n_layers;
+}
+
+size_t engine_link_bytes(const struct engine *g)
+{
+    (void)g;
+    return 0;
 }
 
 void engine_memory(const struct engine *g, struct engine_memory *ret)

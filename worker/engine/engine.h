@@ -1,8 +1,18 @@
 /* engine.h: one rank's model, KV cache and sampler behind two calls: open and step.
  *
  * A library without sockets: the worker daemon feeds it plans from the coordinator, `glmd logits`
- * and the tests feed it plans of their own. One thread drives an engine. Ranks of a tensor-parallel
- * group are engines that were given the same plans and are joined by a comm.
+ * and the tests feed it plans of their own. One thread drives an engine. The ranks of a group are
+ * engines that were given the same plans and are joined by a comm (comm/comm.h): `pp_size` stages
+ * of `tp_size` ranks each, number stage * tp_size + tp_rank.
+ *
+ * Stages. A stage holds the weights and the KV cache of its layers; what leaves its last layer goes
+ * to the next stage over the comm. Only the last stage chooses tokens: the results of the others
+ * say that the step ran, with token -1 and without scores, candidates and logits. State hashes are
+ * to be compared among the ranks of a stage. A step of one stage ends when its output is buffered,
+ * so that it can begin the next step while the next stage runs this one: to keep all stages busy,
+ * give every rank its plans as soon as they are there, pp_size of them or more, of different slots.
+ * A sample is known to the last stage only, so that PLAN_TOKEN_PREVIOUS is refused with several
+ * stages.
  */
 #ifndef GLMD_WORKER_ENGINE_ENGINE_H
 #define GLMD_WORKER_ENGINE_ENGINE_H
@@ -21,6 +31,10 @@ struct engine; /* opaque */
 struct engine_config {
     const struct model_dir *model; /* borrowed, outlives the engine */
     uint32_t tp_size, tp_rank;
+    uint32_t pp_size, stage; /* pp_size 0 = 1 */
+    /* [pp_size] layers of each stage, in all those of the model; the same on every rank. NULL: as
+     * shard_stage_layers divides them evenly. */
+    const uint32_t *stage_layers;
     const char *device; /* "cpu", "cuda:N", "fake[:KEY=VALUE,...]" (fake.h) */
     enum k_mode mode;
     uint32_t
@@ -47,6 +61,7 @@ struct engine_stats {
     uint64_t steps;
     uint64_t prefill_tokens, decode_tokens;
     uint64_t compute_ns;
+    uint64_t link_wait_ns; /* part of compute_ns: waiting for the stage before or behind this one */
 };
 
 /* Loads this rank's rows and columns, allocates everything a step needs. Collectives are not used
@@ -55,7 +70,9 @@ int engine_open(const struct engine_config *config, struct engine **ret, struct 
 void engine_close(struct engine *g); /* NULL is fine; does not close the comm */
 
 /* The group's collectives; borrowed; may be set again after an epoch change (drops all slots). Must
- * have tp_size ranks. Required before the first step, comm_self_new for one rank. */
+ * have tp_size ranks and pp_size stages. Required before the first step, comm_self_new for one
+ * rank.
+ */
 int engine_set_comm(struct engine *g, struct comm *comm, struct err *e);
 
 /* Runs one step. The result is valid until the next call. -EINVAL: the plan contradicts the
@@ -68,18 +85,23 @@ int engine_step(struct engine *g, const struct plan *plan, const struct step_res
 void engine_reset(struct engine *g);
 
 void engine_limits(const struct engine *g, struct plan_limits *ret);
+/* The layers [begin, end) of this rank's stage. */
+void engine_layers(const struct engine *g, uint32_t *ret_begin, uint32_t *ret_end);
+/* What a link to the next stage should buffer (comm_group_config): the output of a whole step. 0
+ * with one stage. */
+size_t engine_link_bytes(const struct engine *g);
 void engine_memory(const struct engine *g, struct engine_memory *ret);
 void engine_stats(const struct engine *g, struct engine_stats *ret);
 const char *engine_describe(const struct engine *g);
 /* A fake device answers at once: compute_ns of its results says how long the step should take. */
 bool engine_is_fake(const struct engine *g);
 
-/* A fixed greedy step whose token hash must equal the manifest's (and every other rank's): run once
- * before a rank reports ready. Uses the comm. Leaves the engine reset. */
+/* A fixed greedy generation whose token hash must equal the manifest's (and every other rank's, of
+ * all stages): run once before a rank reports ready. Uses the comm. Leaves the engine reset. */
 int engine_known_answer(struct engine *g, uint64_t *ret_hash, struct err *e);
 
-/* Output of every layer before the next norm, [n_layers, rows, H], of the last step: test hook, off
- * unless enabled before engine_step. */
+/* Output of every layer before the next norm, [n_layers, rows, H], of the last step; a stage writes
+ * those of its layers. Test hook, off unless enabled before engine_step. */
 void engine_capture_layers(struct engine *g, float *buffer, uint32_t max_rows);
 
 #endif

@@ -145,7 +145,7 @@ int comm_inproc_new(int size, int64_t timeout_ns, struct comm **ret)
             free(g);
             return -ENOMEM;
         }
-        c->base = (struct comm){.ops = &ops, .rank = rank, .size = size};
+        c->base = (struct comm){.ops = &ops, .rank = rank, .size = size, .n_stages = 1};
         c->group = g;
         ret[rank] = &c->base;
     }

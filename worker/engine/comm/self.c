@@ -59,7 +59,7 @@ int comm_self_new(struct comm **ret)
     struct comm_self *c = calloc(1, sizeof *c);
     if (!c)
         return -ENOMEM;
-    c->base = (struct comm){.ops = &ops, .rank = 0, .size = 1};
+    c->base = (struct comm){.ops = &ops, .rank = 0, .size = 1, .n_stages = 1};
     *ret = &c->base;
     return 0;
 }

@@ -295,7 +295,7 @@ int comm_shm_new(const char *name, const uint8_t token[16], int rank, int size, 
     struct comm_shm *s = calloc(1, sizeof *s);
     if (!s)
         return err_set(e, -ENOMEM, "out of memory");
-    s->base = (struct comm){.ops = &ops, .rank = rank, .size = size};
+    s->base = (struct comm){.ops = &ops, .rank = rank, .size = size, .n_stages = 1};
     s->spins = comm_barrier_spins(size);
     s->timeout_ns = timeout_ns;
     int r = segment_size(s, max_bytes);

@@ -312,7 +312,7 @@ int comm_tcp_new(int listen_fd, const char *const *peers, const uint8_t token[16
     struct comm_tcp *t = calloc(1, sizeof *t);
     if (!t)
         return err_set(e, -ENOMEM, "out of memory");
-    t->base = (struct comm){.ops = &ops, .rank = rank, .size = size};
+    t->base = (struct comm){.ops = &ops, .rank = rank, .size = size, .n_stages = 1};
     t->timeout_ns = timeout_ns;
     for (int i = 0; i != COMM_MAX_RANKS; i++)
         t->fds[i] = -1;
