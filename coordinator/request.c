@@ -64,6 +64,7 @@ void request_free(struct request *r)
     beam_search_free(r->search);
     free(r->params.bias);
     free(r->params.forbidden);
+    free(r->params.stop_ids);
     free(r);
 }
 

@@ -46,6 +46,9 @@ struct request_params {
     float temperature;
     uint32_t top_k;
     float top_p;
+    float min_p;
+    float repetition_penalty; /* 1 = off */
+    float presence_penalty, frequency_penalty;
     uint64_t seed;
     struct plan_bias *bias; /* owned */
     uint32_t n_bias;
@@ -55,6 +58,8 @@ struct request_params {
     bool logprobs;
     uint32_t min_tokens;
     bool ignore_end;
+    int32_t *stop_ids; /* owned; end an output as end tokens do, whatever ignore_end says */
+    uint32_t n_stop_ids;
     uint32_t n_choices; /* sequences sampled; with beams: results returned */
     uint32_t max_new;   /* tokens of an output; Fill: bounded by max_length instead */
 
@@ -119,6 +124,8 @@ struct request {
     int64_t arrived_ns;
     int64_t deadline_ns; /* monotonic; 0 = none */
     void *user;          /* the front's call */
+    int32_t priority;    /* greater ones first; 0 = usual */
+    uint64_t tenant;     /* who shares fairly with others; 0 = nobody in particular */
 
     /* what the current round runs, owned */
     struct prompt prompt;

@@ -97,12 +97,13 @@ static void release_epoch(struct sched *s)
     free(s->positions);
     free(s->targets);
     free(s->banned_at);
+    free(s->history_at);
     s->slot_gens = s->free_slots = NULL;
     s->items = NULL;
     s->groups = NULL;
     s->copies = NULL;
     s->tokens = s->positions = s->targets = NULL;
-    s->banned_at = NULL;
+    s->banned_at = s->history_at = NULL;
     s->n_in_flight = s->first_record = 0;
     s->n_free_slots = s->n_reserved_slots = 0;
     s->attached = false;
@@ -115,6 +116,7 @@ void sched_free(struct sched *s)
     assert(s->waiting.n == 0 && s->running.n == 0);
     release_epoch(s);
     free(s->banned);
+    free(s->history);
     free(s);
 }
 
@@ -131,8 +133,9 @@ static int allocate_epoch(struct sched *s)
     s->positions = alloc_array(l->max_tokens, sizeof *s->positions);
     s->targets = alloc_array(l->max_tokens, sizeof *s->targets);
     s->banned_at = alloc_array(l->n_slots, sizeof *s->banned_at);
+    s->history_at = alloc_array(l->n_slots, sizeof *s->history_at);
     bool ok = s->slot_gens && s->free_slots && s->items && s->groups && s->copies && s->tokens &&
-              s->positions && s->targets && s->banned_at;
+              s->positions && s->targets && s->banned_at && s->history_at;
     for (size_t i = 0; i != SCHED_MAX_IN_FLIGHT; i++) {
         s->records[i].items = alloc_array(l->n_slots, sizeof *s->records[i].items);
         s->records[i].groups = alloc_array(l->n_slots, sizeof *s->records[i].groups);
@@ -149,11 +152,12 @@ static int allocate_epoch(struct sched *s)
 static int check_limits(const struct sched *s, const struct plan_limits *l, struct err *e)
 {
     const struct arch *a = s->config.arch;
-    if (l->vocab != a->vocab || l->max_seq == 0 || l->max_seq > a->max_seq)
+    if (l->vocab != a->vocab || l->max_seq == 0 || l->max_seq > a->max_seq ||
+        l->n_layers != a->n_layers)
         return err_set(e, -EINVAL,
-                       "expected a vocabulary of %u and sequences of at most %u, the group reports "
-                       "%u and %u",
-                       a->vocab, a->max_seq, l->vocab, l->max_seq);
+                       "expected a vocabulary of %u, sequences of at most %u and %u layers, the "
+                       "group reports %u, %u and %u",
+                       a->vocab, a->max_seq, a->n_layers, l->vocab, l->max_seq, l->n_layers);
     if (l->n_slots == 0 || l->n_slots > PLAN_MAX_ITEMS || l->max_tokens < l->n_slots ||
         l->max_tokens > PLAN_MAX_TOKENS)
         return err_set(e, -EINVAL,

@@ -67,6 +67,9 @@ struct sched {
     int32_t *banned; /* grows; items hold offsets until the plan is complete */
     uint32_t n_banned, capacity_banned;
     uint32_t *banned_at; /* [n_slots] */
+    int32_t *history;    /* as banned */
+    uint32_t n_history, capacity_history;
+    uint32_t *history_at; /* [n_slots] */
 
     uint64_t n_steps, n_prefill_tokens, n_decode_tokens;
 };

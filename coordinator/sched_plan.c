@@ -71,22 +71,50 @@ static uint32_t first_prefill_tokens(const struct sched *s)
 
 /* ---- items ---- */
 
-/* Appends ids that this item must not choose; the pool may move, so that items get their pointer
- * when the plan is complete. */
-static bool add_banned(struct sched *s, const int32_t *ids, uint32_t n)
+/* Appends ids to one of the pools that items point into; a pool may move, so that items get their
+ * pointers when the plan is complete. */
+static bool add_ids(int32_t **pool, uint32_t *n_pool, uint32_t *capacity, const int32_t *ids,
+                    size_t n)
 {
-    if (s->n_banned + n > s->capacity_banned) {
-        uint32_t capacity = MAX(2 * s->capacity_banned, s->n_banned + n);
-        int32_t *p = realloc(s->banned, capacity * sizeof *p);
+    if (n > UINT32_MAX / 4 - *n_pool)
+        return false;
+    if (*n_pool + n > *capacity) {
+        uint32_t wanted = MAX(2 * *capacity, *n_pool + (uint32_t)n);
+        int32_t *p = realloc(*pool, wanted * sizeof *p);
         if (!p)
             return false;
-        s->banned = p;
-        s->capacity_banned = capacity;
+        *pool = p;
+        *capacity = wanted;
     }
     if (n)
-        memcpy(s->banned + s->n_banned, ids, n * sizeof *ids);
-    s->n_banned += n;
+        memcpy(*pool + *n_pool, ids, n * sizeof *ids);
+    *n_pool += (uint32_t)n;
     return true;
+}
+
+static bool add_banned(struct sched *s, const int32_t *ids, uint32_t n)
+{
+    return add_ids(&s->banned, &s->n_banned, &s->capacity_banned, ids, n);
+}
+
+/* What the penalties of a sequence look at. A sample that is still out is the rank's to add. */
+static bool add_history(struct sched *s, const struct request *r, const struct seq *q,
+                        uint32_t item, struct plan_sampling *ret)
+{
+    const struct request_params *p = &r->params;
+    s->history_at[item] = s->n_history;
+    if ((p->repetition_penalty == 0 || p->repetition_penalty == 1) && p->presence_penalty == 0 &&
+        p->frequency_penalty == 0)
+        return true;
+    const int32_t *output = r->outputs[q->output].tokens.ids;
+    size_t n_output = r->outputs[q->output].tokens.n;
+    if (p->beam)
+        output = beam_search_tokens(r->search, q->output, &n_output);
+    const struct token_list *prompt = &r->prompt.ids;
+    ret->n_history_prompt = (uint32_t)prompt->n;
+    ret->n_history = (uint32_t)(prompt->n + n_output);
+    return add_ids(&s->history, &s->n_history, &s->capacity_history, prompt->ids, prompt->n) &&
+           add_ids(&s->history, &s->n_history, &s->capacity_history, output, n_output);
 }
 
 static bool add_beam_bans(struct sched *s, const struct request *r, uint32_t beam, uint32_t *ret_n)
@@ -106,6 +134,10 @@ static bool set_sampling(struct sched *s, const struct request *r, const struct 
         .temperature = p->temperature,
         .top_k = p->top_k,
         .top_p = p->top_p,
+        .min_p = p->min_p,
+        .repetition_penalty = p->repetition_penalty,
+        .presence_penalty = p->presence_penalty,
+        .frequency_penalty = p->frequency_penalty,
         .seed = p->seed,
         /* Not the request's number: the same seed must give the same text again. */
         .request = r->round,
@@ -118,6 +150,8 @@ static bool set_sampling(struct sched *s, const struct request *r, const struct 
         .n_forbidden = p->n_forbidden,
     };
     s->banned_at[item] = s->n_banned;
+    if (!add_history(s, r, q, item, ret))
+        return false;
     if (p->beam)
         return add_beam_bans(s, r, q->output, &ret->n_banned);
     if (p->ignore_end || n_done < p->min_tokens) {
@@ -313,6 +347,8 @@ static void complete_plan(struct sched *s, struct step_record *rec)
         struct plan_item *it = &s->items[i];
         if (it->sampling.n_banned)
             it->sampling.banned = s->banned + s->banned_at[i];
+        if (it->sampling.n_history)
+            it->sampling.history = s->history + s->history_at[i];
         if (it->start == 0 || it->output == PLAN_OUTPUT_SCORE)
             n_prefill += it->n_tokens;
     }
@@ -346,7 +382,7 @@ bool sched_plan(struct sched *s, int64_t now_ns, const struct plan **ret_plan)
     sched_admit(s, now_ns);
     struct step_record *rec = &s->records[(s->first_record + s->n_in_flight) % SCHED_MAX_IN_FLIGHT];
     rec->n_items = rec->n_groups = 0;
-    s->n_tokens = s->n_copies = s->n_banned = 0;
+    s->n_tokens = s->n_copies = s->n_banned = s->n_history = 0;
     bool exclusive =
         !s->last_exclusive && first_prefill_tokens(s) > s->limits.max_tokens - decode_tokens(s);
     if (!exclusive)

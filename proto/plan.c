@@ -165,6 +165,10 @@ static int check_sampling_lists(const struct plan_sampling *s, uint32_t i,
         if (s->banned[k] < 0 || (uint32_t)s->banned[k] >= l->vocab)
             return err_set(e, -EINVAL, "item %u: banned[%u]: expected an id below %u, found %d", i,
                            k, l->vocab, s->banned[k]);
+    for (uint32_t k = 0; k < s->n_history; k++)
+        if (s->history[k] < 0 || (uint32_t)s->history[k] >= l->vocab)
+            return err_set(e, -EINVAL, "item %u: history[%u]: expected an id below %u, found %d", i,
+                           k, l->vocab, s->history[k]);
     return 0;
 }
 
@@ -178,6 +182,23 @@ static int check_sampling(const struct plan_sampling *s, uint32_t i, const struc
     if (!isfinite(s->top_p) || !(s->top_p >= 0))
         return err_set(e, -EINVAL, "item %u: top_p: expected a finite number from 0, found %g", i,
                        (double)s->top_p);
+    if (!(s->min_p >= 0 && s->min_p <= 1))
+        return err_set(e, -EINVAL, "item %u: min_p: expected 0 to 1, found %g", i,
+                       (double)s->min_p);
+    if (!isfinite(s->repetition_penalty) || !(s->repetition_penalty >= 0))
+        return err_set(e, -EINVAL,
+                       "item %u: repetition_penalty: expected a finite number from 0, found %g", i,
+                       (double)s->repetition_penalty);
+    if (!isfinite(s->presence_penalty) || !isfinite(s->frequency_penalty))
+        return err_set(e, -EINVAL,
+                       "item %u: presence and frequency penalty: expected finite numbers, found %g "
+                       "and %g",
+                       i, (double)s->presence_penalty, (double)s->frequency_penalty);
+    if (s->n_history_prompt > s->n_history)
+        return err_set(e, -EINVAL,
+                       "item %u: history: expected at most %u ids of the prompt, found "
+                       "%u",
+                       i, s->n_history, s->n_history_prompt);
     uint32_t top_max = MIN(l->n_top_logprobs, (uint32_t)PLAN_MAX_TOP_LOGPROBS);
     if (s->n_top_logprobs > top_max)
         return err_set(e, -EINVAL, "item %u: n_top_logprobs: expected at most %u, found %u", i,
@@ -188,7 +209,8 @@ static int check_sampling(const struct plan_sampling *s, uint32_t i, const struc
         uint32_t n, max;
     } lists[] = {{"bias", s->bias, s->n_bias, PLAN_MAX_BIAS},
                  {"forbidden", s->forbidden, s->n_forbidden, PLAN_MAX_RANGES},
-                 {"banned", s->banned, s->n_banned, PLAN_MAX_BANNED}};
+                 {"banned", s->banned, s->n_banned, PLAN_MAX_BANNED},
+                 {"history", s->history, s->n_history, PLAN_MAX_HISTORY}};
     for (size_t k = 0; k < ARRAY_LEN(lists); k++)
         if (lists[k].n > lists[k].max || (lists[k].n && !lists[k].list))
             return err_set(e, -EINVAL, "item %u: %s: expected at most %u, found %u", i,
@@ -294,6 +316,29 @@ static int check_groups(const struct plan *p, struct err *e)
     return 0;
 }
 
+/* Sliced items stand last, start at 0 and have layers to run; and there are none without. */
+static int check_slice(const struct plan *p, const struct plan_limits *l, struct err *e)
+{
+    bool any = p->items[p->n_items - 1].sliced;
+    bool layers = p->layer_begin || p->layer_end;
+    if (any != layers)
+        return err_set(e, -EINVAL, "plan: layers %u to %u %s sliced items", p->layer_begin,
+                       p->layer_end, any ? "for" : "without");
+    if (layers && (p->layer_begin >= p->layer_end || p->layer_end > l->n_layers))
+        return err_set(e, -EINVAL, "plan: layers: expected a range within 0 to %u, found %u to %u",
+                       l->n_layers, p->layer_begin, p->layer_end);
+    bool seen = false;
+    for (uint32_t i = 0; i < p->n_items; i++) {
+        const struct plan_item *it = &p->items[i];
+        if (seen && !it->sliced)
+            return err_set(e, -EINVAL, "item %u: stands behind sliced items", i);
+        seen = it->sliced;
+        if (seen && (it->start || it->output == PLAN_OUTPUT_LOGITS))
+            return err_set(e, -EINVAL, "item %u: a sliced item starts at 0 and keeps no logits", i);
+    }
+    return 0;
+}
+
 int plan_validate(const struct plan *p, const struct plan_limits *limits, struct err *e)
 {
     static_assert((int)PLAN_MAX_ITEMS <= (int)SET_BITS, "a set holds every group");
@@ -306,6 +351,8 @@ int plan_validate(const struct plan *p, const struct plan_limits *limits, struct
         r = check_sharing(p, limits, e);
     if (!r)
         r = check_groups(p, e);
+    if (!r)
+        r = check_slice(p, limits, e);
     return r;
 }
 
@@ -318,7 +365,8 @@ uint64_t plan_state_hash(uint64_t seed, const struct plan *p, const struct resul
                          const struct result_group *groups)
 {
     uint64_t hash = seed;
-    const uint64_t head[] = {p->epoch, p->step, p->n_items, p->n_groups, p->n_copies};
+    const uint64_t head[] = {p->epoch,    p->step,        p->n_items,  p->n_groups,
+                             p->n_copies, p->layer_begin, p->layer_end};
     hash = mix(hash, head, sizeof head);
     hash = mix(hash, p->copies, p->n_copies * sizeof p->copies[0]);
     for (uint32_t i = 0; i < p->n_items; i++) {

@@ -10,6 +10,13 @@
  * a generation, so that a reused slot cannot be mistaken for its predecessor. The block table
  * belongs to the coordinator, which also counts references: sharing blocks between slots (beams, n
  * > 1, choices of one context) is a matter of tables and of `copies`.
+ *
+ * Slices. A long bidirectional prompt cannot be cut by tokens, so that it may be cut by layers: its
+ * items are `sliced` and run only layers [layer_begin, layer_end) of the plan's slice beside the
+ * others, which run all layers. The first slice begins at layer 0, the next plans bring the same
+ * sliced items again with the layers that follow, and the last slice ends at n_layers: there the
+ * items have their outputs and their slots their lengths. One set of sliced items is under way at a
+ * time. A plan whose slice begins at layer 0 drops an unfinished set; other plans leave it waiting.
  */
 #ifndef GLMD_PROTO_PLAN_H
 #define GLMD_PROTO_PLAN_H
@@ -21,11 +28,12 @@
 #include "base/err.h"
 
 enum {
-    PLAN_MAX_ITEMS = 1024,   /* items in a plan */
-    PLAN_MAX_TOKENS = 65536, /* tokens in a plan */
-    PLAN_MAX_BIAS = 1024,    /* logit biases of one item */
-    PLAN_MAX_RANGES = 64,    /* forbidden id ranges of one item */
-    PLAN_MAX_BANNED = 4096,  /* banned ids of one item */
+    PLAN_MAX_ITEMS = 1024,    /* items in a plan */
+    PLAN_MAX_TOKENS = 65536,  /* tokens in a plan */
+    PLAN_MAX_BIAS = 1024,     /* logit biases of one item */
+    PLAN_MAX_RANGES = 64,     /* forbidden id ranges of one item */
+    PLAN_MAX_BANNED = 4096,   /* banned ids of one item */
+    PLAN_MAX_HISTORY = 65536, /* ids that penalties look at, of one item */
     PLAN_MAX_TOP_LOGPROBS = 20,
     PLAN_MAX_BEAM_WIDTH = 1024, /* candidates of one beam group */
     PLAN_KV_BLOCK_TOKENS = 16,  /* tokens in a KV block */
@@ -52,13 +60,28 @@ struct plan_range {
 };
 
 /* How a row's logits become a token. Order as published: bias, temperature, forbidden ids ->
- * -65504, top-k (ties kept), top-p (the crossing token stays), softmax in FP32, one draw. */
+ * -65504, top-k (ties kept), top-p (the crossing token stays), softmax in FP32, one draw. Penalties
+ * come before the temperature, min-p behind it, where other servers have them:
+ *
+ *   repetition r   an id of the history: logit > 0 ? logit / r : logit * r
+ *   frequency f    logit -= f * (times that the id stands in the output)
+ *   presence p     logit -= p, when the id stands in the output
+ *   min-p m        only ids whose probability is at least m times the largest one
+ *
+ * The history is prompt and output so far; where the item's first token is PLAN_TOKEN_PREVIOUS, the
+ * rank adds that token to the output. Log-probabilities are those of the logits with bias, before
+ * penalties. */
 struct plan_sampling {
-    float temperature; /* > 0 */
-    uint32_t top_k;    /* 0 = off, 1 = greedy */
-    float top_p;       /* 0 or >= 1 = off */
-    uint64_t seed;     /* Philox key */
-    uint64_t request;  /* Philox counter, with choice and output_index */
+    float temperature;                         /* > 0 */
+    uint32_t top_k;                            /* 0 = off, 1 = greedy */
+    float top_p;                               /* 0 or >= 1 = off */
+    float min_p;                               /* 0 .. 1; 0 = off */
+    float repetition_penalty;                  /* > 0; 0 or 1 = off */
+    float presence_penalty, frequency_penalty; /* finite; 0 = off */
+    const int32_t *history; /* [n_history]: prompt, then output; empty when all penalties are off */
+    uint32_t n_history, n_history_prompt;
+    uint64_t seed;    /* Philox key */
+    uint64_t request; /* Philox counter, with choice and output_index */
     uint32_t choice;
     uint32_t output_index;
     uint32_t n_top_logprobs; /* log-probabilities of the best tokens to return; 0 = none */
@@ -83,6 +106,7 @@ struct plan_item {
     const uint32_t *blocks;   /* the slot's whole block table: block i holds tokens
                                  [16 i, 16 i + 16); covers start + n_tokens tokens */
     uint32_t n_blocks;
+    bool sliced; /* see above; sliced items stand behind all others */
     enum plan_output output;
     uint32_t beam_group;    /* PLAN_OUTPUT_BEAM: items of a group are neighbours */
     float beam_score;       /* PLAN_OUTPUT_BEAM: score of the beam so far */
@@ -112,6 +136,7 @@ struct plan {
     uint32_t n_items;
     const struct plan_beam_group *groups;
     uint32_t n_groups;
+    uint32_t layer_begin, layer_end; /* of the sliced items; 0, 0 without any */
 };
 
 /* What a group of ranks can take; fixed when the group is formed. */
@@ -122,6 +147,7 @@ struct plan_limits {
     uint32_t max_seq;
     uint32_t vocab;
     uint32_t n_top_logprobs;
+    uint32_t n_layers; /* of the model, over all stages */
 };
 
 struct result_logprob {

@@ -20,7 +20,7 @@ enum {
     WIRE_MAX_FIELDS = 65536,
     WIRE_MAX_UNKNOWN = 64,
     WIRE_HEAP_FACTOR = 8,         /* heap after unpacking <= factor * size on the wire + slack */
-    WIRE_HEAP_SLACK = 128 * 1024, /* a full step of the smallest items takes 97 KiB of it */
+    WIRE_HEAP_SLACK = 192 * 1024, /* a full step of the smallest items takes 150 KiB of it */
 };
 
 struct wire_scan_result {

@@ -8,20 +8,25 @@
 
 #define T struct wire_hello
 static const struct wire_field hello_fields[] = {
-    F_VALUE(T, protocol_min),     F_VALUE(T, protocol_max), F_VALUE(T, build_version),
-    F_VALUE(T, cluster),          F_VALUE(T, instance_id),  F_VALUE(T, boot_id),
-    F_VALUE(T, hostname),         F_VALUE(T, pid),          F_VALUE(T, rank),
-    F_VALUE(T, tp_size),          F_VALUE(T, model_name),   F_VALUE(T, model_digest),
-    F_VALUE(T, scheme),           F_VALUE(T, device),       F_VALUE(T, activations),
-    F_ARRAY(T, listen_addresses), F_VALUE(T, shm_domain),   F_VALUE(T, last_epoch),
+    F_VALUE(T, protocol_min),  F_VALUE(T, protocol_max),
+    F_VALUE(T, build_version), F_VALUE(T, cluster),
+    F_VALUE(T, instance_id),   F_VALUE(T, boot_id),
+    F_VALUE(T, hostname),      F_VALUE(T, pid),
+    F_VALUE(T, rank),          F_VALUE(T, tp_size),
+    F_VALUE(T, model_name),    F_VALUE(T, model_digest),
+    F_VALUE(T, scheme),        F_VALUE(T, device),
+    F_VALUE(T, activations),   F_ARRAY(T, listen_addresses),
+    F_VALUE(T, shm_domain),    F_VALUE(T, last_epoch),
+    F_VALUE(T, group),         F_VALUE(T, pp_size),
+    F_VALUE(T, layer_begin),   F_VALUE(T, layer_end),
 };
 WIRE_MAP(hello, hello, T);
 #undef T
 
 #define T struct plan_limits
 static const struct wire_field limits_fields[] = {
-    F_VALUE(T, n_slots), F_VALUE(T, n_blocks), F_VALUE(T, max_tokens),
-    F_VALUE(T, max_seq), F_VALUE(T, vocab),    F_VALUE(T, n_top_logprobs),
+    F_VALUE(T, n_slots), F_VALUE(T, n_blocks),       F_VALUE(T, max_tokens), F_VALUE(T, max_seq),
+    F_VALUE(T, vocab),   F_VALUE(T, n_top_logprobs), F_VALUE(T, n_layers),
 };
 WIRE_MAP(limits, limits, T);
 #undef T
@@ -133,7 +138,7 @@ static const struct wire_field grant_fields[] = {
     F_VALUE(T, rank),         F_VALUE(T, tp_size),         F_VALUE(T, comm),
     F_VALUE(T, comm_name),    F_VALUE(T, token),           F_ARRAY(T, peers),
     F_VALUE(T, comm_id),      F_VALUE(T, comm_timeout_ms), F_VALUE(T, lease_ms),
-    F_VALUE(T, heartbeat_ms),
+    F_VALUE(T, heartbeat_ms), F_VALUE(T, pp_size),
 };
 WIRE_MAP(grant, grant, T);
 #undef T
@@ -155,12 +160,23 @@ WIRE_MAP(range, token_range, T);
 
 #define T struct plan_sampling
 static const struct wire_field sampling_fields[] = {
-    F_VALUE(T, temperature),    F_VALUE(T, top_k),
-    F_VALUE(T, top_p),          F_VALUE(T, seed),
-    F_VALUE(T, request),        F_VALUE(T, choice),
-    F_VALUE(T, output_index),   F_VALUE(T, n_top_logprobs),
-    F_MESSAGES(T, bias, &bias), F_MESSAGES(T, forbidden, &range),
+    F_VALUE(T, temperature),
+    F_VALUE(T, top_k),
+    F_VALUE(T, top_p),
+    F_VALUE(T, seed),
+    F_VALUE(T, request),
+    F_VALUE(T, choice),
+    F_VALUE(T, output_index),
+    F_VALUE(T, n_top_logprobs),
+    F_MESSAGES(T, bias, &bias),
+    F_MESSAGES(T, forbidden, &range),
     F_ARRAY(T, banned),
+    F_VALUE(T, min_p),
+    F_VALUE(T, repetition_penalty),
+    F_VALUE(T, presence_penalty),
+    F_VALUE(T, frequency_penalty),
+    F_ARRAY(T, history),
+    F_VALUE(T, n_history_prompt),
 };
 WIRE_MAP(sampling, step_sampling, T);
 #undef T
@@ -171,6 +187,7 @@ static const struct wire_field item_fields[] = {
     F_VALUE(T, prefix_len), F_ARRAY(T, tokens),           F_SAME(T, positions, n_tokens),
     F_ARRAY(T, blocks),     F_VALUE(T, output),           F_VALUE(T, beam_group),
     F_VALUE(T, beam_score), F_SAME(T, targets, n_tokens), F_EMBED(T, sampling, &sampling),
+    F_VALUE(T, sliced),
 };
 WIRE_MAP(item, step_item, T);
 #undef T
@@ -190,6 +207,8 @@ static const struct wire_field step_fields[] = {
     F_MESSAGES(T, copies, &copy),
     F_MESSAGES(T, items, &item),
     F_MESSAGES(T, groups, &beam_group),
+    F_VALUE(T, layer_begin),
+    F_VALUE(T, layer_end),
 };
 WIRE_MAP(step, step, T);
 #undef T

@@ -33,6 +33,9 @@ struct wire_hello {
     uint32_t n_listen_addresses;
     const char *shm_domain;
     uint64_t last_epoch;
+    const char *group;
+    uint32_t pp_size;
+    uint32_t layer_begin, layer_end;
 };
 
 struct wire_memory {
@@ -113,12 +116,13 @@ struct wire_grant {
     enum wire_comm_kind comm;
     const char *comm_name;
     struct wire_bytes token;  /* WIRE_TOKEN_BYTES */
-    const char *const *peers; /* TCP: [tp_size] */
+    const char *const *peers; /* TCP: one of every rank */
     uint32_t n_peers;
     struct wire_bytes comm_id;
     uint32_t comm_timeout_ms;
     uint32_t lease_ms;
     uint32_t heartbeat_ms;
+    uint32_t pp_size;
 };
 
 struct wire_abort {

@@ -24,7 +24,8 @@ static void check_plan(const struct plan *plan)
                                        .max_tokens = 2048,
                                        .max_seq = 2048,
                                        .vocab = 150528,
-                                       .n_top_logprobs = PLAN_MAX_TOP_LOGPROBS};
+                                       .n_top_logprobs = PLAN_MAX_TOP_LOGPROBS,
+                                       .n_layers = 70};
     struct err e = ERR_INIT;
     int r = plan_validate(plan, &limits, &e);
     assert(r == e.code);

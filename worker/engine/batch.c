@@ -96,6 +96,10 @@ static int check_step(const struct batch *b, const struct plan *p, struct err *e
 
 int batch_check(const struct batch *b, const struct plan *p, struct err *e)
 {
+    if (p->layer_end)
+        return err_set(e, -EINVAL,
+                       "plan: this engine runs all layers in a step, found layers %u to %u",
+                       p->layer_begin, p->layer_end);
     int r = plan_validate(p, &b->limits, e);
     if (r == 0)
         r = check_step(b, p, e);

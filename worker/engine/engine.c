@@ -229,6 +229,7 @@ int engine_open(const struct engine_config *config, struct engine **ret, struct 
         .max_tokens = MAX(MAX(max_tokens, config->n_slots), (uint32_t)MIN_STEP_TOKENS),
         .max_seq = a->max_seq,
         .vocab = a->vocab,
+        .n_layers = a->n_layers,
         .n_top_logprobs = MIN((uint32_t)PLAN_MAX_TOP_LOGPROBS, a->vocab),
     };
     g->dir = config->model;

@@ -159,7 +159,8 @@ static void init_rank(struct fake_rank *r, unsigned rank, unsigned tp)
                    .max_tokens = 256,
                    .max_seq = 256,
                    .vocab = 640,
-                   .n_top_logprobs = 20},
+                   .n_top_logprobs = 20,
+                   .n_layers = 3},
         .block_tokens = PLAN_KV_BLOCK_TOKENS,
         .description = "a fake",
     };

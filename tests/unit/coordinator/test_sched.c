@@ -294,6 +294,7 @@ static uint64_t run_seed(uint64_t seed, uint32_t n_actions, uint32_t *ret_ok)
         .max_seq = arch.max_seq,
         .vocab = arch.vocab,
         .n_top_logprobs = 3,
+        .n_layers = arch.n_layers,
     };
     struct sched_config config = {.arch = &arch, .max_queue = 8};
     assert_int_equal(sched_new(&config, &t.s), 0);
@@ -375,7 +376,13 @@ static struct request *plain_request(uint32_t n_prompt, uint32_t max_new)
 }
 
 static const struct plan_limits small = {
-    .n_slots = 4, .n_blocks = 32, .max_tokens = 256, .max_seq = 256, .vocab = 640};
+    .n_slots = 4,
+    .n_blocks = 32,
+    .max_tokens = 256,
+    .max_seq = 256,
+    .vocab = 640,
+    .n_layers = 3,
+};
 
 static void finish_all(struct sched *s)
 {

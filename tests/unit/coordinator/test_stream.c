@@ -106,7 +106,8 @@ static void run(struct request *r, bool return_ids, unsigned stride, struct read
                                               .max_tokens = 256,
                                               .max_seq = 256,
                                               .vocab = 640,
-                                              .n_top_logprobs = 20};
+                                              .n_top_logprobs = 20,
+                                              .n_layers = 3};
     *x = (struct reader){0};
     struct sched_config config = {.arch = &golden_arch, .max_queue = 4};
     struct sched *s;

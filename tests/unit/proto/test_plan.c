@@ -16,7 +16,8 @@ static const struct plan_limits limits = {.n_slots = 8,
                                           .max_tokens = 64,
                                           .max_seq = 100,
                                           .vocab = 1000,
-                                          .n_top_logprobs = 5};
+                                          .n_top_logprobs = 5,
+                                          .n_layers = 10};
 
 /* item 0: prefill with prefix and scores; item 1: decode of the previous sample; items 2, 3: beams
  */
@@ -233,6 +234,70 @@ static void refuses_bad_outputs(void **state)
     BAD("item 1: banned[0]", s.banned[0] = 1000);
 }
 
+static void refuses_bad_penalties(void **state)
+{
+    (void)state;
+    static const int32_t history[3] = {1, 2, 3}, unknown[1] = {1000};
+    struct sample good;
+    sample_init(&good);
+    struct plan_sampling *p = &good.items[1].sampling;
+    p->min_p = 1;
+    p->repetition_penalty = 1.3f;
+    p->presence_penalty = -2;
+    p->frequency_penalty = 2;
+    p->history = history;
+    p->n_history = 3;
+    p->n_history_prompt = 2;
+    expect_ok(&good);
+    BAD("item 1: min_p", s.items[1].sampling.min_p = 1.5f);
+    BAD("item 1: min_p", s.items[1].sampling.min_p = NAN);
+    BAD("item 1: repetition_penalty", s.items[1].sampling.repetition_penalty = -1);
+    BAD("item 1: repetition_penalty", s.items[1].sampling.repetition_penalty = INFINITY);
+    BAD("item 1: presence and frequency", s.items[1].sampling.presence_penalty = NAN);
+    BAD("item 1: presence and frequency", s.items[1].sampling.frequency_penalty = INFINITY);
+    BAD("item 1: history: expected at most 65536", s.items[1].sampling.n_history = 65537);
+    BAD("item 1: history: expected at most 0 ids of the prompt",
+        s.items[1].sampling.n_history_prompt = 1);
+    BAD("item 1: history[0]", {
+        s.items[1].sampling.history = unknown;
+        s.items[1].sampling.n_history = 1;
+    });
+}
+
+static void refuses_bad_slices(void **state)
+{
+    (void)state;
+    struct sample good;
+    sample_init(&good);
+    struct plan_item prefill = good.items[0]; /* goes last */
+    memmove(good.items, good.items + 1, 3 * sizeof good.items[0]);
+    good.items[3] = prefill;
+    good.items[3].sliced = true;
+    good.plan.items = good.items;
+    good.plan.layer_begin = 4;
+    good.plan.layer_end = 10;
+    expect_ok(&good);
+    struct err e = ERR_INIT;
+    good.plan.layer_end = 11;
+    assert_int_equal(plan_validate(&good.plan, &limits, &e), -EINVAL);
+    assert_non_null(strstr(e.message, "layers: expected a range within 0 to 10, found 4 to 11"));
+    good.plan.layer_end = 4;
+    assert_int_equal(plan_validate(&good.plan, &limits, &e), -EINVAL);
+    good.plan.layer_begin = good.plan.layer_end = 0;
+    assert_int_equal(plan_validate(&good.plan, &limits, &e), -EINVAL);
+    assert_non_null(strstr(e.message, "layers 0 to 0 for sliced items"));
+    BAD("layers 0 to 5 without sliced items", s.plan.layer_end = 5);
+    BAD("item 1: stands behind sliced items", {
+        s.items[0].sliced = s.items[3].sliced = true;
+        s.items[3].start = 0;
+        s.plan.layer_end = 1;
+    });
+    BAD("item 3: a sliced item starts at 0", {
+        s.items[3].sliced = true;
+        s.plan.layer_end = 1;
+    });
+}
+
 static void refuses_bad_beams(void **state)
 {
     (void)state;
@@ -287,6 +352,8 @@ int main(void)
         cmocka_unit_test(refuses_bad_tokens),
         cmocka_unit_test(refuses_too_many_tokens_in_all),
         cmocka_unit_test(refuses_bad_outputs),
+        cmocka_unit_test(refuses_bad_penalties),
+        cmocka_unit_test(refuses_bad_slices),
         cmocka_unit_test(refuses_bad_beams),
         cmocka_unit_test(hash_sees_plan_and_choices),
     };

@@ -122,7 +122,7 @@ static void empty_submessages(void **state)
     if (r != -E2BIG || !strstr(e.message, "more than"))
         fail_msg("expected -E2BIG, found %d with \"%s\"", r, e.message);
     e = (struct err)ERR_INIT;
-    assert_int_equal(wire_unpack_score_request(bytes, 2 * 5000, &s, &e), -E2BIG);
+    assert_int_equal(wire_unpack_score_request(bytes, 2 * 10000, &s, &e), -E2BIG);
     assert_non_null(strstr(e.message, "unpacking needs more than"));
     assert_int_equal(wire_unpack_score_request(bytes, 2 * 1000, &s, &e), 0);
     assert_int_equal(s->n_choice_tokens, 1000);

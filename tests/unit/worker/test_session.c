@@ -108,7 +108,8 @@ static const struct wire_loaded loaded = {.limits = {.n_slots = 4,
                                                      .max_tokens = 16,
                                                      .max_seq = 32,
                                                      .vocab = 100,
-                                                     .n_top_logprobs = 5},
+                                                     .n_top_logprobs = 5,
+                                                     .n_layers = 2},
                                           .block_tokens = PLAN_KV_BLOCK_TOKENS,
                                           .description = "fake"};
 
