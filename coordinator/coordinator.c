@@ -12,10 +12,6 @@
 
 #define TICK_NS (100 * NSEC_PER_MSEC)
 
-enum {
-    STEPS_IN_FLIGHT = 1, /* the scheduler can have two; sequences wait for their own token anyway */
-};
-
 /* ---- the pump ---- */
 
 static void pump_touched(struct coordinator *c)
@@ -27,8 +23,7 @@ static void pump_touched(struct coordinator *c)
 static void pump_steps(struct coordinator *c)
 {
     const struct plan *p;
-    while (fleet_is_ready(c->fleet) && sched_attached(c->sched) &&
-           sched_n_in_flight(c->sched) < STEPS_IN_FLIGHT) {
+    while (fleet_is_ready(c->fleet) && sched_attached(c->sched)) {
         int64_t now = clock_now_ns();
         if (!sched_plan(c->sched, now, &p))
             return;

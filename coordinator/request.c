@@ -198,6 +198,23 @@ int output_append(struct output *o, int32_t token, const struct result_item *ite
     return r;
 }
 
+void output_truncate(struct output *o, size_t n)
+{
+    for (; o->tokens.n > n; o->tokens.n--) {
+        if (o->logprobs)
+            free(o->logprobs[o->tokens.n - 1].top);
+    }
+}
+
+bool request_is_stop_id(const struct request *r, int32_t token)
+{
+    for (uint32_t i = 0; i != r->params.n_stop_ids; i++) {
+        if (r->params.stop_ids[i] == token)
+            return true;
+    }
+    return false;
+}
+
 int request_begin_round(struct request *r)
 {
     free_outputs(r);

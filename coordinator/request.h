@@ -112,7 +112,7 @@ struct seq {
     uint32_t n_cached;       /* tokens of prompt + output that are in the cache, or on their way */
     uint32_t output;         /* index into outputs */
     bool live;               /* takes part in the steps */
-    bool in_flight;          /* an item of it is being computed */
+    uint32_t n_samples_out;  /* its items in steps that are out and choose a token */
 };
 
 struct request {
@@ -185,8 +185,13 @@ uint32_t request_n_tokens(const struct request *r, const struct seq *s);
 /* New tokens that the current round may produce. */
 uint32_t request_max_new(const struct request *r);
 
+/* One of the client's own stop ids. */
+bool request_is_stop_id(const struct request *r, int32_t token);
+
 /* Appends a sampled token to an output. -ENOMEM. */
 int output_append(struct output *o, int32_t token, const struct result_item *item, bool logprobs);
+/* Keeps the first n tokens. */
+void output_truncate(struct output *o, size_t n);
 void output_deinit(struct output *o);
 
 /* Fill: stores the finished round and prepares the next prompt. 1: there is one; 0: every blank is

@@ -287,7 +287,7 @@ void seq_stop(struct sched *s, struct request *r, struct seq *q)
     seq_drop_slot(s, q);
     block_table_release(&s->blocks, &r->lease, &q->table);
     block_table_release(&s->blocks, &r->lease, &q->next);
-    q->n_cached = 0;
+    q->n_cached = q->n_samples_out = 0;
     q->live = false;
 }
 
@@ -423,14 +423,22 @@ void sched_admit(struct sched *s, int64_t now_ns)
 
 static int begin_search(struct sched *s, struct request *r)
 {
+    int32_t ends[BEAM_MAX_END_TOKENS];
+    uint32_t n_ends = 0;
+    for (uint32_t i = 0; i != s->n_end_tokens; i++)
+        ends[n_ends++] = s->end_tokens[i];
+    for (uint32_t i = 0; i != r->params.n_stop_ids && n_ends != BEAM_MAX_END_TOKENS; i++) {
+        if (!is_end_token(s, r->params.stop_ids[i]))
+            ends[n_ends++] = r->params.stop_ids[i];
+    }
     struct beam_params p = {
         .n_beams = r->params.n_beams,
         .length_penalty = r->params.length_penalty,
         .no_repeat_ngram = r->params.no_repeat_ngram,
         .min_new_tokens = r->params.ignore_end ? UINT32_MAX : r->params.min_tokens,
         .consider_end = r->params.consider_end,
-        .end_tokens = s->end_tokens,
-        .n_end_tokens = s->n_end_tokens,
+        .end_tokens = ends,
+        .n_end_tokens = n_ends,
         .prompt = r->prompt.ids.ids,
     };
     beam_search_free(r->search);
@@ -514,6 +522,7 @@ void sched_stats(const struct sched *s, struct sched_stats *ret)
         .n_steps = s->n_steps,
         .n_prefill_tokens = s->n_prefill_tokens,
         .n_decode_tokens = s->n_decode_tokens,
+        .n_discarded = s->n_discarded,
     };
     if (!s->attached)
         return;

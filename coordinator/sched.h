@@ -9,6 +9,17 @@
  * token of every live sequence plus as many waiting prefills as fit the group's step size; a
  * prefill that does not fit beside the decodes gets a step of its own, never two in a row.
  *
+ * One step ahead. Step n + 1 is planned while n runs: a sampling sequence with one token out gets
+ * its next item with PLAN_TOKEN_PREVIOUS in that token's place. Whatever ends the sequence (end
+ * token, stop id, stop string, cancellation) then leaves at most one token behind that was computed
+ * for nothing; its result finds a slot that is another generation's and is dropped unseen. Beams
+ * wait for their candidates, and choices for their context.
+ *
+ * Blocks and slots that such a sequence gives back may still be written by the step that is out.
+ * They can be given away at once all the same: they can only get into a plan that is made later,
+ * ranks run steps in order, and a step's copies and writes come after everything the step before
+ * did; nobody reads a cell that he has not written or copied in the same table before.
+ *
  * A scheduler serves one group. Between epochs (sched_detach, sched_attach) requests wait.
  */
 #ifndef GLMD_COORDINATOR_SCHED_H
@@ -36,6 +47,7 @@ struct sched_stats {
     uint32_t n_blocks, n_blocks_used;
     uint64_t n_steps;
     uint64_t n_prefill_tokens, n_decode_tokens;
+    uint64_t n_discarded; /* items computed for sequences that had ended */
 };
 
 int sched_new(const struct sched_config *config, struct sched **ret);
@@ -55,6 +67,11 @@ int sched_submit(struct sched *s, struct request *r, struct err *e);
 /* Ends a request now; its slots and blocks are free for the next plan. Outputs of steps in flight
  * are discarded. Nothing happens to a request that is done. */
 void sched_end(struct sched *s, struct request *r, enum rpc_status status, const char *message);
+
+/* Output `output` of a Generate without beams ends with its first n_keep tokens, FINISH_STOP: the
+ * front has found a stop string in its text. A token that is being computed behind them is
+ * discarded. Outputs that have ended may still be cut; of a request that is done, only that. */
+void sched_finish_output(struct sched *s, struct request *r, uint32_t output, size_t n_keep);
 
 /* A paused request keeps its memory and takes part in no step. */
 void sched_pause(struct sched *s, struct request *r, bool paused);

@@ -105,8 +105,11 @@ static void commit_sample(struct sched *s, struct request *r, struct seq *q,
                           const struct result_item *it, int64_t now_ns)
 {
     struct output *o = &r->outputs[q->output];
+    bool end = is_end_token(s, it->token) && !r->params.ignore_end;
+    assert(q->n_samples_out > 0 && o->finish == FINISH_NONE);
+    q->n_samples_out--;
     count_token(r, now_ns);
-    if (is_end_token(s, it->token) && !r->params.ignore_end) {
+    if (end || request_is_stop_id(r, it->token)) {
         o->end_token = it->token;
         o->finish = FINISH_STOP;
     } else {
@@ -124,6 +127,26 @@ static void commit_sample(struct sched *s, struct request *r, struct seq *q,
     end_choice(s, r, q);
     if (all_finished(r))
         round_end(s, r, now_ns);
+}
+
+void sched_finish_output(struct sched *s, struct request *r, uint32_t output, size_t n_keep)
+{
+    assert(r->kind == REQUEST_GENERATE && !r->params.beam && output < r->n_outputs);
+    struct output *o = &r->outputs[output];
+    assert(n_keep <= o->tokens.n);
+    bool was_running = r->state == REQUEST_RUNNING && o->finish == FINISH_NONE;
+    r->n_completion_tokens -= o->tokens.n - n_keep;
+    output_truncate(o, n_keep);
+    o->finish = FINISH_STOP;
+    if (!was_running)
+        return;
+    for (uint32_t i = 0; i != r->n_seqs; i++) {
+        if (r->seqs[i].live && r->seqs[i].output == output)
+            end_choice(s, r, &r->seqs[i]);
+    }
+    sched_touch(s, r);
+    if (all_finished(r))
+        round_end(s, r, r->last_token_ns);
 }
 
 /* The shared context is in the cache: every choice gets a table of its own. */
@@ -179,7 +202,8 @@ static int collect_beams(const struct sched *s, struct request *r)
             continue;
         const struct beam_hypothesis *h = beam_search_result(r->search, i);
         size_t n_tokens = h->n;
-        if (n_tokens && is_end_token(s, h->tokens[n_tokens - 1])) {
+        int32_t last = n_tokens ? h->tokens[n_tokens - 1] : -1;
+        if (is_end_token(s, last) || request_is_stop_id(r, last)) {
             o->end_token = h->tokens[--n_tokens];
             o->finish = FINISH_STOP;
         }
@@ -274,8 +298,13 @@ static void commit_beams(struct sched *s, const struct step_group *sg, const str
 static void commit_item(struct sched *s, const struct step_item *si, const struct result_item *it,
                         int64_t now_ns)
 {
-    struct request *r = si->request;
-    struct seq *q = &r->seqs[si->seq];
+    struct request *r = si->request; /* sched_end clears those of a request that ends here */
+    struct seq *q = r ? &r->seqs[si->seq] : NULL;
+    /* The sequence has ended since: this is what it would have said next, if anything. */
+    if (!q || q->slot != (int64_t)si->slot || q->slot_gen != si->slot_gen) {
+        s->n_discarded++;
+        return;
+    }
     switch (si->output) {
     case PLAN_OUTPUT_NONE:
         commit_context(s, r);
@@ -302,15 +331,8 @@ int sched_commit(struct sched *s, const struct step_result *result, int64_t now_
         return code;
     s->first_record = (s->first_record + 1) % SCHED_MAX_IN_FLIGHT;
     s->n_in_flight--;
-    /* First all of them are back: ending a round looks at its other sequences. */
-    for (uint32_t i = 0; i != rec->n_items; i++) {
-        if (rec->items[i].request)
-            rec->items[i].request->seqs[rec->items[i].seq].in_flight = false;
-    }
-    for (uint32_t i = 0; i != rec->n_items; i++) {
-        if (rec->items[i].request) /* sched_end clears those of a request that ends here */
-            commit_item(s, &rec->items[i], &result->items[i], now_ns);
-    }
+    for (uint32_t i = 0; i != rec->n_items; i++)
+        commit_item(s, &rec->items[i], &result->items[i], now_ns);
     for (uint32_t i = 0; i != rec->n_groups; i++) {
         if (rec->groups[i].request)
             commit_beams(s, &rec->groups[i], &result->groups[i], now_ns);

@@ -71,7 +71,7 @@ struct sched {
     uint32_t n_history, capacity_history;
     uint32_t *history_at; /* [n_slots] */
 
-    uint64_t n_steps, n_prefill_tokens, n_decode_tokens;
+    uint64_t n_steps, n_prefill_tokens, n_decode_tokens, n_discarded;
 };
 
 void list_push(struct request_list *l, struct request *r);

@@ -8,13 +8,22 @@
 
 /* ---- what a request could run ---- */
 
+/* Whether the token that a sequence samples in a step that is out can be run before it is known.
+ * The last one that the length allows needs no successor. */
+static bool can_run_ahead(const struct request *r, const struct seq *q)
+{
+    return q->n_samples_out == 1 && r->outputs[q->output].tokens.n + 1 < request_max_new(r);
+}
+
 /* Tokens of the next item of a sequence; 0 = nothing now. */
 static uint32_t pending_tokens(const struct request *r, const struct seq *q)
 {
-    if (!q->live || q->in_flight)
+    if (!q->live)
         return 0;
+    if (q->n_samples_out)
+        return can_run_ahead(r, q);
     uint32_t n = request_n_tokens(r, q);
-    assert(n > q->n_cached);
+    assert(n >= q->n_cached);
     return n - q->n_cached;
 }
 
@@ -125,11 +134,28 @@ static bool add_beam_bans(struct sched *s, const struct request *r, uint32_t bea
     return add_banned(s, ids, *ret_n);
 }
 
+/* End tokens and stop ids that must not be chosen as output n_done. */
+static bool add_end_bans(struct sched *s, const struct request *r, uint32_t n_done, uint32_t *ret_n)
+{
+    const struct request_params *p = &r->params;
+    uint32_t first = s->n_banned;
+    bool early = n_done < p->min_tokens, ok = true;
+    for (uint32_t i = 0; ok && (early || p->ignore_end) && i != s->n_end_tokens; i++) {
+        if (early || !request_is_stop_id(r, s->end_tokens[i]))
+            ok = add_banned(s, &s->end_tokens[i], 1);
+    }
+    if (ok && early)
+        ok = add_banned(s, p->stop_ids, p->n_stop_ids);
+    *ret_n = s->n_banned - first;
+    return ok;
+}
+
 static bool set_sampling(struct sched *s, const struct request *r, const struct seq *q,
                          uint32_t item, struct plan_sampling *ret)
 {
     const struct request_params *p = &r->params;
-    uint32_t n_done = p->beam ? r->beam_step : (uint32_t)r->outputs[q->output].tokens.n;
+    uint32_t n_done =
+        p->beam ? r->beam_step : (uint32_t)r->outputs[q->output].tokens.n + q->n_samples_out;
     *ret = (struct plan_sampling){
         .temperature = p->temperature,
         .top_k = p->top_k,
@@ -154,11 +180,7 @@ static bool set_sampling(struct sched *s, const struct request *r, const struct 
         return false;
     if (p->beam)
         return add_beam_bans(s, r, q->output, &ret->n_banned);
-    if (p->ignore_end || n_done < p->min_tokens) {
-        ret->n_banned = s->n_end_tokens;
-        return add_banned(s, s->end_tokens, s->n_end_tokens);
-    }
-    return true;
+    return add_end_bans(s, r, n_done, &ret->n_banned);
 }
 
 /* Score: row i predicts token i + 1, so that the rows from sop on have the choice as targets. */
@@ -208,7 +230,8 @@ static bool add_item(struct sched *s, struct step_record *rec, struct request *r
         .output = PLAN_OUTPUT_NONE,
     };
     for (uint32_t i = 0; i != n; i++) {
-        s->tokens[s->n_tokens + i] = request_token(r, q, q->n_cached + i);
+        s->tokens[s->n_tokens + i] =
+            q->n_samples_out ? PLAN_TOKEN_PREVIOUS : request_token(r, q, q->n_cached + i);
         s->positions[s->n_tokens + i] = prompt_position(&r->prompt, q->n_cached + i);
     }
     struct step_item *si = &rec->items[idx];
@@ -227,7 +250,7 @@ static bool add_item(struct sched *s, struct step_record *rec, struct request *r
     it->blocks = q->table.ids;
     it->n_blocks = blocks_for_tokens(q->n_cached + n);
     q->n_cached += n;
-    q->in_flight = true;
+    q->n_samples_out += it->output == PLAN_OUTPUT_SAMPLE;
     rec->n_items++;
     s->n_tokens += n;
     return true;

@@ -5,6 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "coordinator/sched.h"
+
+enum { N_RESULTS = SCHED_MAX_IN_FLIGHT + 1 };
+
 struct cell {
     int32_t token, position;
     bool written;
@@ -13,6 +17,7 @@ struct cell {
 struct slot {
     bool used;
     uint32_t gen, length, prefix_len;
+    int32_t sample; /* of the last step; -1 = it did not sample */
 };
 
 struct results {
@@ -29,7 +34,7 @@ struct fake_engine {
     struct cell *cells; /* [n_blocks, 16] */
     struct slot *slots;
     uint64_t epoch, step;
-    struct results results[2]; /* two steps may be out */
+    struct results results[N_RESULTS];
     struct results *now;
 };
 
@@ -48,7 +53,7 @@ struct fake_engine *fake_engine_new(const struct plan_limits *limits)
     f->limits = *limits;
     f->cells = calloc((size_t)limits->n_blocks * PLAN_KV_BLOCK_TOKENS, sizeof *f->cells);
     f->slots = calloc(limits->n_slots, sizeof *f->slots);
-    for (size_t i = 0; i != 2; i++) {
+    for (size_t i = 0; i != N_RESULTS; i++) {
         struct results *r = &f->results[i];
         r->items = calloc(limits->n_slots, sizeof *r->items);
         r->groups = calloc(limits->n_slots, sizeof *r->groups);
@@ -64,7 +69,7 @@ void fake_engine_free(struct fake_engine *f)
 {
     free(f->cells);
     free(f->slots);
-    for (size_t i = 0; i != 2; i++) {
+    for (size_t i = 0; i != N_RESULTS; i++) {
         free(f->results[i].items);
         free(f->results[i].groups);
         free(f->results[i].candidates);
@@ -119,6 +124,17 @@ int32_t fake_sample(uint64_t hash, const struct plan_sampling *s, uint32_t vocab
     return pick(h, s, vocab);
 }
 
+uint64_t fake_penalize(uint64_t hash, const struct plan_sampling *s, int32_t previous)
+{
+    if ((s->repetition_penalty == 0 || s->repetition_penalty == 1) && s->presence_penalty == 0 &&
+        s->frequency_penalty == 0)
+        return hash;
+    hash = mix(hash, s->n_history_prompt);
+    for (uint32_t i = 0; i != s->n_history; i++)
+        hash = mix(hash, (uint64_t)s->history[i]);
+    return previous >= 0 ? mix(hash, (uint64_t)previous) : hash;
+}
+
 float fake_logprob(uint64_t hash, int32_t token)
 {
     return -(float)(mix(hash, (uint64_t)token) % 4096) / 256;
@@ -158,14 +174,17 @@ static void check_slot(struct fake_engine *f, const struct plan *p, uint32_t i)
 {
     const struct plan_item *it = &p->items[i];
     struct slot *s = &f->slots[it->slot];
-    if (s->used && it->start > 0 && it->slot_gen == s->gen) {
+    bool continues = s->used && it->start > 0 && it->slot_gen == s->gen;
+    if (it->tokens[0] == PLAN_TOKEN_PREVIOUS)
+        require(continues && it->start == s->length && s->sample >= 0, "no previous sample", p, i);
+    if (continues) {
         require(it->output == PLAN_OUTPUT_BEAM || it->start == s->length, "wrong start", p, i);
         require(it->prefix_len == s->prefix_len, "prefix changed", p, i);
     } else {
         require(!s->used || it->slot_gen > s->gen, "old generation", p, i);
         require(it->start == 0 || it->start >= it->prefix_len, "starts inside its prefix", p, i);
     }
-    *s = (struct slot){true, it->slot_gen, it->start + it->n_tokens, it->prefix_len};
+    *s = (struct slot){true, it->slot_gen, it->start + it->n_tokens, it->prefix_len, s->sample};
 }
 
 static struct cell *cell_at(struct fake_engine *f, const struct plan_item *it, uint32_t index)
@@ -190,9 +209,12 @@ static void run_item(struct fake_engine *f, const struct plan *p, uint32_t i, fl
 {
     const struct plan_item *it = &p->items[i];
     struct result_item *r = &f->now->items[i];
+    struct slot *slot = &f->slots[it->slot];
+    int32_t previous = it->tokens[0] == PLAN_TOKEN_PREVIOUS ? slot->sample : -1;
     *r = (struct result_item){.slot = it->slot, .slot_gen = it->slot_gen, .token = -1};
     if (it->output == PLAN_OUTPUT_SAMPLE) {
         uint64_t hash = hash_row(f, p, i, it->n_tokens - 1);
+        hash = fake_penalize(hash, &it->sampling, previous);
         r->token = fake_sample(hash, &it->sampling, f->limits.vocab);
         r->logprob = fake_logprob(hash, r->token);
         struct result_logprob *top = &f->now->top[(size_t)i * PLAN_MAX_TOP_LOGPROBS];
@@ -208,6 +230,7 @@ static void run_item(struct fake_engine *f, const struct plan *p, uint32_t i, fl
         }
         *scores += r->n_scores;
     }
+    slot->sample = r->token;
 }
 
 static struct result_candidate *run_group(struct fake_engine *f, const struct plan *p, uint32_t g,
@@ -247,10 +270,13 @@ const struct step_result *fake_engine_step(struct fake_engine *f, const struct p
     for (uint32_t i = 0; i != p->n_items; i++) {
         const struct plan_item *it = &p->items[i];
         check_slot(f, p, i);
-        for (uint32_t k = 0; k != it->n_tokens; k++)
-            *cell_at(f, it, it->start + k) = (struct cell){it->tokens[k], it->positions[k], true};
+        for (uint32_t k = 0; k != it->n_tokens; k++) {
+            int32_t token =
+                it->tokens[k] == PLAN_TOKEN_PREVIOUS ? f->slots[it->slot].sample : it->tokens[k];
+            *cell_at(f, it, it->start + k) = (struct cell){token, it->positions[k], true};
+        }
     }
-    f->now = &f->results[p->step % 2];
+    f->now = &f->results[p->step % N_RESULTS];
     float *scores = f->now->scores;
     for (uint32_t i = 0; i != p->n_items; i++)
         run_item(f, p, i, &scores);

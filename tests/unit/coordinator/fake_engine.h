@@ -15,7 +15,7 @@ struct fake_engine *fake_engine_new(const struct plan_limits *limits);
 void fake_engine_free(struct fake_engine *f);
 
 /* Runs a plan; aborts with a message when the plan is one that a rank would refuse. The result is
- * valid until the call after the next one. */
+ * valid until SCHED_MAX_IN_FLIGHT more are. */
 const struct step_result *fake_engine_step(struct fake_engine *f, const struct plan *p);
 
 /* ---- the model ---- */
@@ -26,6 +26,8 @@ enum { FAKE_HASH_SEED = 1469 };
 
 /* The sampled token for a hash. */
 int32_t fake_sample(uint64_t hash, const struct plan_sampling *s, uint32_t vocab);
+/* The hash with what penalties look at, if there are any: history, then a sample that was out. */
+uint64_t fake_penalize(uint64_t hash, const struct plan_sampling *s, int32_t previous);
 float fake_logprob(uint64_t hash, int32_t token);
 /* The candidates of one beam: `width` of them in ret, best first. */
 void fake_candidates(uint64_t hash, float score, const struct plan_sampling *s, uint32_t vocab,

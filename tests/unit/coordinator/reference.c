@@ -64,7 +64,31 @@ static struct plan_sampling sampling(const struct request *r, uint32_t round, ui
         .n_bias = p->n_bias,
         .forbidden = p->forbidden,
         .n_forbidden = p->n_forbidden,
+        .repetition_penalty = p->repetition_penalty,
+        .presence_penalty = p->presence_penalty,
+        .frequency_penalty = p->frequency_penalty,
     };
+}
+
+bool reference_is_stop_string(const struct request *r, int32_t token)
+{
+    return r->user && token % 16 == 5;
+}
+
+/* End tokens and stop ids that are not allowed yet. */
+static uint32_t bans(const struct arch *a, const struct request *r, size_t n_done, int32_t *ret)
+{
+    const struct request_params *p = &r->params;
+    const int32_t ends[2] = {a->tokens.eop, a->tokens.eos};
+    bool early = n_done < p->min_tokens;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i != 2; i++) {
+        if (early || (p->ignore_end && !request_is_stop_id(r, ends[i])))
+            ret[n++] = ends[i];
+    }
+    for (uint32_t i = 0; early && i != p->n_stop_ids; i++)
+        ret[n++] = p->stop_ids[i];
+    return n;
 }
 
 /* One sampled output; `ret` gets its tokens. */
@@ -72,21 +96,30 @@ static void run_sample(const struct arch *a, const struct request *r, const stru
                        uint32_t round, uint32_t choice, size_t max_new, struct token_list *ret,
                        struct buf *text)
 {
-    int32_t end_tokens[2] = {a->tokens.eop, a->tokens.eos};
+    int32_t banned[2 + 8];
     int32_t end = -1;
-    while (ret->n < max_new && end < 0) {
+    struct token_list history = {0};
+    bool stopped = false;
+    token_list_extend(&history, p->ids.ids, p->ids.n);
+    while (ret->n < max_new && end < 0 && !stopped) {
         struct plan_sampling s = sampling(r, round, choice, (uint32_t)ret->n);
-        if (r->params.ignore_end || ret->n < r->params.min_tokens) {
-            s.banned = end_tokens;
-            s.n_banned = 2;
-        }
-        int32_t token = fake_sample(hash_sequence(p, ret->ids, ret->n), &s, a->vocab);
-        if (is_end(a, token))
+        s.banned = banned;
+        s.n_banned = bans(a, r, ret->n, banned);
+        s.history = history.ids;
+        s.n_history = (uint32_t)history.n;
+        s.n_history_prompt = (uint32_t)p->ids.n;
+        uint64_t hash = fake_penalize(hash_sequence(p, ret->ids, ret->n), &s, -1);
+        int32_t token = fake_sample(hash, &s, a->vocab);
+        token_list_append(&history, token);
+        if ((is_end(a, token) && !r->params.ignore_end) || request_is_stop_id(r, token))
             end = token;
+        else if (reference_is_stop_string(r, token))
+            stopped = true;
         else
             token_list_append(ret, token);
     }
-    describe(text, ret->ids, ret->n, end, end >= 0 ? FINISH_STOP : FINISH_LENGTH, 0);
+    token_list_deinit(&history);
+    describe(text, ret->ids, ret->n, end, end >= 0 || stopped ? FINISH_STOP : FINISH_LENGTH, 0);
 }
 
 static uint32_t best_candidates(const struct arch *a, const struct request *r,
@@ -117,7 +150,12 @@ static uint32_t best_candidates(const struct arch *a, const struct request *r,
 static void run_beams(const struct arch *a, const struct request *r, const struct prompt *p,
                       uint32_t round, size_t max_new, struct token_list *ret, struct buf *text)
 {
-    int32_t end_tokens[2] = {a->tokens.eop, a->tokens.eos};
+    int32_t end_tokens[2 + 8] = {a->tokens.eop, a->tokens.eos};
+    uint32_t n_end_tokens = 2;
+    for (uint32_t i = 0; i != r->params.n_stop_ids; i++) {
+        if (!is_end(a, r->params.stop_ids[i]))
+            end_tokens[n_end_tokens++] = r->params.stop_ids[i];
+    }
     struct beam_params bp = {
         .n_beams = r->params.n_beams,
         .length_penalty = r->params.length_penalty,
@@ -125,7 +163,7 @@ static void run_beams(const struct arch *a, const struct request *r, const struc
         .min_new_tokens = r->params.ignore_end ? UINT32_MAX : r->params.min_tokens,
         .consider_end = r->params.consider_end,
         .end_tokens = end_tokens,
-        .n_end_tokens = 2,
+        .n_end_tokens = n_end_tokens,
         .prompt = p->ids.ids,
     };
     struct beam_search *search;
@@ -143,7 +181,8 @@ static void run_beams(const struct arch *a, const struct request *r, const struc
     for (size_t i = 0; i != beam_search_n_results(search); i++) {
         const struct beam_hypothesis *h = beam_search_result(search, i);
         size_t n = h->n;
-        int32_t end = n && is_end(a, h->tokens[n - 1]) ? h->tokens[--n] : -1;
+        int32_t last = n ? h->tokens[n - 1] : -1;
+        int32_t end = is_end(a, last) || request_is_stop_id(r, last) ? h->tokens[--n] : -1;
         if (i == 0)
             token_list_extend(ret, h->tokens, n);
         describe(text, h->tokens, n, end, end >= 0 ? FINISH_STOP : FINISH_LENGTH, h->key);

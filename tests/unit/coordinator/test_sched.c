@@ -73,6 +73,18 @@ static void random_params(struct request *r)
         p->bias[0] = (struct plan_bias){rnd(2) ? arch.tokens.eop : arch.tokens.eos, 3};
         p->n_bias = 1;
     }
+    if (rnd(5) == 0)
+        p->frequency_penalty = 0.5f;
+    if (rnd(6) == 0)
+        p->repetition_penalty = rnd(2) ? 1.3f : 1;
+    if (rnd(4) == 0) { /* 64 ids, so that some are met; end tokens among them */
+        p->n_stop_ids = 1 + rnd(3);
+        p->stop_ids = calloc(p->n_stop_ids, sizeof *p->stop_ids);
+        for (uint32_t i = 0; i != p->n_stop_ids; i++)
+            p->stop_ids[i] = rnd(4) ? 40 + (int32_t)rnd(30) : arch.tokens.eop;
+    }
+    if (r->kind == REQUEST_GENERATE && !p->beam && rnd(4) == 0)
+        r->user = &random_state; /* has stop strings */
     p->forbidden = calloc(2, sizeof *p->forbidden);
     p->forbidden[0] = (struct plan_range){0, 32};
     p->forbidden[1] = (struct plan_range){512, 517};
@@ -159,11 +171,44 @@ static void check(struct run *t, bool ok, const char *what)
     fail_msg("seed %llu: %s", (unsigned long long)t->seed, what);
 }
 
+/* The front's part: an output whose text holds a stop string ends in front of it. */
+static void find_stop_strings(struct run *t, struct request *r)
+{
+    for (uint32_t i = 0; r->user && i != r->n_outputs; i++) {
+        struct output *o = &r->outputs[i];
+        for (size_t k = 0; k != o->tokens.n; k++) {
+            if (reference_is_stop_string(r, o->tokens.ids[k])) {
+                if (o->finish == FINISH_STOP && o->end_token < 0)
+                    fail_msg("seed %llu: a token behind a stop string",
+                             (unsigned long long)t->seed);
+                o->end_token = -1;
+                sched_finish_output(t->s, r, i, k);
+                break;
+            }
+        }
+    }
+}
+
+/* Usage counts what the client can see, and end tokens. */
+static void check_usage(struct run *t, const struct request *r)
+{
+    uint64_t n = 0;
+    if (r->kind != REQUEST_GENERATE || r->params.beam)
+        return;
+    for (uint32_t i = 0; i != r->n_outputs; i++)
+        n += r->outputs[i].tokens.n + (r->outputs[i].end_token >= 0);
+    if (n != r->n_completion_tokens)
+        fail_msg("seed %llu: %llu tokens, usage says %llu", (unsigned long long)t->seed,
+                 (unsigned long long)n, (unsigned long long)r->n_completion_tokens);
+}
+
 static void collect(struct run *t)
 {
     for (struct request *r; (r = sched_next_touched(t->s));) {
-        if (r->state != REQUEST_DONE)
+        find_stop_strings(t, r);
+        if (r->state != REQUEST_DONE || r->touched)
             continue;
+        check_usage(t, r);
         uint32_t i = 0;
         while (t->live[i].request != r)
             i++;
@@ -236,8 +281,8 @@ static bool commit(struct run *t)
     struct err e = ERR_INIT;
     if (sched_commit(t->s, t->pending[0], t->now, &e) < 0)
         fail_msg("%s", e.message);
-    t->pending[0] = t->pending[1];
     t->n_pending--;
+    memmove(t->pending, t->pending + 1, t->n_pending * sizeof t->pending[0]);
     return true;
 }
 
@@ -504,6 +549,100 @@ static void test_deadline_in_queue_and_running(void **state)
     sched_free(s);
 }
 
+/* What a request gives alone, without its stop strings. */
+static void expect_reference(struct request *r, const char *expected)
+{
+    struct buf found = {0};
+    reference_describe(r, &found);
+    assert_int_equal(r->state, REQUEST_DONE);
+    assert_int_equal(r->status, RPC_OK);
+    assert_string_equal(found.data, expected);
+    buf_deinit(&found);
+}
+
+static void test_next_step_runs_ahead(void **state)
+{
+    (void)state;
+    struct sched *s = new_sched(&small);
+    struct fake_engine *f = fake_engine_new(&small);
+    struct err e = ERR_INIT;
+    struct request *r = plain_request(10, 3);
+    struct buf expected = {0};
+    reference_run(&arch, r, &expected);
+    assert_int_equal(sched_submit(s, r, &e), 0);
+    const struct plan *p;
+    const struct step_result *results[3];
+    assert_true(sched_plan(s, 1, &p));
+    results[0] = fake_engine_step(f, p);
+    assert_true(sched_plan(s, 1, &p));
+    assert_int_equal(p->items[0].n_tokens, 1);
+    assert_int_equal(p->items[0].tokens[0], PLAN_TOKEN_PREVIOUS);
+    assert_int_equal(p->items[0].sampling.output_index, 1);
+    results[1] = fake_engine_step(f, p);
+    assert_false(sched_plan(s, 1, &p)); /* two are out */
+    assert_int_equal(sched_commit(s, results[0], 2, &e), 0);
+    assert_true(sched_plan(s, 2, &p));
+    results[2] = fake_engine_step(f, p);
+    assert_int_equal(sched_commit(s, results[1], 3, &e), 0);
+    assert_false(sched_plan(s, 3, &p)); /* the third token, which is out, is the last */
+    assert_int_equal(sched_commit(s, results[2], 4, &e), 0);
+    expect_reference(r, expected.data);
+    struct sched_stats stats;
+    sched_stats(s, &stats);
+    assert_int_equal(stats.n_discarded, 0);
+    buf_deinit(&expected);
+    finish_all(s);
+    sched_free(s);
+    fake_engine_free(f);
+}
+
+/* A sequence ends while its next token is out; slot and blocks serve another one at once. */
+static void test_memory_of_a_discarded_token_is_given_away(void **state)
+{
+    (void)state;
+    struct plan_limits l = small;
+    l.n_slots = 1;
+    l.n_blocks = 2;
+    struct sched *s = new_sched(&l);
+    struct fake_engine *f = fake_engine_new(&l);
+    struct err e = ERR_INIT;
+    struct request *first = plain_request(10, 20), *second = plain_request(12, 4);
+    struct buf expected = {0};
+    reference_run(&arch, second, &expected);
+    assert_int_equal(sched_submit(s, first, &e), 0);
+    assert_int_equal(sched_submit(s, second, &e), 0);
+    const struct plan *p;
+    const struct step_result *results[3];
+    for (int i = 0; i != 2; i++) {
+        assert_true(sched_plan(s, 1, &p));
+        results[i] = fake_engine_step(f, p);
+    }
+    uint32_t gen = p->items[0].slot_gen, block = p->items[0].blocks[0];
+    assert_int_equal(sched_commit(s, results[0], 2, &e), 0);
+    assert_int_equal(first->outputs[0].tokens.n, 1);
+    sched_finish_output(s, first, 0, 1);
+    assert_int_equal(first->state, REQUEST_DONE);
+    assert_true(sched_plan(s, 2, &p)); /* the discarded token's step is still out */
+    assert_int_equal(p->n_items, 1);
+    assert_int_equal(p->items[0].n_tokens, 12);
+    assert_int_equal(p->items[0].slot_gen, gen + 1);
+    assert_int_equal(p->items[0].blocks[0], block);
+    results[2] = fake_engine_step(f, p);
+    assert_int_equal(sched_commit(s, results[1], 3, &e), 0);
+    assert_int_equal(first->n_completion_tokens, 1);
+    assert_int_equal(sched_commit(s, results[2], 3, &e), 0);
+    while (sched_plan(s, 4, &p))
+        assert_int_equal(sched_commit(s, fake_engine_step(f, p), 4, &e), 0);
+    expect_reference(second, expected.data);
+    struct sched_stats stats;
+    sched_stats(s, &stats);
+    assert_int_equal(stats.n_discarded, 1);
+    buf_deinit(&expected);
+    finish_all(s);
+    sched_free(s);
+    fake_engine_free(f);
+}
+
 static void test_long_prefill_does_not_starve(void **state)
 {
     (void)state;
@@ -623,6 +762,8 @@ int main(void)
         cmocka_unit_test(test_waiting_request_ends_when_group_is_too_small),
         cmocka_unit_test(test_group_with_other_sizes_is_refused),
         cmocka_unit_test(test_deadline_in_queue_and_running),
+        cmocka_unit_test(test_next_step_runs_ahead),
+        cmocka_unit_test(test_memory_of_a_discarded_token_is_given_away),
         cmocka_unit_test(test_long_prefill_does_not_starve),
         cmocka_unit_test(test_wrong_results_are_refused),
         cmocka_unit_test(test_detach_ends_running_keeps_waiting),
