@@ -41,6 +41,13 @@ static const struct wire_field sampling_fields[] = {
     F_VALUE(T, ignore_end),
     F_VALUE(T, top_logprobs),
     F_VALUE(T, logprobs),
+    F_VALUE(T, min_p),
+    F_VALUE(T, repetition_penalty),
+    F_VALUE(T, presence_penalty),
+    F_VALUE(T, frequency_penalty),
+    F_ARRAY(T, stop),
+    F_ARRAY(T, stop_token_ids),
+    F_VALUE(T, include_stop),
 };
 WIRE_MAP(sampling, sampling_parameters, T);
 #undef T
@@ -61,6 +68,11 @@ static const struct wire_field generate_request_fields[] = {
     F_VALUE(T, unidirectional),
     F_VALUE(T, return_token_ids),
     F_VALUE(T, request_id),
+    F_VALUE(T, best_of),
+    F_VALUE(T, priority),
+    F_VALUE(T, user),
+    F_OPTIONAL(T, prompt_logprobs),
+    F_VALUE(T, prompt_only),
 };
 WIRE_MAP(generate_request, generate_request, T);
 WIRE_DEFINE(generate_request, T, generate_request)
@@ -89,16 +101,15 @@ static const struct wire_field choice_delta_fields[] = {
     F_VALUE(T, index),         F_VALUE(T, text),
     F_ARRAY(T, tokens),        F_MESSAGES(T, logprobs, &token_logprob),
     F_VALUE(T, finish_reason), F_OPTIONAL(T, score),
+    F_VALUE(T, stop),          F_OPTIONAL(T, stop_token),
 };
 WIRE_MAP(choice_delta, choice_delta, T);
 #undef T
 
 #define T struct wire_usage
 static const struct wire_field usage_fields[] = {
-    F_VALUE(T, prompt_tokens),
-    F_VALUE(T, completion_tokens),
-    F_VALUE(T, prefill_seconds),
-    F_VALUE(T, decode_seconds),
+    F_VALUE(T, prompt_tokens),  F_VALUE(T, completion_tokens), F_VALUE(T, prefill_seconds),
+    F_VALUE(T, decode_seconds), F_VALUE(T, scored_tokens),
 };
 WIRE_MAP(usage, usage, T);
 #undef T
@@ -109,6 +120,7 @@ static const struct wire_field generate_response_fields[] = {
     F_POINTER(T, usage, &usage),
     F_OPTIONAL(T, seed),
     F_VALUE(T, request_id),
+    F_MESSAGES(T, prompt_logprobs, &token_logprob),
 };
 WIRE_MAP(generate_response, generate_response, T);
 WIRE_DEFINE(generate_response, T, generate_response)
@@ -123,6 +135,8 @@ static const struct wire_field fill_request_fields[] = {
     F_VALUE(T, max_length),
     F_VALUE(T, request_id),
     F_VALUE(T, return_token_ids),
+    F_VALUE(T, priority),
+    F_VALUE(T, user),
 };
 WIRE_MAP(fill_request, fill_request, T);
 WIRE_DEFINE(fill_request, T, fill_request)
@@ -130,10 +144,8 @@ WIRE_DEFINE(fill_request, T, fill_request)
 
 #define T struct wire_blank_delta
 static const struct wire_field blank_delta_fields[] = {
-    F_VALUE(T, index),
-    F_VALUE(T, text),
-    F_ARRAY(T, tokens),
-    F_VALUE(T, finish_reason),
+    F_VALUE(T, index),         F_VALUE(T, text), F_ARRAY(T, tokens),
+    F_VALUE(T, finish_reason), F_VALUE(T, stop), F_OPTIONAL(T, stop_token),
 };
 WIRE_MAP(blank_delta, blank_delta, T);
 #undef T
@@ -178,6 +190,8 @@ static const struct wire_field score_request_fields[] = {
     F_ARRAY(T, choices),
     F_VALUE(T, use_gmask),
     F_VALUE(T, request_id),
+    F_VALUE(T, priority),
+    F_VALUE(T, user),
 };
 WIRE_MAP(score_request, score_request, T);
 WIRE_DEFINE(score_request, T, score_request)

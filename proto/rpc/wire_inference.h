@@ -46,6 +46,15 @@ struct wire_sampling_parameters {
     bool ignore_end;
     uint32_t top_logprobs;
     bool logprobs;
+    float min_p;
+    float repetition_penalty;
+    float presence_penalty;
+    float frequency_penalty;
+    const char *const *stop;
+    uint32_t n_stop;
+    const int32_t *stop_token_ids;
+    uint32_t n_stop_token_ids;
+    bool include_stop;
 };
 
 struct wire_token_ids {
@@ -63,6 +72,12 @@ struct wire_generate_request {
     bool unidirectional;
     bool return_token_ids;
     const char *request_id;
+    uint32_t best_of;
+    int32_t priority;
+    const char *user;
+    bool has_prompt_logprobs;
+    uint32_t prompt_logprobs;
+    bool prompt_only;
 };
 
 struct wire_top_logprob {
@@ -88,6 +103,9 @@ struct wire_choice_delta {
     enum wire_finish_reason finish_reason;
     bool has_score;
     double score;
+    const char *stop;
+    bool has_stop_token;
+    int32_t stop_token;
 };
 
 struct wire_usage {
@@ -95,6 +113,7 @@ struct wire_usage {
     uint32_t completion_tokens;
     double prefill_seconds;
     double decode_seconds;
+    uint32_t scored_tokens;
 };
 
 struct wire_generate_response {
@@ -104,6 +123,8 @@ struct wire_generate_response {
     bool has_seed;
     uint64_t seed;
     const char *request_id;
+    const struct wire_token_logprob *prompt_logprobs;
+    uint32_t n_prompt_logprobs;
 };
 
 struct wire_fill_request {
@@ -114,6 +135,8 @@ struct wire_fill_request {
     uint32_t max_length;
     const char *request_id;
     bool return_token_ids;
+    int32_t priority;
+    const char *user;
 };
 
 struct wire_blank_delta {
@@ -122,6 +145,9 @@ struct wire_blank_delta {
     const int32_t *tokens;
     uint32_t n_tokens;
     enum wire_finish_reason finish_reason;
+    const char *stop;
+    bool has_stop_token;
+    int32_t stop_token;
 };
 
 struct wire_filled_text {
@@ -164,6 +190,8 @@ struct wire_score_request {
     uint32_t n_choices;
     bool use_gmask;
     const char *request_id;
+    int32_t priority;
+    const char *user;
 };
 
 struct wire_choice_score {
