@@ -226,6 +226,9 @@ static int check_output(const struct plan *p, const struct plan_item *it, uint32
     case PLAN_OUTPUT_LOGITS:
         return 0;
     case PLAN_OUTPUT_SCORE:
+        if (it->sampling.n_top_logprobs > l->n_top_logprobs)
+            return err_set(e, -EINVAL, "item %u: n_top_logprobs: expected at most %u, found %u", i,
+                           l->n_top_logprobs, it->sampling.n_top_logprobs);
         if (!it->targets)
             return err_set(e, -EINVAL, "item %u: targets: expected %u, found none", i,
                            it->n_tokens);

@@ -61,7 +61,7 @@ struct plan_range {
 
 /* How a row's logits become a token. Order as published: bias, temperature, forbidden ids ->
  * -65504, top-k (ties kept), top-p (the crossing token stays), softmax in FP32, one draw. Penalties
- * come before the temperature, min-p behind it, where other servers have them:
+ * come before the temperature, min-p behind top-p:
  *
  *   repetition r   an id of the history: logit > 0 ? logit / r : logit * r
  *   frequency f    logit -= f * (times that the id stands in the output)
@@ -84,7 +84,8 @@ struct plan_sampling {
     uint64_t request; /* Philox counter, with choice and output_index */
     uint32_t choice;
     uint32_t output_index;
-    uint32_t n_top_logprobs; /* log-probabilities of the best tokens to return; 0 = none */
+    uint32_t n_top_logprobs; /* log-probabilities of the best tokens to return; 0 = none. All that
+                                PLAN_OUTPUT_SCORE takes from here */
     const struct plan_bias *bias;
     uint32_t n_bias;
     const struct plan_range *forbidden;
@@ -164,6 +165,10 @@ struct result_item { /* one per plan item, in the plan's order */
     const float *scores; /* PLAN_OUTPUT_SCORE: [n_scores], one per row with a target, in order */
     uint32_t n_top;
     uint32_t n_scores;
+    /* PLAN_OUTPUT_SCORE: the best tokens of each of these rows, [n_scores, n_top_logprobs] */
+    const int32_t *score_tokens;
+    const float *score_logprobs;
+    uint32_t n_score_tokens;
     const float *logits; /* PLAN_OUTPUT_LOGITS: [n_tokens, vocab]; in-process engines only */
 };
 

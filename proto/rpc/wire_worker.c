@@ -68,6 +68,8 @@ static const struct wire_field result_item_fields[] = {
     F_VALUE(T, logprob),
     F_MESSAGES(T, top, &result_logprob),
     F_ARRAY(T, scores),
+    F_ARRAY(T, score_tokens),
+    F_SAME(T, score_logprobs, n_score_tokens),
 };
 WIRE_MAP(result_item, result_item, T);
 #undef T

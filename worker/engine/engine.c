@@ -23,6 +23,8 @@ struct results { /* of the last step, owned; sizes follow from the limits */
     struct result_item *items;           /* [n_slots] */
     struct result_logprob *top;          /* [n_slots, n_top_logprobs] */
     float *scores;                       /* [max_tokens] */
+    int32_t *score_tokens;               /* [max_tokens, n_top_logprobs] */
+    float *score_logprobs;               /* likewise */
     struct result_group *groups;         /* [n_slots] */
     struct result_candidate *candidates; /* [n_slots, PLAN_MAX_BEAM_WIDTH] */
     float *logits;                       /* [logits_cap], grown by PLAN_OUTPUT_LOGITS */
@@ -135,9 +137,15 @@ static int results_init(struct results *r, const struct plan_limits *l)
     r->items = alloc_array(l->n_slots, sizeof *r->items);
     r->top = alloc_array((size_t)l->n_slots * l->n_top_logprobs, sizeof *r->top);
     r->scores = alloc_array(l->max_tokens, sizeof *r->scores);
+    size_t n_best = (size_t)l->max_tokens * l->n_top_logprobs;
+    r->score_tokens = alloc_array(n_best, sizeof *r->score_tokens);
+    r->score_logprobs = alloc_array(n_best, sizeof *r->score_logprobs);
     r->groups = alloc_array(l->n_slots, sizeof *r->groups);
     r->candidates = alloc_array((size_t)l->n_slots * PLAN_MAX_BEAM_WIDTH, sizeof *r->candidates);
-    return r->items && r->top && r->scores && r->groups && r->candidates ? 0 : -ENOMEM;
+    return r->items && r->top && r->scores && r->score_tokens && r->score_logprobs && r->groups &&
+                   r->candidates
+               ? 0
+               : -ENOMEM;
 }
 
 static void results_deinit(struct results *r)
@@ -145,6 +153,8 @@ static void results_deinit(struct results *r)
     free(r->items);
     free(r->top);
     free(r->scores);
+    free(r->score_tokens);
+    free(r->score_logprobs);
     free(r->groups);
     free(r->candidates);
     free(r->logits);
@@ -289,6 +299,7 @@ void engine_reset(struct engine *g)
 /* Where the results of the step go; filled front to back. */
 struct cursor {
     uint32_t n_scores;
+    uint32_t n_score_tokens;
     uint32_t n_candidates;
     size_t n_logits;
     uint32_t group_rows_left; /* of the beam group in progress */
@@ -320,6 +331,27 @@ static void beam_row(struct engine *g, const struct plan *p, uint32_t item, stru
     at->n_candidates += n;
 }
 
+static void score_row(struct engine *g, const struct plan_item *it, uint32_t item_row,
+                      struct result_item *result, struct cursor *at)
+{
+    struct results *r = &g->results;
+    struct result_logprob top[PLAN_MAX_TOP_LOGPROBS];
+    uint32_t n_top = it->sampling.n_top_logprobs;
+    if (!result->n_scores) {
+        result->scores = r->scores + at->n_scores;
+        result->score_tokens = r->score_tokens + at->n_score_tokens;
+        result->score_logprobs = r->score_logprobs + at->n_score_tokens;
+    }
+    r->scores[at->n_scores++] =
+        sampler_logprob(g->sampler, g->row, it->targets[item_row], n_top, top);
+    result->n_scores++;
+    for (uint32_t i = 0; i != n_top; i++) {
+        r->score_tokens[at->n_score_tokens] = top[i].token;
+        r->score_logprobs[at->n_score_tokens++] = top[i].logprob;
+    }
+    result->n_score_tokens += n_top;
+}
+
 /* One row of logits, in g->row, becomes a result. */
 static void take_row(struct engine *g, const struct plan *p, const struct batch_output *o,
                      struct cursor *at)
@@ -332,7 +364,10 @@ static void take_row(struct engine *g, const struct plan *p, const struct batch_
         break;
     case PLAN_OUTPUT_SAMPLE: {
         struct result_logprob *top = g->results.top + (size_t)o->item * g->limits.n_top_logprobs;
-        result->token = sampler_choose(g->sampler, g->row, &it->sampling, &result->logprob, top);
+        bool ahead = it->tokens[0] == PLAN_TOKEN_PREVIOUS;
+        int32_t previous = ahead ? g->batch.slots[it->slot].sample : -1;
+        result->token =
+            sampler_choose(g->sampler, g->row, &it->sampling, previous, &result->logprob, top);
         result->top = top;
         result->n_top = it->sampling.n_top_logprobs;
         break;
@@ -341,11 +376,7 @@ static void take_row(struct engine *g, const struct plan *p, const struct batch_
         beam_row(g, p, o->item, at);
         break;
     case PLAN_OUTPUT_SCORE:
-        if (!result->n_scores)
-            result->scores = g->results.scores + at->n_scores;
-        g->results.scores[at->n_scores++] =
-            sampler_logprob(g->sampler, g->row, it->targets[o->item_row]);
-        result->n_scores++;
+        score_row(g, it, o->item_row, result, at);
         break;
     case PLAN_OUTPUT_LOGITS:
         if (o->item_row == 0)
@@ -516,7 +547,8 @@ void engine_memory(const struct engine *g, struct engine_memory *ret)
         .weights = g->model.weights.bytes,
         .kv = g->kv_bytes,
         .scratch = g->model.ws.bytes + g->batch.bytes + sampler_bytes(l->vocab) +
-                   l->vocab * sizeof(float) + l->max_tokens * sizeof(float) +
+                   l->vocab * sizeof(float) +
+                   l->max_tokens * (1 + 2 * (uint64_t)l->n_top_logprobs) * sizeof(float) +
                    l->n_slots * (sizeof(struct result_item) + sizeof(struct result_group) +
                                  l->n_top_logprobs * sizeof(struct result_logprob) +
                                  PLAN_MAX_BEAM_WIDTH * sizeof(struct result_candidate)) +

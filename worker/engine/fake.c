@@ -22,6 +22,8 @@ struct fake {
     uint64_t *states;                    /* [max_tokens] of the rows of the step */
     struct result_item *items;           /* [n_slots] */
     struct result_logprob *top;          /* [n_slots, n_top_logprobs] */
+    int32_t *score_tokens;               /* [max_tokens, n_top_logprobs] */
+    float *score_logprobs;               /* likewise */
     float *scores;                       /* [max_tokens] */
     struct result_group *groups;         /* [n_slots] */
     struct result_candidate *candidates; /* [n_slots, PLAN_MAX_BEAM_WIDTH] */
@@ -431,11 +433,36 @@ static void take_sample(struct fake *f, const struct plan_item *it, uint64_t sta
     result->n_top = fake_top(&f->config, state, it->sampling.n_top_logprobs, top);
 }
 
+/* Where the scores of the step go; filled front to back. */
+struct cursor {
+    uint32_t n_scores, n_score_tokens;
+};
+
+static void take_score(struct fake *f, const struct plan_item *it, uint64_t state,
+                       const struct batch_output *o, struct cursor *at)
+{
+    struct result_item *result = &f->items[o->item];
+    if (!result->n_scores++) {
+        result->scores = f->scores + at->n_scores;
+        result->score_tokens = f->score_tokens + at->n_score_tokens;
+        result->score_logprobs = f->score_logprobs + at->n_score_tokens;
+    }
+    f->scores[at->n_scores++] = fake_token_logprob(&f->config, state, it->targets[o->item_row]);
+    struct result_logprob top[PLAN_MAX_TOP_LOGPROBS] = {{0}};
+    uint32_t n_top = it->sampling.n_top_logprobs;
+    fake_top(&f->config, state, n_top, top); /* zeros where there are fewer texts than that */
+    for (uint32_t i = 0; i != n_top; i++) {
+        f->score_tokens[at->n_score_tokens] = top[i].token;
+        f->score_logprobs[at->n_score_tokens++] = top[i].logprob;
+    }
+    result->n_score_tokens += n_top;
+}
+
 static void produce_outputs(struct fake *f, const struct plan *p)
 {
     const struct batch *b = &f->batch;
     struct beams beams = {.held = f->candidates};
-    uint32_t n_scores = 0;
+    struct cursor at = {0};
     for (uint32_t i = 0; i != b->n_outputs; i++) {
         const struct batch_output *o = &b->outputs[i];
         const struct plan_item *it = &p->items[o->item];
@@ -443,10 +470,7 @@ static void produce_outputs(struct fake *f, const struct plan *p)
         if (it->output == PLAN_OUTPUT_SAMPLE) {
             take_sample(f, it, state, o->item);
         } else if (it->output == PLAN_OUTPUT_SCORE) {
-            struct result_item *result = &f->items[o->item];
-            if (!result->n_scores++)
-                result->scores = f->scores + n_scores;
-            f->scores[n_scores++] = fake_token_logprob(&f->config, state, it->targets[o->item_row]);
+            take_score(f, it, state, o, &at);
         } else {
             assert(it->output == PLAN_OUTPUT_BEAM);
             const struct plan_beam_group *group = &p->groups[it->beam_group];
@@ -520,10 +544,13 @@ int fake_new(const struct fake_config *config, struct fake **ret)
     f->items = alloc_array(l->n_slots, sizeof *f->items);
     f->top = alloc_array((size_t)l->n_slots * l->n_top_logprobs, sizeof *f->top);
     f->scores = alloc_array(l->max_tokens, sizeof *f->scores);
+    size_t n_best = (size_t)l->max_tokens * l->n_top_logprobs;
+    f->score_tokens = alloc_array(n_best, sizeof *f->score_tokens);
+    f->score_logprobs = alloc_array(n_best, sizeof *f->score_logprobs);
     f->groups = alloc_array(l->n_slots, sizeof *f->groups);
     f->candidates = alloc_array((size_t)l->n_slots * PLAN_MAX_BEAM_WIDTH, sizeof *f->candidates);
     if (batch_init(&f->batch, l) < 0 || !f->entries || !f->states || !f->items || !f->top ||
-        !f->scores || !f->groups || !f->candidates) {
+        !f->scores || !f->score_tokens || !f->score_logprobs || !f->groups || !f->candidates) {
         fake_free(f);
         return -ENOMEM;
     }
@@ -540,6 +567,8 @@ void fake_free(struct fake *f)
     free(f->items);
     free(f->top);
     free(f->scores);
+    free(f->score_tokens);
+    free(f->score_logprobs);
     free(f->groups);
     free(f->candidates);
     batch_deinit(&f->batch);

@@ -28,7 +28,8 @@ int sampler_new(uint32_t vocab, struct sampler **ret)
     s->vocab = vocab;
     s->raw = alloc_array(vocab, sizeof *s->raw);
     s->weights = alloc_array(vocab, sizeof *s->weights);
-    if (!s->raw || !s->weights) {
+    s->seen = alloc_array(vocab, sizeof *s->seen);
+    if (!s->raw || !s->weights || !s->seen) {
         sampler_free(s);
         return -ENOMEM;
     }
@@ -42,12 +43,14 @@ void sampler_free(struct sampler *s)
         return;
     free(s->raw);
     free(s->weights);
+    free(s->seen);
     free(s);
 }
 
 uint64_t sampler_bytes(uint32_t vocab)
 {
-    return sizeof(struct sampler) + 2 * (uint64_t)vocab * sizeof(float);
+    return sizeof(struct sampler) + 2 * (uint64_t)vocab * sizeof(float) +
+           (uint64_t)vocab * sizeof(uint32_t);
 }
 
 /* ---- the arithmetic of a row ---- */
@@ -124,6 +127,50 @@ void sampler_forbid(float *row, const struct plan_sampling *p)
     }
     for (uint32_t i = 0; i != p->n_banned; i++)
         row[p->banned[i]] = SAMPLER_FORBIDDEN;
+}
+
+/* ---- penalties ---- */
+
+/* s->seen[token]: times in the output, and a bit for being in the history at all. */
+static const uint32_t in_history = UINT32_C(1) << 31;
+
+/* One token of the history; only the first time it comes. */
+static void penalize_token(struct sampler *s, float *row, const struct plan_sampling *p,
+                           int32_t token)
+{
+    uint32_t seen = s->seen[token];
+    if (!seen)
+        return;
+    s->seen[token] = 0;
+    uint32_t n_output = seen & ~in_history;
+    float logit = row[token];
+    if (p->repetition_penalty > 0.0f && p->repetition_penalty != 1.0f)
+        logit = logit > 0.0f ? logit / p->repetition_penalty : logit * p->repetition_penalty;
+    if (n_output) {
+        logit -= p->frequency_penalty * (float)n_output;
+        logit -= p->presence_penalty;
+    }
+    row[token] = logit;
+}
+
+/* Costs the length of the history, not the vocabulary's. */
+void sampler_penalize(struct sampler *s, float *row, const struct plan_sampling *p,
+                      int32_t previous)
+{
+    if ((p->repetition_penalty == 0.0f || p->repetition_penalty == 1.0f) &&
+        p->presence_penalty == 0.0f && p->frequency_penalty == 0.0f)
+        return;
+    assert(p->n_history_prompt <= p->n_history);
+    for (uint32_t i = 0; i != p->n_history; i++) {
+        uint32_t *seen = &s->seen[p->history[i]];
+        *seen = (*seen | in_history) + (i >= p->n_history_prompt);
+    }
+    if (previous >= 0)
+        s->seen[previous] = (s->seen[previous] | in_history) + 1;
+    for (uint32_t i = 0; i != p->n_history; i++)
+        penalize_token(s, row, p, p->history[i]);
+    if (previous >= 0)
+        penalize_token(s, row, p, previous);
 }
 
 /* ---- order ---- */
@@ -230,11 +277,26 @@ static struct cut nucleus(struct sampler *s, const float *row, struct cut c, dou
     return edge;
 }
 
-/* Temperature, forbidden ids, top-k, top-p: leaves the weights of what remains in s->weights and
- * returns their sum. */
-static double apply_strategy(struct sampler *s, float *row, const struct plan_sampling *p)
+/* What is less than min_p times as likely as the best token goes: the best weight is 1. Returns the
+ * sum of what stays, in id order. */
+static double cut_unlikely(struct sampler *s, float min_p)
+{
+    double sum = 0.0;
+    for (uint32_t i = 0; i != s->vocab; i++) {
+        if (s->weights[i] < min_p)
+            s->weights[i] = 0.0f;
+        sum += (double)s->weights[i];
+    }
+    return sum;
+}
+
+/* Penalties, temperature, forbidden ids, top-k, top-p, min-p: leaves the weights of what remains in
+ * s->weights and returns their sum. */
+static double apply_strategy(struct sampler *s, float *row, const struct plan_sampling *p,
+                             int32_t previous)
 {
     assert(p->temperature > 0.0f);
+    sampler_penalize(s, row, p, previous);
     if (p->temperature != 1.0f) {
         for (uint32_t i = 0; i != s->vocab; i++)
             row[i] /= p->temperature;
@@ -246,6 +308,8 @@ static double apply_strategy(struct sampler *s, float *row, const struct plan_sa
     double sum = weigh(s, row, c);
     if (p->top_p > 0.0f && p->top_p < 1.0f)
         sum = weigh(s, row, nucleus(s, row, c, sum, p->top_p));
+    if (p->min_p > 0.0f)
+        sum = cut_unlikely(s, p->min_p);
     return sum;
 }
 
@@ -287,7 +351,7 @@ static void best_logprobs(const float *row, uint32_t vocab, double lse, uint32_t
 }
 
 int32_t sampler_choose(struct sampler *s, float *row, const struct plan_sampling *p,
-                       float *ret_logprob, struct result_logprob *ret_top)
+                       int32_t previous, float *ret_logprob, struct result_logprob *ret_top)
 {
     sampler_add_bias(row, p);
     double lse = sampler_log_sum_exp(row, s->vocab);
@@ -296,10 +360,11 @@ int32_t sampler_choose(struct sampler *s, float *row, const struct plan_sampling
     memcpy(s->raw, row, s->vocab * sizeof *row);
     int32_t token;
     if (p->top_k == 1) {
+        sampler_penalize(s, row, p, previous);
         sampler_forbid(row, p);
         token = first_maximum(row, s->vocab);
     } else {
-        double sum = apply_strategy(s, row, p);
+        double sum = apply_strategy(s, row, p, previous);
         token = draw(s, sum, p);
     }
     *ret_logprob = (float)((double)s->raw[token] - lse);
@@ -307,16 +372,20 @@ int32_t sampler_choose(struct sampler *s, float *row, const struct plan_sampling
 }
 
 void sampler_distribution(struct sampler *s, float *row, const struct plan_sampling *p,
-                          float *ret_probs)
+                          int32_t previous, float *ret_probs)
 {
     sampler_add_bias(row, p);
-    double sum = apply_strategy(s, row, p);
+    double sum = apply_strategy(s, row, p, previous);
     for (uint32_t i = 0; i != s->vocab; i++)
         ret_probs[i] = (float)((double)s->weights[i] / sum);
 }
 
-float sampler_logprob(const struct sampler *s, const float *row, int32_t token)
+float sampler_logprob(const struct sampler *s, const float *row, int32_t token, uint32_t n_top,
+                      struct result_logprob *ret_top)
 {
     assert(token >= 0 && (uint32_t)token < s->vocab);
-    return (float)((double)row[token] - sampler_log_sum_exp(row, s->vocab));
+    double lse = sampler_log_sum_exp(row, s->vocab);
+    if (n_top)
+        best_logprobs(row, s->vocab, lse, n_top, ret_top);
+    return (float)((double)row[token] - lse);
 }

@@ -133,6 +133,7 @@ void sampler_beam_row(struct sampler *s, float *row, uint32_t item, float beam_s
                       const struct plan_sampling *p)
 {
     sampler_add_bias(row, p);
+    sampler_penalize(s, row, p, -1); /* beams are not planned ahead of their tokens */
     sampler_forbid(row, p);
     /* score = row[token] + base */
     double base = (double)beam_score - sampler_log_sum_exp(row, s->vocab);

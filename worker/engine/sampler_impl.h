@@ -19,6 +19,7 @@ struct sampler {
     uint32_t vocab;
     float *raw;     /* owned, [vocab]: logits before the strategy */
     float *weights; /* owned, [vocab]: exp(logit - max), 0 = cut */
+    uint32_t *seen; /* owned, [vocab]: zeros, but while penalties are applied */
     union {         /* of one digit of the keys */
         uint32_t count[SAMPLER_BINS];
         double mass[SAMPLER_BINS];
@@ -32,5 +33,7 @@ struct sampler {
 double sampler_log_sum_exp(const float *row, uint32_t n);
 void sampler_add_bias(float *row, const struct plan_sampling *p);
 void sampler_forbid(float *row, const struct plan_sampling *p);
+void sampler_penalize(struct sampler *s, float *row, const struct plan_sampling *p,
+                      int32_t previous);
 
 #endif

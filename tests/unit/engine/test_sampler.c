@@ -119,7 +119,7 @@ static void test_golden_distributions(void **state)
         };
         assert_true(r < probs.shape[0]);
         memcpy(row, logits.data, vocab * sizeof *row);
-        sampler_distribution(s, row, &p, found);
+        sampler_distribution(s, row, &p, -1, found);
         const float *expected = (float *)probs.data + r * vocab;
         int64_t n_nonzero = 0;
         for (uint32_t t = 0; t != vocab; t++) {
@@ -165,13 +165,34 @@ static int by_logit(const void *a, const void *b)
     return x->id < y->id ? -1 : 1;
 }
 
+/* Times that a token stands in history[begin .. end). */
+static uint32_t occurrences(const struct plan_sampling *p, uint32_t begin, uint32_t end, int32_t id)
+{
+    uint32_t n = 0;
+    for (uint32_t i = begin; i != end; i++)
+        n += p->history[i] == id;
+    return n;
+}
+
+/* One logit with its penalties, token by token. */
+static float plain_penalty(float logit, const struct plan_sampling *p, int32_t id)
+{
+    uint32_t in_prompt = occurrences(p, 0, p->n_history_prompt, id);
+    uint32_t in_output = occurrences(p, p->n_history_prompt, p->n_history, id);
+    float r = p->repetition_penalty;
+    if (in_prompt + in_output && r != 0.0f)
+        logit = logit > 0.0f ? logit / r : logit * r;
+    logit = logit - p->frequency_penalty * (float)in_output;
+    return in_output ? logit - p->presence_penalty : logit;
+}
+
 /* Sorts everything and does what the description says, in double. */
 static void plain_distribution(const float *logits, uint32_t vocab, const struct plan_sampling *p,
                                double *ret)
 {
     struct entry *order = alloc_array(vocab, sizeof *order);
     for (uint32_t i = 0; i != vocab; i++)
-        order[i] = (struct entry){logits[i] / p->temperature, i};
+        order[i] = (struct entry){plain_penalty(logits[i], p, (int32_t)i) / p->temperature, i};
     for (uint32_t i = 0; i != p->n_banned; i++)
         order[p->banned[i]].logit = SAMPLER_FORBIDDEN;
     qsort(order, vocab, sizeof *order, by_logit);
@@ -193,6 +214,13 @@ static void plain_distribution(const float *logits, uint32_t vocab, const struct
                 break;
             }
         }
+        sum = 0.0;
+        for (uint32_t i = 0; i != n; i++)
+            sum += exp((double)(order[i].logit - order[0].logit));
+    }
+    if (p->min_p > 0.0f) {
+        while (exp((double)(order[n - 1].logit - order[0].logit)) < (double)p->min_p)
+            n--;
         sum = 0.0;
         for (uint32_t i = 0; i != n; i++)
             sum += exp((double)(order[i].logit - order[0].logit));
@@ -233,7 +261,7 @@ static void test_random_distributions(void **state)
                                   .n_banned = i % 3 ? 0 : ARRAY_LEN(banned)};
         random_row(row, VOCAB, i % 2 && p.top_p == 0.0f);
         plain_distribution(row, VOCAB, &p, expected);
-        sampler_distribution(s, row, &p, found);
+        sampler_distribution(s, row, &p, -1, found);
         for (uint32_t t = 0; t != VOCAB; t++) {
             if (fabs((double)found[t] - expected[t]) > 2e-6)
                 fail_msg("case %u (k %u, p %g, t %g) token %u: %.9g, expected %.9g", i, p.top_k,
@@ -243,6 +271,174 @@ static void test_random_distributions(void **state)
     free(row);
     free(found);
     free(expected);
+    sampler_free(s);
+}
+
+/* ---- penalties and min-p ---- */
+
+enum { PENALTY_VOCAB = 701, MAX_HISTORY = 300 };
+
+static float random_of(const float *values, uint32_t n)
+{
+    return values[random_u32() % n];
+}
+
+/* Any mix of options; few distinct ids, so that most of the history repeats. */
+static struct plan_sampling random_sampling(int32_t history[MAX_HISTORY])
+{
+    static const float repetition[] = {0, 1, 1.2f, 3, 0.5f};
+    static const float presence[] = {0, 0, 0.6f, 2, -2, -0.3f};
+    static const float min_p[] = {0, 0, 0.02f, 0.3f, 1};
+    static const float top_p[] = {0, 0, 0.8f, 0.97f, 1};
+    static const float temperature[] = {1, 1, 0.6f, 1.7f};
+    struct plan_sampling p = {
+        .temperature = random_of(temperature, ARRAY_LEN(temperature)),
+        .top_k = random_u32() % 3 ? 0 : 2 + random_u32() % 100,
+        .top_p = random_of(top_p, ARRAY_LEN(top_p)),
+        .min_p = random_of(min_p, ARRAY_LEN(min_p)),
+        .repetition_penalty = random_of(repetition, ARRAY_LEN(repetition)),
+        .presence_penalty = random_of(presence, ARRAY_LEN(presence)),
+        .frequency_penalty = random_of(presence, ARRAY_LEN(presence)),
+        .seed = random_u32(),
+        .history = history,
+        .n_history = random_u32() % MAX_HISTORY,
+    };
+    p.n_history_prompt = random_u32() % (p.n_history + 1);
+    uint32_t n_ids = 1 + random_u32() % PENALTY_VOCAB;
+    for (uint32_t i = 0; i != p.n_history; i++)
+        history[i] = (int32_t)(random_u32() % n_ids);
+    return p;
+}
+
+static void test_random_penalties(void **state)
+{
+    (void)state;
+    struct sampler *s;
+    assert_int_equal(sampler_new(PENALTY_VOCAB, &s), 0);
+    float logits[PENALTY_VOCAB], row[PENALTY_VOCAB], found[PENALTY_VOCAB], again[PENALTY_VOCAB];
+    double expected[PENALTY_VOCAB];
+    int32_t history[MAX_HISTORY];
+    for (uint32_t i = 0; i != 500; i++) {
+        struct plan_sampling p = random_sampling(history);
+        random_row(logits, PENALTY_VOCAB, 0);
+        plain_distribution(logits, PENALTY_VOCAB, &p, expected);
+        memcpy(row, logits, sizeof row);
+        sampler_distribution(s, row, &p, -1, found);
+        for (uint32_t t = 0; t != PENALTY_VOCAB; t++) {
+            if (fabs((double)found[t] - expected[t]) > 2e-6)
+                fail_msg("case %u (r %g, pres %g, freq %g, min_p %g, k %u, p %g, t %g) token %u: "
+                         "%.9g, expected %.9g",
+                         i, (double)p.repetition_penalty, (double)p.presence_penalty,
+                         (double)p.frequency_penalty, (double)p.min_p, p.top_k, (double)p.top_p,
+                         (double)p.temperature, t, (double)found[t], expected[t]);
+        }
+        /* The last token of the output may come as the rank's own: the same bits. */
+        if (p.n_history == p.n_history_prompt)
+            continue;
+        p.n_history--;
+        memcpy(row, logits, sizeof row);
+        sampler_distribution(s, row, &p, history[p.n_history], again);
+        assert_memory_equal(again, found, sizeof found);
+    }
+    sampler_free(s);
+}
+
+/* The largest penalized logit of what is allowed; log-probabilities as without penalties. */
+static void test_greedy_with_penalties(void **state)
+{
+    (void)state;
+    struct sampler *s;
+    assert_int_equal(sampler_new(PENALTY_VOCAB, &s), 0);
+    float logits[PENALTY_VOCAB], row[PENALTY_VOCAB];
+    int32_t history[MAX_HISTORY];
+    uint32_t n_other = 0;
+    for (uint32_t i = 0; i != 300; i++) {
+        struct plan_sampling p = random_sampling(history);
+        p.top_k = 1;
+        p.n_top_logprobs = 1;
+        random_row(logits, PENALTY_VOCAB, 0);
+        int32_t best = -1, plain_best = 0;
+        float best_logit = 0;
+        double sum = 0.0;
+        for (int32_t t = 0; t != PENALTY_VOCAB; t++) {
+            float logit = plain_penalty(logits[t], &p, t);
+            if (best < 0 || logit > best_logit) {
+                best = t;
+                best_logit = logit;
+            }
+            plain_best = logits[t] > logits[plain_best] ? t : plain_best;
+            sum += exp((double)logits[t]);
+        }
+        float logprob;
+        struct result_logprob top;
+        memcpy(row, logits, sizeof row);
+        int32_t token = sampler_choose(s, row, &p, -1, &logprob, &top);
+        assert_int_equal(token, best);
+        assert_float_equal(logprob, (double)logits[token] - log(sum), 1e-5);
+        assert_int_equal(top.token, plain_best);
+        n_other += best != plain_best;
+        /* and the same through a draw that has nothing else to choose */
+        p.top_k = 0;
+        p.min_p = 1;
+        memcpy(row, logits, sizeof row);
+        token = sampler_choose(s, row, &p, -1, &logprob, &top);
+        assert_true(plain_penalty(logits[token], &p, token) == best_logit);
+    }
+    assert_in_range(n_other, 20, 280);
+    sampler_free(s);
+}
+
+/* Beams rank the penalized distribution. */
+static void test_beam_penalties(void **state)
+{
+    (void)state;
+    struct sampler *s;
+    assert_int_equal(sampler_new(6, &s), 0);
+    static const float logits[6] = {1, 4, 3, 0, 2, -1};
+    static const int32_t history[] = {1, 2, 2};
+    struct plan_sampling p = {.temperature = 1,
+                              .repetition_penalty = 2,
+                              .frequency_penalty = 0.5f,
+                              .history = history,
+                              .n_history = 3,
+                              .n_history_prompt = 1};
+    float row[6], penalized[6];
+    double sum = 0;
+    for (int32_t t = 0; t != 6; t++) {
+        penalized[t] = plain_penalty(logits[t], &p, t);
+        sum += exp((double)penalized[t]);
+    }
+    assert_float_equal(penalized[1], 2, 0);
+    assert_float_equal(penalized[2], 0.5, 0);
+    struct plan_beam_group group = {.width = 6, .deterministic = true};
+    struct result_candidate found[6];
+    memcpy(row, logits, sizeof row);
+    sampler_beam_begin(s, &group);
+    sampler_beam_row(s, row, 0, -1.5f, &p);
+    assert_int_equal(sampler_beam_finish(s, found), 6);
+    static const int32_t order[] = {1, 4, 0, 2, 3, 5};
+    for (int i = 0; i != 6; i++) {
+        assert_int_equal(found[i].token, order[i]);
+        assert_float_equal(found[i].score, -1.5 + (double)penalized[order[i]] - log(sum), 1e-5);
+    }
+    sampler_free(s);
+}
+
+/* The best tokens beside a target, as a sample's. */
+static void test_score_with_top(void **state)
+{
+    (void)state;
+    struct sampler *s;
+    assert_int_equal(sampler_new(PENALTY_VOCAB, &s), 0);
+    float logits[PENALTY_VOCAB], row[PENALTY_VOCAB], logprob;
+    random_row(logits, PENALTY_VOCAB, 1);
+    struct plan_sampling p = {.temperature = 1, .top_k = 1, .n_top_logprobs = 7};
+    struct result_logprob expected[7], found[7];
+    memcpy(row, logits, sizeof row);
+    int32_t token = sampler_choose(s, row, &p, -1, &logprob, expected);
+    assert_true(sampler_logprob(s, logits, token, 7, found) == logprob);
+    assert_memory_equal(found, expected, sizeof found);
+    assert_true(sampler_logprob(s, logits, token, 0, NULL) == logprob);
     sampler_free(s);
 }
 
@@ -263,7 +459,7 @@ static void test_choose(void **state)
     /* Greedy: the first of equal maxima; log-probability from all logits. */
     struct plan_sampling greedy = {.temperature = 0.7f, .top_k = 1, .n_top_logprobs = 3};
     memcpy(row, logits, sizeof row);
-    assert_int_equal(sampler_choose(s, row, &greedy, &logprob, top), 2);
+    assert_int_equal(sampler_choose(s, row, &greedy, -1, &logprob, top), 2);
     double sum = 0.0;
     for (size_t i = 0; i != VOCAB; i++)
         sum += exp((double)logits[i]);
@@ -281,18 +477,18 @@ static void test_choose(void **state)
     greedy.forbidden = &range;
     greedy.n_forbidden = 1;
     memcpy(row, logits, sizeof row);
-    assert_int_equal(sampler_choose(s, row, &greedy, &logprob, top), 4);
+    assert_int_equal(sampler_choose(s, row, &greedy, -1, &logprob, top), 4);
     assert_float_equal(logprob, 3.5 - log(sum - exp(3.0) + exp(3.5)), 1e-6);
 
     /* Draws follow the distribution and depend on every word of the counter and on the seed. */
     struct plan_sampling p = {.temperature = 1.5f, .seed = 1234, .request = 77};
     memcpy(row, logits, sizeof row);
-    sampler_distribution(s, row, &p, probs);
+    sampler_distribution(s, row, &p, -1, probs);
     uint32_t counts[VOCAB] = {0};
     for (uint32_t i = 0; i != N; i++) {
         p.output_index = i;
         memcpy(row, logits, sizeof row);
-        counts[sampler_choose(s, row, &p, &logprob, top)]++;
+        counts[sampler_choose(s, row, &p, -1, &logprob, top)]++;
     }
     double chi2 = 0.0;
     for (size_t i = 0; i != VOCAB; i++) {
@@ -324,9 +520,9 @@ static void test_draw_depends_on_the_counter(void **state)
         p.output_index += i == 6;
         float logprob;
         memset(row, 0, VOCAB * sizeof *row);
-        tokens[i] = sampler_choose(s, row, &p, &logprob, NULL);
+        tokens[i] = sampler_choose(s, row, &p, -1, &logprob, NULL);
         memset(row, 0, VOCAB * sizeof *row);
-        assert_int_equal(sampler_choose(s, row, &p, &logprob, NULL), tokens[i]);
+        assert_int_equal(sampler_choose(s, row, &p, -1, &logprob, NULL), tokens[i]);
         for (size_t j = 0; j != i; j++)
             assert_int_not_equal(tokens[i], tokens[j]);
     }
@@ -354,7 +550,7 @@ static void test_rows_without_order(void **state)
                                   .n_top_logprobs = 5};
         float logprob;
         struct result_logprob top[5];
-        int32_t token = sampler_choose(s, row, &p, &logprob, top);
+        int32_t token = sampler_choose(s, row, &p, -1, &logprob, top);
         assert_true(token >= 0 && token < VOCAB);
         for (size_t j = 0; j != 5; j++)
             assert_true(top[j].token >= 0 && top[j].token < VOCAB);
@@ -515,6 +711,10 @@ int main(void)
         cmocka_unit_test(test_exp_and_log),
         cmocka_unit_test(test_golden_distributions),
         cmocka_unit_test(test_random_distributions),
+        cmocka_unit_test(test_random_penalties),
+        cmocka_unit_test(test_greedy_with_penalties),
+        cmocka_unit_test(test_beam_penalties),
+        cmocka_unit_test(test_score_with_top),
         cmocka_unit_test(test_choose),
         cmocka_unit_test(test_draw_depends_on_the_counter),
         cmocka_unit_test(test_rows_without_order),
