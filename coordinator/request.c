@@ -22,8 +22,10 @@ void output_deinit(struct output *o)
         free(o->logprobs[i].top);
     free(o->logprobs);
     free(o->token_scores);
+    free(o->best_tokens);
+    free(o->best_logprobs);
     token_list_deinit(&o->tokens);
-    *o = (struct output){.end_token = -1};
+    *o = (struct output){.end_token = -1, .stop = -1};
 }
 
 static void free_outputs(struct request *r)
@@ -42,6 +44,7 @@ static void fill_round_deinit(struct fill_round *f)
         token_list_deinit(&f->outputs[i]);
     free(f->outputs);
     free(f->end_tokens);
+    free(f->stops);
     free(f->finishes);
     free(f->scores);
     *f = (struct fill_round){0};
@@ -65,6 +68,7 @@ void request_free(struct request *r)
     free(r->params.bias);
     free(r->params.forbidden);
     free(r->params.stop_ids);
+    stop_set_free(r->params.stops);
     free(r);
 }
 
@@ -198,12 +202,16 @@ int output_append(struct output *o, int32_t token, const struct result_item *ite
     return r;
 }
 
-void output_truncate(struct output *o, size_t n)
+void output_stop(struct output *o, size_t n_keep, uint32_t stop)
 {
-    for (; o->tokens.n > n; o->tokens.n--) {
+    assert(n_keep <= o->tokens.n);
+    for (; o->tokens.n > n_keep; o->tokens.n--) {
         if (o->logprobs)
             free(o->logprobs[o->tokens.n - 1].top);
     }
+    o->end_token = -1;
+    o->stop = (int32_t)stop;
+    o->finish = FINISH_STOP;
 }
 
 bool request_is_stop_id(const struct request *r, int32_t token)
@@ -227,7 +235,7 @@ int request_begin_round(struct request *r)
     r->n_outputs = n;
     for (uint32_t i = 0; i != n; i++) {
         struct output *o = &r->outputs[i];
-        o->end_token = -1;
+        o->end_token = o->stop = -1;
         if (r->kind != REQUEST_SCORE)
             continue;
         o->target = r->choices[i].ids;
@@ -250,12 +258,13 @@ static int store_round(struct request *r)
     *f = (struct fill_round){
         .outputs = alloc_array(r->n_outputs, sizeof *f->outputs),
         .end_tokens = alloc_array(r->n_outputs, sizeof *f->end_tokens),
+        .stops = alloc_array(r->n_outputs, sizeof *f->stops),
         .finishes = alloc_array(r->n_outputs, sizeof *f->finishes),
         .scores = alloc_array(r->n_outputs, sizeof *f->scores),
         .n_outputs = r->n_outputs,
         .mask_index = r->prompt.mask_index,
     };
-    if (!f->outputs || !f->end_tokens || !f->finishes || !f->scores) {
+    if (!f->outputs || !f->end_tokens || !f->stops || !f->finishes || !f->scores) {
         fill_round_deinit(f);
         return -ENOMEM;
     }
@@ -265,6 +274,7 @@ static int store_round(struct request *r)
         struct output *o = &r->outputs[i];
         f->outputs[i] = o->tokens;
         f->end_tokens[i] = o->end_token;
+        f->stops[i] = o->stop;
         f->finishes[i] = o->finish;
         f->scores[i] = o->score;
         for (size_t j = 0; o->logprobs && j != o->tokens.n; j++)

@@ -24,6 +24,7 @@
 #include <stdint.h>
 
 #include "coordinator/blocks.h"
+#include "coordinator/stop.h"
 #include "model/beam.h"
 #include "model/prompt.h"
 #include "proto/plan.h"
@@ -60,8 +61,11 @@ struct request_params {
     bool ignore_end;
     int32_t *stop_ids; /* owned; end an output as end tokens do, whatever ignore_end says */
     uint32_t n_stop_ids;
-    uint32_t n_choices; /* sequences sampled; with beams: results returned */
-    uint32_t max_new;   /* tokens of an output; Fill: bounded by max_length instead */
+    struct stop_set *stops; /* owned; stop texts, NULL = none: see `watch` */
+    bool include_stop;      /* the output keeps the text that ended it */
+    uint32_t n_choices;     /* sequences sampled; with beams: results returned */
+    uint32_t n_best;        /* best_of: so many of the choices are returned; 0 = all */
+    uint32_t max_new;       /* tokens of an output; Fill: bounded by max_length instead */
 
     uint32_t n_beams;
     double length_penalty;
@@ -85,9 +89,14 @@ struct output {
     struct output_logprob *logprobs; /* [tokens.n] when the request asks for them */
     size_t logprobs_capacity;
     int32_t end_token; /* the token that ended it, -1 = none */
+    int32_t stop;      /* the stop text that ended it, -1 = none */
     enum finish finish;
+    double logprob_sum;    /* of the n_sampled tokens that were chosen, the last one included */
+    uint32_t n_sampled;    /* without beams */
     double score;          /* beams: penalized; Score: sum of log-probabilities */
     float *token_scores;   /* Score: [n_target] */
+    int32_t *best_tokens;  /* Score: [n_target, n_top_logprobs]; NULL when not asked for */
+    float *best_logprobs;  /* likewise */
     const int32_t *target; /* Score: borrowed from the request */
     uint32_t n_target;
 };
@@ -97,6 +106,7 @@ struct fill_round {
     struct token_list input;    /* ends in sop */
     struct token_list *outputs; /* [n_outputs], end tokens not included */
     int32_t *end_tokens;        /* [n_outputs], -1 = none */
+    int32_t *stops;             /* [n_outputs], -1 = none */
     enum finish *finishes;      /* [n_outputs] */
     double *scores;             /* [n_outputs] */
     uint32_t n_outputs;
@@ -126,6 +136,10 @@ struct request {
     void *user;          /* the front's call */
     int32_t priority;    /* greater ones first; 0 = usual */
     uint64_t tenant;     /* who shares fairly with others; 0 = nobody in particular */
+    /* Called when a sampled output has grown or ended, before anything is done about it; may end it
+     * with output_stop. NULL = nobody looks. -ENOMEM ends the request. */
+    int (*watch)(void *context, struct request *r, uint32_t output);
+    void *watch_context;
 
     /* what the current round runs, owned */
     struct prompt prompt;
@@ -190,8 +204,9 @@ bool request_is_stop_id(const struct request *r, int32_t token);
 
 /* Appends a sampled token to an output. -ENOMEM. */
 int output_append(struct output *o, int32_t token, const struct result_item *item, bool logprobs);
-/* Keeps the first n tokens. */
-void output_truncate(struct output *o, size_t n);
+/* Ends an output with its first n_keep tokens: a stop text is complete. Also one that has ended in
+ * the same step for another reason. */
+void output_stop(struct output *o, size_t n_keep, uint32_t stop);
 void output_deinit(struct output *o);
 
 /* Fill: stores the finished round and prepares the next prompt. 1: there is one; 0: every blank is

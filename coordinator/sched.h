@@ -68,11 +68,6 @@ int sched_submit(struct sched *s, struct request *r, struct err *e);
  * are discarded. Nothing happens to a request that is done. */
 void sched_end(struct sched *s, struct request *r, enum rpc_status status, const char *message);
 
-/* Output `output` of a Generate without beams ends with its first n_keep tokens, FINISH_STOP: the
- * front has found a stop string in its text. A token that is being computed behind them is
- * discarded. Outputs that have ended may still be cut; of a request that is done, only that. */
-void sched_finish_output(struct sched *s, struct request *r, uint32_t output, size_t n_keep);
-
 /* A paused request keeps its memory and takes part in no step. */
 void sched_pause(struct sched *s, struct request *r, bool paused);
 

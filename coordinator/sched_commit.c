@@ -33,6 +33,14 @@ static int check_item(const struct sched *s, const struct step_item *si,
     if (it->n_scores != n_scores)
         return err_set(e, -EBADMSG, "item %u: expected %u scores, found %u", i, n_scores,
                        it->n_scores);
+    if (it->n_score_tokens != 0 && it->n_score_tokens != n_scores * si->n_top)
+        return err_set(e, -EBADMSG, "item %u: expected %u tokens beside its scores, found %u", i,
+                       n_scores * si->n_top, it->n_score_tokens);
+    for (uint32_t k = 0; k != it->n_score_tokens; k++) {
+        if (it->score_tokens[k] < 0 || (uint32_t)it->score_tokens[k] >= s->limits.vocab)
+            return err_set(e, -EBADMSG, "item %u: token %d beside its scores", i,
+                           it->score_tokens[k]);
+    }
     return 0;
 }
 
@@ -121,32 +129,18 @@ static void commit_sample(struct sched *s, struct request *r, struct seq *q,
         if (o->tokens.n >= request_max_new(r))
             o->finish = FINISH_LENGTH;
     }
+    o->logprob_sum += (double)it->logprob;
+    o->n_sampled++;
+    if (r->watch && r->watch(r->watch_context, r, q->output) < 0) {
+        sched_end(s, r, RPC_RESOURCE_EXHAUSTED, "the coordinator is out of memory");
+        return;
+    }
     sched_touch(s, r);
     if (o->finish == FINISH_NONE)
         return;
     end_choice(s, r, q);
     if (all_finished(r))
         round_end(s, r, now_ns);
-}
-
-void sched_finish_output(struct sched *s, struct request *r, uint32_t output, size_t n_keep)
-{
-    assert(r->kind == REQUEST_GENERATE && !r->params.beam && output < r->n_outputs);
-    struct output *o = &r->outputs[output];
-    assert(n_keep <= o->tokens.n);
-    bool was_running = r->state == REQUEST_RUNNING && o->finish == FINISH_NONE;
-    r->n_completion_tokens -= o->tokens.n - n_keep;
-    output_truncate(o, n_keep);
-    o->finish = FINISH_STOP;
-    if (!was_running)
-        return;
-    for (uint32_t i = 0; i != r->n_seqs; i++) {
-        if (r->seqs[i].live && r->seqs[i].output == output)
-            end_choice(s, r, &r->seqs[i]);
-    }
-    sched_touch(s, r);
-    if (all_finished(r))
-        round_end(s, r, r->last_token_ns);
 }
 
 /* The shared context is in the cache: every choice gets a table of its own. */
@@ -171,12 +165,29 @@ static void commit_context(struct sched *s, struct request *r)
     }
 }
 
+static int keep_best(struct output *o, const struct result_item *it)
+{
+    if (it->n_score_tokens == 0)
+        return 0;
+    o->best_tokens = alloc_array(it->n_score_tokens, sizeof *o->best_tokens);
+    o->best_logprobs = alloc_array(it->n_score_tokens, sizeof *o->best_logprobs);
+    if (!o->best_tokens || !o->best_logprobs)
+        return -ENOMEM;
+    memcpy(o->best_tokens, it->score_tokens, it->n_score_tokens * sizeof *o->best_tokens);
+    memcpy(o->best_logprobs, it->score_logprobs, it->n_score_tokens * sizeof *o->best_logprobs);
+    return 0;
+}
+
 static void commit_score(struct sched *s, struct request *r, struct seq *q,
                          const struct result_item *it, int64_t now_ns)
 {
     struct output *o = &r->outputs[q->output];
     assert(it->n_scores == o->n_target);
     memcpy(o->token_scores, it->scores, it->n_scores * sizeof *it->scores);
+    if (keep_best(o, it) < 0) {
+        sched_end(s, r, RPC_RESOURCE_EXHAUSTED, "the coordinator is out of memory");
+        return;
+    }
     o->score = 0;
     for (uint32_t i = 0; i != it->n_scores; i++)
         o->score += (double)it->scores[i];

@@ -17,6 +17,7 @@ struct step_item {
     uint32_t n_tokens;
     enum plan_output output;
     uint32_t n_targets;
+    uint32_t n_top; /* best tokens beside each score */
 };
 
 struct step_group {

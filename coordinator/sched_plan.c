@@ -240,6 +240,7 @@ static bool add_item(struct sched *s, struct step_record *rec, struct request *r
     if (r->phase == REQUEST_RUN && r->kind == REQUEST_SCORE) {
         it->output = PLAN_OUTPUT_SCORE;
         si->n_targets = set_targets(s, r, q, it);
+        si->n_top = it->sampling.n_top_logprobs = r->params.n_top_logprobs;
     } else if (r->phase == REQUEST_RUN) {
         it->output = r->params.beam ? PLAN_OUTPUT_BEAM : PLAN_OUTPUT_SAMPLE;
         if (!set_sampling(s, r, q, idx, &it->sampling))

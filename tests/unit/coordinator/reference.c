@@ -70,9 +70,9 @@ static struct plan_sampling sampling(const struct request *r, uint32_t round, ui
     };
 }
 
-bool reference_is_stop_string(const struct request *r, int32_t token)
+bool reference_is_stop_text(const struct request *r, int32_t token)
 {
-    return r->user && token % 16 == 5;
+    return r->watch && token % 16 == 5;
 }
 
 /* End tokens and stop ids that are not allowed yet. */
@@ -113,7 +113,7 @@ static void run_sample(const struct arch *a, const struct request *r, const stru
         token_list_append(&history, token);
         if ((is_end(a, token) && !r->params.ignore_end) || request_is_stop_id(r, token))
             end = token;
-        else if (reference_is_stop_string(r, token))
+        else if (reference_is_stop_text(r, token))
             stopped = true;
         else
             token_list_append(ret, token);

@@ -12,8 +12,8 @@ void reference_run(const struct arch *a, const struct request *fresh, struct buf
 /* The same text from a request that the scheduler has finished. */
 void reference_describe(const struct request *done, struct buf *ret_text);
 
-/* Whether a text that ends in this token ends in a stop string of the request: its `user` says that
+/* Whether a text that ends in this token ends in a stop text of the request: its `watch` says that
  * it has some. Plays the front's part. */
-bool reference_is_stop_string(const struct request *r, int32_t token);
+bool reference_is_stop_text(const struct request *r, int32_t token);
 
 #endif

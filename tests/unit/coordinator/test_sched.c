@@ -51,6 +51,20 @@ static int32_t random_text_token(void)
     return (int32_t)(40 + rnd(470));
 }
 
+/* The front's part: an output whose text holds a stop text ends in front of it. */
+static int find_stop_texts(void *context, struct request *r, uint32_t output)
+{
+    (void)context;
+    struct output *o = &r->outputs[output];
+    size_t last = o->tokens.n - 1;
+    assert_int_equal(o->stop, -1);
+    for (size_t k = 0; k + 1 < o->tokens.n; k++)
+        assert_false(reference_is_stop_text(r, o->tokens.ids[k]));
+    if (o->end_token < 0 && reference_is_stop_text(r, o->tokens.ids[last]))
+        output_stop(o, last, 0);
+    return 0;
+}
+
 static void random_params(struct request *r)
 {
     struct request_params *p = &r->params;
@@ -83,8 +97,8 @@ static void random_params(struct request *r)
         for (uint32_t i = 0; i != p->n_stop_ids; i++)
             p->stop_ids[i] = rnd(4) ? 40 + (int32_t)rnd(30) : arch.tokens.eop;
     }
-    if (r->kind == REQUEST_GENERATE && !p->beam && rnd(4) == 0)
-        r->user = &random_state; /* has stop strings */
+    if (r->kind != REQUEST_SCORE && !p->beam && rnd(4) == 0)
+        r->watch = find_stop_texts;
     p->forbidden = calloc(2, sizeof *p->forbidden);
     p->forbidden[0] = (struct plan_range){0, 32};
     p->forbidden[1] = (struct plan_range){512, 517};
@@ -171,32 +185,14 @@ static void check(struct run *t, bool ok, const char *what)
     fail_msg("seed %llu: %s", (unsigned long long)t->seed, what);
 }
 
-/* The front's part: an output whose text holds a stop string ends in front of it. */
-static void find_stop_strings(struct run *t, struct request *r)
-{
-    for (uint32_t i = 0; r->user && i != r->n_outputs; i++) {
-        struct output *o = &r->outputs[i];
-        for (size_t k = 0; k != o->tokens.n; k++) {
-            if (reference_is_stop_string(r, o->tokens.ids[k])) {
-                if (o->finish == FINISH_STOP && o->end_token < 0)
-                    fail_msg("seed %llu: a token behind a stop string",
-                             (unsigned long long)t->seed);
-                o->end_token = -1;
-                sched_finish_output(t->s, r, i, k);
-                break;
-            }
-        }
-    }
-}
-
-/* Usage counts what the client can see, and end tokens. */
+/* Usage counts what the client can see, end tokens, and tokens that completed a stop text. */
 static void check_usage(struct run *t, const struct request *r)
 {
     uint64_t n = 0;
     if (r->kind != REQUEST_GENERATE || r->params.beam)
         return;
     for (uint32_t i = 0; i != r->n_outputs; i++)
-        n += r->outputs[i].tokens.n + (r->outputs[i].end_token >= 0);
+        n += r->outputs[i].tokens.n + (r->outputs[i].end_token >= 0) + (r->outputs[i].stop >= 0);
     if (n != r->n_completion_tokens)
         fail_msg("seed %llu: %llu tokens, usage says %llu", (unsigned long long)t->seed,
                  (unsigned long long)n, (unsigned long long)r->n_completion_tokens);
@@ -205,7 +201,6 @@ static void check_usage(struct run *t, const struct request *r)
 static void collect(struct run *t)
 {
     for (struct request *r; (r = sched_next_touched(t->s));) {
-        find_stop_strings(t, r);
         if (r->state != REQUEST_DONE || r->touched)
             continue;
         check_usage(t, r);
@@ -549,7 +544,7 @@ static void test_deadline_in_queue_and_running(void **state)
     sched_free(s);
 }
 
-/* What a request gives alone, without its stop strings. */
+/* What a request gives alone. */
 static void expect_reference(struct request *r, const char *expected)
 {
     struct buf found = {0};
@@ -596,6 +591,13 @@ static void test_next_step_runs_ahead(void **state)
     fake_engine_free(f);
 }
 
+static int stop_at_once(void *context, struct request *r, uint32_t output)
+{
+    (void)context;
+    output_stop(&r->outputs[output], 1, 0);
+    return 0;
+}
+
 /* A sequence ends while its next token is out; slot and blocks serve another one at once. */
 static void test_memory_of_a_discarded_token_is_given_away(void **state)
 {
@@ -609,6 +611,7 @@ static void test_memory_of_a_discarded_token_is_given_away(void **state)
     struct request *first = plain_request(10, 20), *second = plain_request(12, 4);
     struct buf expected = {0};
     reference_run(&arch, second, &expected);
+    first->watch = stop_at_once;
     assert_int_equal(sched_submit(s, first, &e), 0);
     assert_int_equal(sched_submit(s, second, &e), 0);
     const struct plan *p;
@@ -620,7 +623,6 @@ static void test_memory_of_a_discarded_token_is_given_away(void **state)
     uint32_t gen = p->items[0].slot_gen, block = p->items[0].blocks[0];
     assert_int_equal(sched_commit(s, results[0], 2, &e), 0);
     assert_int_equal(first->outputs[0].tokens.n, 1);
-    sched_finish_output(s, first, 0, 1);
     assert_int_equal(first->state, REQUEST_DONE);
     assert_true(sched_plan(s, 2, &p)); /* the discarded token's step is still out */
     assert_int_equal(p->n_items, 1);
