@@ -102,6 +102,8 @@ struct k_ops {
     /* Bytes that a packed linear of this shape takes on the device. */
     size_t (*linear_bytes)(struct k_ctx *c, enum k_weight type, uint32_t rows, uint32_t cols,
                            uint32_t n_groups);
+    /* Bytes that the context keeps for products with the matrices packed so far. */
+    size_t (*product_bytes)(struct k_ctx *c);
     /* Packs; the source may be freed afterwards. NULL = out of memory. */
     struct k_linear *(*linear_new)(struct k_ctx *c, const struct k_linear_src *src);
     void (*linear_free)(struct k_ctx *c, struct k_linear *l);

@@ -152,6 +152,7 @@ const struct k_ops cpu_ops = {
     .download = cpu_download,
     .host_view = cpu_host_view,
     .linear_bytes = cpu_linear_bytes,
+    .product_bytes = cpu_product_bytes,
     .linear_new = cpu_linear_new,
     .linear_free = cpu_linear_free,
     .linear = cpu_linear,

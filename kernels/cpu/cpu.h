@@ -183,6 +183,10 @@ struct k_ctx {
 enum { CPU_PASS_ROWS = 512 };
 
 /* linear.c */
+size_t cpu_sizes_linear(enum k_weight type, uint32_t rows, uint32_t cols, uint32_t n_groups);
+size_t cpu_sizes_product(uint32_t max_rows, enum k_weight type, uint32_t rows, uint32_t cols,
+                         uint32_t n_groups);
+size_t cpu_product_bytes(struct k_ctx *c);
 size_t cpu_linear_bytes(struct k_ctx *c, enum k_weight type, uint32_t rows, uint32_t cols,
                         uint32_t n_groups);
 struct k_linear *cpu_linear_new(struct k_ctx *c, const struct k_linear_src *src);
@@ -196,6 +200,8 @@ void cpu_pack(const struct k_linear *l, const struct k_linear_src *src, uint32_t
               uint32_t end);
 
 /* sequence.c: cache, rope, attention */
+size_t cpu_sizes_kv_block(enum k_mode mode, const struct k_kv_params *p);
+size_t cpu_sizes_rope(uint32_t max_seq, uint32_t half_dim);
 struct k_kv *cpu_kv_new(struct k_ctx *c, const struct k_kv_params *p);
 void cpu_kv_free(struct k_ctx *c, struct k_kv *kv);
 size_t cpu_kv_block_bytes(struct k_ctx *c, const struct k_kv_params *p);

@@ -20,9 +20,9 @@ static enum cpu_format format_of(const struct k_ctx *c, enum k_weight type)
     return c->mode == K_MODE_FP16 ? CPU_I16 : CPU_I8;
 }
 
-static uint32_t pass_rows(const struct k_ctx *c)
+static uint32_t pass_rows(uint32_t max_rows)
 {
-    return c->max_rows < CPU_PASS_ROWS ? c->max_rows : CPU_PASS_ROWS;
+    return max_rows < CPU_PASS_ROWS ? max_rows : CPU_PASS_ROWS;
 }
 
 /* Bytes of scratch for n rows: values, scales, zero points, each 64-byte aligned. */
@@ -46,14 +46,38 @@ static struct pack_shape shape_of(enum k_weight type, uint32_t rows, uint32_t co
     return pack_shape(bits_of(type), rows, cols, n_groups, group_cols);
 }
 
+static struct pack_shape even_groups(enum k_weight type, uint32_t rows, uint32_t cols,
+                                     uint32_t n_groups)
+{
+    uint32_t group_cols = n_groups ? (cols + n_groups - 1) / n_groups : cols;
+    return shape_of(type, rows, cols, n_groups, group_cols);
+}
+
+size_t cpu_sizes_linear(enum k_weight type, uint32_t rows, uint32_t cols, uint32_t n_groups)
+{
+    struct pack_shape s = even_groups(type, rows, cols, n_groups);
+    return sizeof(struct k_linear) + s.matrix_bytes +
+           (size_t)s.n_panels * PACK_LANES * sizeof(float);
+}
+
+size_t cpu_sizes_product(uint32_t max_rows, enum k_weight type, uint32_t rows, uint32_t cols,
+                         uint32_t n_groups)
+{
+    struct pack_shape s = even_groups(type, rows, cols, n_groups);
+    size_t scale_at, zero_at;
+    return scratch_bytes(&s, pass_rows(max_rows), &scale_at, &zero_at);
+}
+
 size_t cpu_linear_bytes(struct k_ctx *c, enum k_weight type, uint32_t rows, uint32_t cols,
                         uint32_t n_groups)
 {
     (void)c;
-    uint32_t group_cols = n_groups ? (cols + n_groups - 1) / n_groups : cols;
-    struct pack_shape s = shape_of(type, rows, cols, n_groups, group_cols);
-    return sizeof(struct k_linear) + s.matrix_bytes +
-           (size_t)s.n_panels * PACK_LANES * sizeof(float);
+    return cpu_sizes_linear(type, rows, cols, n_groups);
+}
+
+size_t cpu_product_bytes(struct k_ctx *c)
+{
+    return c->activation_bytes;
 }
 
 struct pack_job {
@@ -82,7 +106,7 @@ struct k_linear *cpu_linear_new(struct k_ctx *c, const struct k_linear_src *src)
     l->panels = mem_alloc(l->shape.matrix_bytes);
     l->bias = mem_alloc((size_t)l->shape.n_panels * PACK_LANES * sizeof *l->bias);
     size_t scale_at, zero_at;
-    size_t scratch = scratch_bytes(&l->shape, pass_rows(c), &scale_at, &zero_at);
+    size_t scratch = scratch_bytes(&l->shape, pass_rows(c->max_rows), &scale_at, &zero_at);
     if (!l->panels || !l->bias ||
         mem_reserve(&c->activations, &c->activation_bytes, scratch) != 0) {
         cpu_linear_free(c, l);

@@ -9,9 +9,9 @@
 
 enum { LANES = 16 };
 
-static struct k_kv geometry(const struct k_ctx *c, const struct k_kv_params *p)
+static struct k_kv geometry(enum k_mode mode, const struct k_kv_params *p)
 {
-    struct k_kv kv = {.p = *p, .half = c->mode != K_MODE_FP32};
+    struct k_kv kv = {.p = *p, .half = mode != K_MODE_FP32};
     kv.dim_pad = (p->head_dim + LANES - 1) / LANES * LANES;
     kv.token_groups = (p->block_tokens + LANES - 1) / LANES;
     kv.head_elements = (size_t)2 * kv.token_groups * LANES * kv.dim_pad;
@@ -24,10 +24,15 @@ static size_t block_bytes(const struct k_kv *kv)
     return kv->p.n_kv_heads * kv->head_elements * (kv->half ? sizeof(uint16_t) : sizeof(float));
 }
 
+size_t cpu_sizes_kv_block(enum k_mode mode, const struct k_kv_params *p)
+{
+    struct k_kv kv = geometry(mode, p);
+    return p->n_layers * block_bytes(&kv);
+}
+
 size_t cpu_kv_block_bytes(struct k_ctx *c, const struct k_kv_params *p)
 {
-    struct k_kv kv = geometry(c, p);
-    return p->n_layers * block_bytes(&kv);
+    return cpu_sizes_kv_block(c->mode, p);
 }
 
 static int reserve_scores(struct k_ctx *c, const struct k_kv *kv)
@@ -49,7 +54,7 @@ struct k_kv *cpu_kv_new(struct k_ctx *c, const struct k_kv_params *p)
     struct k_kv *kv = malloc(sizeof *kv);
     if (!kv)
         return NULL;
-    *kv = geometry(c, p);
+    *kv = geometry(c->mode, p);
     size_t bytes;
     if (!__builtin_mul_overflow(cpu_kv_block_bytes(c, p), (size_t)p->n_blocks, &bytes))
         kv->data = mem_alloc(bytes);
@@ -79,13 +84,18 @@ void cpu_kv_copy(struct k_ctx *c, struct k_kv *kv, uint32_t src, uint32_t dst)
         memcpy(cpu_kv_head(kv, layer, dst, 0), cpu_kv_head(kv, layer, src, 0), block_bytes(kv));
 }
 
+size_t cpu_sizes_rope(uint32_t max_seq, uint32_t half_dim)
+{
+    return 2 * (size_t)max_seq * half_dim * sizeof(float);
+}
+
 struct k_rope *cpu_rope_new(struct k_ctx *c, const float *cos, const float *sin, uint32_t max_seq,
                             uint32_t half_dim)
 {
     struct k_rope *r = calloc(1, sizeof *r);
     if (!r)
         return NULL;
-    size_t bytes = (size_t)max_seq * half_dim * sizeof(float);
+    size_t bytes = cpu_sizes_rope(max_seq, half_dim) / 2;
     r->max_seq = max_seq;
     r->half_dim = half_dim;
     r->cos = mem_alloc(bytes);

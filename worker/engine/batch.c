@@ -8,6 +8,13 @@
 
 #include "base/util.h"
 
+uint64_t batch_bytes(const struct plan_limits *limits)
+{
+    uint64_t per_slot = sizeof(struct batch_slot) + sizeof(struct k_seq);
+    uint64_t per_token = 2 * sizeof(int32_t) + sizeof(struct batch_output);
+    return limits->n_slots * per_slot + limits->max_tokens * per_token;
+}
+
 int batch_init(struct batch *b, const struct plan_limits *limits)
 {
     b->limits = *limits;
@@ -16,8 +23,7 @@ int batch_init(struct batch *b, const struct plan_limits *limits)
     b->positions = alloc_array(limits->max_tokens, sizeof *b->positions);
     b->seqs = alloc_array(limits->n_slots, sizeof *b->seqs);
     b->outputs = alloc_array(limits->max_tokens, sizeof *b->outputs);
-    b->bytes = limits->n_slots * (sizeof *b->slots + sizeof *b->seqs) +
-               limits->max_tokens * (2 * sizeof *b->ids + sizeof *b->outputs);
+    b->bytes = batch_bytes(limits);
     if (!b->slots || !b->ids || !b->positions || !b->seqs || !b->outputs)
         return -ENOMEM;
     return 0;

@@ -56,6 +56,8 @@ struct batch {
 
 int batch_init(struct batch *b, const struct plan_limits *limits);
 void batch_deinit(struct batch *b);
+/* What batch_init allocates. */
+uint64_t batch_bytes(const struct plan_limits *limits);
 
 /* Forgets all slots. */
 void batch_reset(struct batch *b);

@@ -10,26 +10,16 @@
 
 #include "base/clock.h"
 #include "base/util.h"
+#include "kernels/sizes.h"
 #include "worker/engine/batch.h"
 #include "worker/engine/fake.h"
+#include "worker/engine/footprint.h"
 #include "worker/engine/glm.h"
 #include "worker/engine/known_answer.h"
+#include "worker/engine/results.h"
 #include "worker/engine/sampler.h"
 
-enum { MIN_BLOCKS = 2, MIN_STEP_TOKENS = 16, DESCRIBE_BYTES = 256 };
-
-struct results { /* of the last step, owned; sizes follow from the limits */
-    struct step_result step;
-    struct result_item *items;           /* [n_slots] */
-    struct result_logprob *top;          /* [n_slots, n_top_logprobs] */
-    float *scores;                       /* [max_tokens] */
-    int32_t *score_tokens;               /* [max_tokens, n_top_logprobs] */
-    float *score_logprobs;               /* likewise */
-    struct result_group *groups;         /* [n_slots] */
-    struct result_candidate *candidates; /* [n_slots, PLAN_MAX_BEAM_WIDTH] */
-    float *logits;                       /* [logits_cap], grown by PLAN_OUTPUT_LOGITS */
-    size_t logits_cap;
-};
+enum { MIN_BLOCKS = 2, DESCRIBE_BYTES = 256 };
 
 struct engine {
     /* owned */
@@ -132,34 +122,6 @@ static int open_kv(struct engine *g, const struct engine_config *c, const struct
     return 0;
 }
 
-static int results_init(struct results *r, const struct plan_limits *l)
-{
-    r->items = alloc_array(l->n_slots, sizeof *r->items);
-    r->top = alloc_array((size_t)l->n_slots * l->n_top_logprobs, sizeof *r->top);
-    r->scores = alloc_array(l->max_tokens, sizeof *r->scores);
-    size_t n_best = (size_t)l->max_tokens * l->n_top_logprobs;
-    r->score_tokens = alloc_array(n_best, sizeof *r->score_tokens);
-    r->score_logprobs = alloc_array(n_best, sizeof *r->score_logprobs);
-    r->groups = alloc_array(l->n_slots, sizeof *r->groups);
-    r->candidates = alloc_array((size_t)l->n_slots * PLAN_MAX_BEAM_WIDTH, sizeof *r->candidates);
-    return r->items && r->top && r->scores && r->score_tokens && r->score_logprobs && r->groups &&
-                   r->candidates
-               ? 0
-               : -ENOMEM;
-}
-
-static void results_deinit(struct results *r)
-{
-    free(r->items);
-    free(r->top);
-    free(r->scores);
-    free(r->score_tokens);
-    free(r->score_logprobs);
-    free(r->groups);
-    free(r->candidates);
-    free(r->logits);
-}
-
 /* Everything behind the weights: what a step needs. */
 static int open_step_memory(struct engine *g, struct err *e)
 {
@@ -233,15 +195,7 @@ int engine_open(const struct engine_config *config, struct engine **ret, struct 
     g->model.arch = a;
     g->model.tp_size = config->tp_size;
     g->model.tp_rank = config->tp_rank;
-    uint32_t max_tokens = config->max_step_tokens ? config->max_step_tokens : a->max_seq;
-    g->limits = (struct plan_limits){
-        .n_slots = config->n_slots,
-        .max_tokens = MAX(MAX(max_tokens, config->n_slots), (uint32_t)MIN_STEP_TOKENS),
-        .max_seq = a->max_seq,
-        .vocab = a->vocab,
-        .n_layers = a->n_layers,
-        .n_top_logprobs = MIN((uint32_t)PLAN_MAX_TOP_LOGPROBS, a->vocab),
-    };
+    footprint_limits(a, config->n_slots, config->max_step_tokens, &g->limits);
     g->dir = config->model;
     r = fake_is_device(config->device) ? open_fake(g, config, a, e) : open_model(g, config, a, e);
     if (r < 0) {
@@ -543,15 +497,13 @@ void engine_memory(const struct engine *g, struct engine_memory *ret)
         *ret = (struct engine_memory){.kv = g->kv_bytes};
         return;
     }
+    const struct glm *m = &g->model;
+    uint64_t rope = k_sizes(m->ops->name)->rope_bytes(l->max_seq, m->arch->head_dim / 2);
     *ret = (struct engine_memory){
         .weights = g->model.weights.bytes,
         .kv = g->kv_bytes,
-        .scratch = g->model.ws.bytes + g->batch.bytes + sampler_bytes(l->vocab) +
-                   l->vocab * sizeof(float) +
-                   l->max_tokens * (1 + 2 * (uint64_t)l->n_top_logprobs) * sizeof(float) +
-                   l->n_slots * (sizeof(struct result_item) + sizeof(struct result_group) +
-                                 l->n_top_logprobs * sizeof(struct result_logprob) +
-                                 PLAN_MAX_BEAM_WIDTH * sizeof(struct result_candidate)) +
+        .scratch = m->ws.bytes + m->ops->product_bytes(m->ctx) + rope + g->batch.bytes +
+                   results_bytes(l) + sampler_bytes(l->vocab) + l->vocab * sizeof *g->row +
                    g->results.logits_cap * sizeof(float),
     };
 }

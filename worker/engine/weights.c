@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "base/util.h"
+#include "kernels/sizes.h"
 #include "model/quant.h"
 #include "model/shard.h"
 
@@ -330,10 +331,10 @@ static int pack_part(struct loader *l, const struct part *p, const struct slot *
             ops->linear_bytes(ctx, s->src.type, s->src.rows, s->src.cols, s->src.n_groups);
     } else if (p->kind == PART_NORM) {
         object = ops->norm_new(ctx, s->weight, s->bias, hidden);
-        l->out->bytes += 2 * (uint64_t)hidden * sizeof(float);
+        l->out->bytes += k_sizes(ops->name)->norm_bytes(hidden);
     } else {
         object = ops->bias_new(ctx, s->bias, hidden);
-        l->out->bytes += (uint64_t)hidden * sizeof(float);
+        l->out->bytes += k_sizes(ops->name)->bias_bytes(hidden);
     }
     if (!object)
         return err_set(e, -ENOMEM,

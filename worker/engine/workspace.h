@@ -3,6 +3,8 @@
 #ifndef GLMD_WORKER_ENGINE_WORKSPACE_H
 #define GLMD_WORKER_ENGINE_WORKSPACE_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "kernels/kernels.h"
@@ -29,6 +31,22 @@ struct workspace {
     float *staging; /* host [T, H] for sums over ranks; NULL where host_view works */
     uint64_t bytes;
 };
+
+/* Bytes of every buffer. */
+struct workspace_sizes {
+    size_t hidden;              /* a, b and r, each */
+    size_t qkv, q, u, g, inner; /* context is as large as q */
+    size_t head_x, head_out;
+    size_t logits, staging; /* host; staging: only where it is needed */
+};
+
+/* `act_bytes`: of an activation. */
+void workspace_sizes(const struct arch *a, uint32_t tp_size, uint32_t max_rows, size_t act_bytes,
+                     struct workspace_sizes *ret);
+/* On the device; without staging on the host. */
+uint64_t workspace_device_bytes(const struct workspace_sizes *s);
+/* Besides; `shared`: the device's memory is the host's, nothing is staged. */
+uint64_t workspace_host_bytes(const struct workspace_sizes *s, uint32_t tp_size, bool shared);
 
 int workspace_init(struct workspace *w, const struct k_ops *ops, struct k_ctx *ctx,
                    const struct arch *a, uint32_t tp_size, uint32_t max_rows);

@@ -1,0 +1,31 @@
+/* sizes.h: how much memory things take on a kind of device, as plain arithmetic: it needs no device
+ * and no weights. The CPU backend allocates by its table; `glmd plan` asks both.
+ *
+ * The CUDA table states what the CUDA backend is designed to need and has not been measured.
+ */
+#ifndef GLMD_KERNELS_SIZES_H
+#define GLMD_KERNELS_SIZES_H
+
+#include "kernels/kernels.h"
+
+struct k_sizes {
+    const char *backend; /* as k_backend calls it */
+    bool host_memory;    /* the device computes in host memory: k_ops.host_view works */
+
+    size_t (*act_bytes)(void); /* of an element of an activation */
+    /* What linear_new, norm_new, bias_new and rope_new make. */
+    size_t (*linear_bytes)(enum k_weight type, uint32_t rows, uint32_t cols, uint32_t n_groups);
+    size_t (*norm_bytes)(uint32_t cols);
+    size_t (*bias_bytes)(uint32_t cols);
+    size_t (*rope_bytes)(uint32_t max_seq, uint32_t half_dim);
+    size_t (*kv_block_bytes)(enum k_mode mode, const struct k_kv_params *p);
+    /* What a context keeps for products with such a matrix, of up to max_rows rows; the largest one
+     * serves all. */
+    size_t (*product_bytes)(uint32_t max_rows, enum k_weight type, uint32_t rows, uint32_t cols,
+                            uint32_t n_groups);
+};
+
+/* "cpu" or "cuda", or a device name of them ("cuda:0"); NULL: neither. */
+const struct k_sizes *k_sizes(const char *backend);
+
+#endif

@@ -1,0 +1,103 @@
+/* footprint.c: see footprint.h. */
+#include "worker/engine/footprint.h"
+
+#include <assert.h>
+
+#include "base/util.h"
+#include "model/shard.h"
+#include "worker/engine/batch.h"
+#include "worker/engine/results.h"
+#include "worker/engine/sampler.h"
+#include "worker/engine/workspace.h"
+
+enum { MIN_STEP_TOKENS = 16 };
+
+void footprint_limits(const struct arch *a, uint32_t n_slots, uint32_t max_step_tokens,
+                      struct plan_limits *ret)
+{
+    uint32_t max_tokens = max_step_tokens ? max_step_tokens : a->max_seq;
+    *ret = (struct plan_limits){
+        .n_slots = n_slots,
+        .max_tokens = MAX(MAX(max_tokens, n_slots), (uint32_t)MIN_STEP_TOKENS),
+        .max_seq = a->max_seq,
+        .vocab = a->vocab,
+        .n_layers = a->n_layers,
+        .n_top_logprobs = MIN((uint32_t)PLAN_MAX_TOP_LOGPROBS, a->vocab),
+    };
+}
+
+/* What a rank packs of one tensor, and what its context then keeps for products with it. */
+static int add_tensor(const struct footprint_rank *r, const struct shard_tensor *t,
+                      uint32_t max_rows, uint64_t *weights, size_t *product, struct err *e)
+{
+    struct shard_piece pieces[2];
+    size_t n = shard_pieces(t, r->tp_size, 0, pieces);
+    uint64_t rows = pieces[0].n_rows + (n == 2 ? pieces[1].n_rows : 0);
+    uint64_t cols = pieces[0].n_cols;
+    if (t->role == SHARD_ROLE_NORM) { /* two tensors, weight and bias */
+        *weights += r->sizes->norm_bytes((uint32_t)rows) / 2;
+    } else if (t->role == SHARD_ROLE_BIAS) { /* those of split rows belong to their linear */
+        *weights += t->split == SHARD_COPY ? r->sizes->bias_bytes((uint32_t)rows) : 0;
+    } else {
+        struct quant_groups groups = {.n_groups = 1, .group_cols = (uint32_t)cols};
+        bool quantized = quant_applies(r->scheme, t);
+        int code = quantized ? quant_piece_groups(r->scheme, t, &pieces[0], &groups, e) : 0;
+        if (code < 0)
+            return code;
+        enum k_weight type = (enum k_weight)(quantized ? r->scheme->weights : QUANT_FP16);
+        *weights += r->sizes->linear_bytes(type, (uint32_t)rows, (uint32_t)cols, groups.n_groups);
+        size_t bytes = r->sizes->product_bytes(max_rows, type, (uint32_t)rows, (uint32_t)cols,
+                                               groups.n_groups);
+        *product = MAX(*product, bytes);
+    }
+    return 0;
+}
+
+/* Which tensors the rank holds: file order is embedding, layers, final norm. */
+static bool holds(const struct footprint_rank *r, size_t idx, size_t n_tensors)
+{
+    size_t n_final = 2, per_layer = (n_tensors - 1 - n_final) / r->arch->n_layers;
+    bool first = r->layer_begin == 0, last = r->layer_end == r->arch->n_layers;
+    if (idx == 0)
+        return first || last;
+    if (idx >= n_tensors - n_final)
+        return last;
+    size_t layer = (idx - 1) / per_layer;
+    return layer >= r->layer_begin && layer < r->layer_end;
+}
+
+int footprint_of(const struct footprint_rank *r, const struct plan_limits *limits,
+                 struct footprint *ret, struct err *e)
+{
+    const struct arch *a = r->arch;
+    assert(r->layer_begin < r->layer_end && r->layer_end <= a->n_layers);
+    int code = arch_check_tp(a, r->tp_size, e);
+    if (code == 0)
+        code = quant_check(r->scheme, a, e);
+    *ret = (struct footprint){0};
+    size_t product = 0, n_tensors = shard_n_tensors(a);
+    for (size_t i = 0; i != n_tensors && code == 0; i++) {
+        struct shard_tensor t;
+        shard_tensor_at(a, i, &t);
+        if (holds(r, i, n_tensors))
+            code = add_tensor(r, &t, limits->max_tokens, &ret->weights, &product, e);
+    }
+    if (code < 0)
+        return code;
+
+    struct k_kv_params kv = {.n_layers = r->layer_end - r->layer_begin,
+                             .n_kv_heads = a->n_kv_heads / r->tp_size,
+                             .head_dim = a->head_dim,
+                             .n_blocks = 1,
+                             .block_tokens = PLAN_KV_BLOCK_TOKENS};
+    ret->kv_block = r->sizes->kv_block_bytes(r->mode, &kv);
+
+    struct workspace_sizes ws;
+    workspace_sizes(a, r->tp_size, limits->max_tokens, r->sizes->act_bytes(), &ws);
+    ret->scratch =
+        workspace_device_bytes(&ws) + product + r->sizes->rope_bytes(a->max_seq, a->head_dim / 2);
+    ret->scratch_host = workspace_host_bytes(&ws, r->tp_size, r->sizes->host_memory) +
+                        batch_bytes(limits) + results_bytes(limits) + sampler_bytes(limits->vocab) +
+                        limits->vocab * sizeof(float);
+    return 0;
+}
