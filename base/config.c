@@ -1,6 +1,7 @@
 /* config.c: glmd's option table, and the checks that span several options. See config.h. */
 #include "base/config.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,6 +16,8 @@
 #define MIB       ((uint64_t)1 << 20)
 #define GIB       ((uint64_t)1 << 30)
 #define TIB       ((uint64_t)1 << 40)
+
+enum { MAX_STAGE_LAYERS = 9999 };
 
 static const char *const workers_choices[] = {"spawn", "external", NULL};
 static const char *const activations_choices[] = {"fp32", "fp16", "a8", NULL};
@@ -60,6 +63,10 @@ static const struct conf_option options[] = {
      4096, NULL, "Most choices of a Score request."},
     {"coordinator.limits.max_connections", CONF_UINT, AT(coordinator.limits.max_connections),
      "1024", 1, 65536, NULL, "Calls open at once, workers included; one more is refused."},
+    {"coordinator.limits.max_groups", CONF_UINT, AT(coordinator.limits.max_groups), "64", 1, 1024,
+     NULL, "Groups (copies of the model) at once; a rank that names one more is refused."},
+    {"coordinator.limits.max_ranks", CONF_UINT, AT(coordinator.limits.max_ranks), "512", 1, 16384,
+     NULL, "Ranks of all groups together."},
     {"coordinator.limits.max_stream_bytes", CONF_SIZE, AT(coordinator.limits.max_stream_bytes),
      "256KiB", 4 * KIB, 64 * MIB, NULL,
      "Output that may wait for a slow reader before its request is cancelled (see "
@@ -75,21 +82,34 @@ static const struct conf_option options[] = {
      "A stream whose unread output stays above limits.max_stream_bytes for this long is cancelled "
      "with RESOURCE_EXHAUSTED."},
 
+    {"group.name", CONF_STRING, AT(group.name), "0", 1, CONFIG_MAX_GROUP_NAME, NULL,
+     "Name of the group that this host's ranks belong to: letters, digits, dot, dash, underscore. "
+     "A group holds one copy of the model; ranks of one group may live on several hosts, and a "
+     "coordinator drives many groups, of different sizes. Names of spawned replicas are NAME, or "
+     "NAME-0, NAME-1, ... where there are several (0, 1, ... for the default name)."},
     {"group.tensor_parallel", CONF_UINT, AT(group.tensor_parallel), "1", 1, 64, NULL,
-     "Ranks that hold one copy of the model together. Must divide the model's heads, hidden size, "
-     "inner size and vocabulary."},
+     "Ranks that share each layer. Must divide the model's heads, hidden size, inner size and "
+     "vocabulary."},
+    {"group.pipeline_parallel", CONF_UINT, AT(group.pipeline_parallel), "1", 1, 64, NULL,
+     "Stages that share the layers. A group has tensor_parallel x pipeline_parallel ranks, at most "
+     "64: rank = stage * tensor_parallel + number within the stage."},
+    {"group.stage_layers", CONF_LIST, AT(group.stage_layers), "", 0, 64, NULL,
+     "Layers of each stage, first to last, as [24, 24, 22]; their sum is the model's. Empty: "
+     "shared out evenly; what does not divide goes to the stages in the middle."},
     {"group.workers", CONF_ENUM, AT(group.workers), "spawn", 0, 0, workers_choices,
      "spawn: the coordinator starts all ranks on its own host. external: each rank is started by "
-     "itself, with systemd (glmd-worker@RANK) or on another host."},
+     "itself, with systemd (glmd-worker@RANK) or on another host; ranks say which group they "
+     "belong to and what its shape is: groups of any shape may join and leave."},
+    {"group.replicas", CONF_UINT, AT(group.replicas), "1", 1, CONFIG_MAX_REPLICAS, NULL,
+     "Groups of this shape that spawn starts on the coordinator's host."},
     {"group.devices", CONF_LIST, AT(group.devices), "cpu", 1, 64, NULL,
-     "Device of each rank: cpu, or cuda:N. The last one counts for all further ranks. fake, or "
-     "fake:step_us=20000:end=0.01, computes nothing and makes tokens up, for tests and "
-     "benchmarks."},
+     "Device of each rank: cpu, or cuda:N. The last one counts for all further ranks. Spawned "
+     "replicas go on where the group before them ended. fake, or fake:step_us=20000:end=0.01, "
+     "computes nothing and makes tokens up, for tests and benchmarks."},
     {"group.spawn.threads_per_rank", CONF_UINT, AT(group.spawn.threads_per_rank), "0", 0, 1024,
      NULL,
      "CPU threads of a spawned rank. 0: worker.threads if that is set, else the CPUs allowed, "
-     "divided "
-     "by the ranks."},
+     "divided by the ranks of all replicas."},
     {"group.spawn.worker_path", CONF_STRING, AT(group.spawn.worker_path), "", 0, 1024, NULL,
      "Program to start. Empty: glmd-worker beside glmd-coordinator."},
     {"group.spawn.restart_min", CONF_DURATION, AT(group.spawn.restart_min), "200ms", 10 * MS, HOUR,
@@ -219,11 +239,45 @@ static int check_devices(const struct config *c, struct err *e)
             return conf_error(&config_table, &c->origin, "group.devices", e,
                               "expected cpu, cuda:N or fake[:KEY=VALUE...], found \"%.64s\"", d);
     }
-    if (c->group.devices.n > c->group.tensor_parallel)
+    uint64_t n_ranks = config_group_ranks(c) * c->group.replicas;
+    if (c->group.devices.n > n_ranks)
         return conf_error(&config_table, &c->origin, "group.devices", e,
                           "expected at most one device for each of the %llu ranks "
-                          "(group.tensor_parallel), found %zu",
-                          (unsigned long long)c->group.tensor_parallel, c->group.devices.n);
+                          "(group.tensor_parallel x pipeline_parallel x replicas), found %zu",
+                          (unsigned long long)n_ranks, c->group.devices.n);
+    return 0;
+}
+
+static int check_group(const struct config *c, struct err *e)
+{
+    if (!config_group_name_ok(c->group.name))
+        return conf_error(&config_table, &c->origin, "group.name", e,
+                          "expected letters, digits, '.', '_' and '-', found \"%.64s\"",
+                          c->group.name);
+    char last[CONFIG_MAX_GROUP_NAME + 8];
+    config_replica_name(c, (uint32_t)c->group.replicas - 1, last);
+    if (!config_group_name_ok(last))
+        return conf_error(&config_table, &c->origin, "group.name", e,
+                          "too long for the names of %llu replicas",
+                          (unsigned long long)c->group.replicas);
+    if (c->group.tensor_parallel * c->group.pipeline_parallel > CONFIG_MAX_GROUP_RANKS)
+        return conf_error(&config_table, &c->origin, "group.pipeline_parallel", e,
+                          "expected at most %d ranks (tensor_parallel x pipeline_parallel), found "
+                          "%llu x %llu",
+                          CONFIG_MAX_GROUP_RANKS, (unsigned long long)c->group.tensor_parallel,
+                          (unsigned long long)c->group.pipeline_parallel);
+    size_t n = c->group.stage_layers.n;
+    if (n && n != c->group.pipeline_parallel)
+        return conf_error(&config_table, &c->origin, "group.stage_layers", e,
+                          "expected a number of layers for each of the %llu stages "
+                          "(group.pipeline_parallel), found %zu",
+                          (unsigned long long)c->group.pipeline_parallel, n);
+    for (uint32_t i = 0; i != n; i++) {
+        if (config_stage_layers(c, i) == 0)
+            return conf_error(&config_table, &c->origin, "group.stage_layers", e,
+                              "expected whole numbers from 1 to %d, found \"%.32s\"",
+                              MAX_STAGE_LAYERS, c->group.stage_layers.items[i]);
+    }
     return 0;
 }
 
@@ -232,6 +286,8 @@ int config_check(const struct config *c, struct err *e)
     int r = check_pair(c, &c->coordinator.tls, "coordinator.tls.cert", "coordinator.tls.key", e);
     if (r == 0)
         r = check_pair(c, &c->worker.tls, "worker.tls.cert", "worker.tls.key", e);
+    if (r == 0)
+        r = check_group(c, e);
     if (r == 0)
         r = check_devices(c, e);
     if (r < 0)
@@ -269,4 +325,38 @@ const char *config_device(const struct config *c, unsigned rank)
 {
     const struct conf_list *l = &c->group.devices;
     return l->n == 0 ? "cpu" : l->items[MIN((size_t)rank, l->n - 1)];
+}
+
+uint32_t config_group_ranks(const struct config *c)
+{
+    return (uint32_t)(c->group.tensor_parallel * c->group.pipeline_parallel);
+}
+
+uint32_t config_stage_layers(const struct config *c, uint32_t stage)
+{
+    if (stage >= c->group.stage_layers.n)
+        return 0;
+    const char *text = c->group.stage_layers.items[stage];
+    size_t n = strspn(text, "0123456789");
+    return n >= 1 && n <= 4 && text[n] == '\0' ? (uint32_t)strtoul(text, NULL, 10) : 0;
+}
+
+bool config_group_name_ok(const char *name)
+{
+    static const char allowed[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
+    size_t n = strspn(name, allowed);
+    return n >= 1 && n <= CONFIG_MAX_GROUP_NAME && name[n] == '\0';
+}
+
+void config_replica_name(const struct config *c, uint32_t replica,
+                         char ret_name[CONFIG_MAX_GROUP_NAME + 8])
+{
+    const size_t size = CONFIG_MAX_GROUP_NAME + 8;
+    if (c->group.replicas == 1)
+        snprintf(ret_name, size, "%s", c->group.name);
+    else if (strcmp(c->group.name, "0") == 0)
+        snprintf(ret_name, size, "%u", replica);
+    else
+        snprintf(ret_name, size, "%s-%u", c->group.name, replica);
 }

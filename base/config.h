@@ -48,6 +48,8 @@ struct config {
             uint64_t max_masks;
             uint64_t max_choices;
             uint64_t max_connections;
+            uint64_t max_groups;
+            uint64_t max_ranks;
             uint64_t max_stream_bytes;
         } limits;
         struct {
@@ -58,9 +60,13 @@ struct config {
         } deadlines;
     } coordinator;
     struct {
-        uint64_t tensor_parallel;
-        int workers;              /* enum config_workers */
-        struct conf_list devices; /* one per rank; the last one repeats */
+        char *name;               /* of the group that this host's ranks belong to */
+        uint64_t tensor_parallel; /* ranks of a stage */
+        uint64_t pipeline_parallel;
+        struct conf_list stage_layers; /* whole numbers, one per stage; none: shared out evenly */
+        int workers;                   /* enum config_workers */
+        uint64_t replicas;             /* groups that spawn starts */
+        struct conf_list devices;      /* one per rank; the last one repeats */
         struct {
             uint64_t threads_per_rank;
             char *worker_path;
@@ -95,6 +101,12 @@ struct config {
     struct conf_origin origin; /* where the values came from, for messages */
 };
 
+enum {
+    CONFIG_MAX_GROUP_RANKS = 64, /* tensor_parallel * pipeline_parallel */
+    CONFIG_MAX_GROUP_NAME = 64,  /* bytes of group.name */
+    CONFIG_MAX_REPLICAS = 64,
+};
+
 extern const struct conf_table config_table;
 
 int config_init(struct config *c); /* defaults; -ENOMEM */
@@ -115,7 +127,21 @@ int config_check(const struct config *c, struct err *e);
 /* The address that ranks dial, with the defaults applied. */
 const char *config_worker_target(const struct config *c);
 
-/* The device of a rank ("cpu", "cuda:0"): group.devices[rank], the last one repeating. */
+/* The device of a rank ("cpu", "cuda:0"): group.devices[rank], the last one repeating. Ranks of
+ * spawned replicas count on: rank r of the second of two groups of four is 4 + r. */
 const char *config_device(const struct config *c, unsigned rank);
+
+/* Ranks of one group: rank = stage * tensor_parallel + rank within the stage. */
+uint32_t config_group_ranks(const struct config *c);
+
+/* group.stage_layers[stage] as a number of layers; 0 when the list is empty. */
+uint32_t config_stage_layers(const struct config *c, uint32_t stage);
+
+/* Name of a spawned group; below group.replicas. */
+void config_replica_name(const struct config *c, uint32_t replica,
+                         char ret_name[CONFIG_MAX_GROUP_NAME + 8]);
+
+/* Letters, digits, '.', '_' and '-', 1 to CONFIG_MAX_GROUP_NAME of them. */
+bool config_group_name_ok(const char *name);
 
 #endif

@@ -20,17 +20,35 @@ static void pump_touched(struct coordinator *c)
         front_touched(c, r);
 }
 
+/* The scheduler drives one group; others that are ready stand by. */
+static void attach_one(struct coordinator *c)
+{
+    for (uint32_t i = 0; !sched_attached(c->sched) && i != fleet_max_groups(c->fleet); i++) {
+        if (!fleet_is_ready(c->fleet, i) || fleet_is_draining(c->fleet, i))
+            continue;
+        struct plan_limits limits;
+        struct err e = ERR_INIT;
+        uint64_t epoch;
+        fleet_limits(c->fleet, i, &limits, &epoch);
+        if (sched_attach(c->sched, &limits, epoch, &e) < 0)
+            log_error("group %s cannot be used: %s", fleet_name(c->fleet, i), e.message);
+        else
+            c->attached = i;
+    }
+}
+
 static void pump_steps(struct coordinator *c)
 {
     const struct plan *p;
-    while (fleet_is_ready(c->fleet) && sched_attached(c->sched)) {
+    attach_one(c);
+    while (sched_attached(c->sched) && fleet_can_send(c->fleet, c->attached)) {
         int64_t now = clock_now_ns();
         if (!sched_plan(c->sched, now, &p))
             return;
         uint32_t n_tokens = 0;
         for (uint32_t i = 0; i != p->n_items; i++)
             n_tokens += p->items[i].n_tokens;
-        fleet_send_step(c->fleet, p, n_tokens, now);
+        fleet_send_step(c->fleet, c->attached, p, n_tokens, now);
     }
 }
 
@@ -61,50 +79,71 @@ void coordinator_pump(struct coordinator *c)
 
 /* ---- the fleet's events ---- */
 
+static void set_group_health(struct coordinator *c, uint32_t group)
+{
+    char service[CONFIG_MAX_GROUP_NAME + 8];
+    snprintf(service, sizeof service, "group/%s", fleet_name(c->fleet, group));
+    bool serving = fleet_is_ready(c->fleet, group) && !fleet_is_draining(c->fleet, group);
+    rpc_health_set(c->server, service, serving ? RPC_SERVING : RPC_NOT_SERVING);
+}
+
 static void set_health(struct coordinator *c)
 {
-    bool serving = fleet_is_ready(c->fleet) && !c->draining;
+    bool serving = fleet_any_ready(c->fleet) && !c->draining;
     enum rpc_serving state = serving ? RPC_SERVING : RPC_NOT_SERVING;
     rpc_health_set(c->server, "", state);
     rpc_health_set(c->server, "glmd.v1.Inference", state);
     c->ops->health(c->ops_context, serving);
 }
 
-static bool on_group_ready(void *context, const struct plan_limits *limits, uint64_t epoch)
+static bool on_group_ready(void *context, uint32_t group, const struct plan_limits *limits,
+                           uint32_t n_stages, uint64_t epoch)
 {
     struct coordinator *c = context;
-    struct err e = ERR_INIT;
-    if (sched_attach(c->sched, limits, epoch, &e) < 0) {
-        log_error("the group cannot be used: %s", e.message);
-        return false;
-    }
+    (void)limits, (void)n_stages, (void)epoch;
+    set_group_health(c, group);
     set_health(c);
     coordinator_pump(c);
     return true;
 }
 
-static bool on_step_result(void *context, const struct step_result *result, struct err *e)
+static bool on_step_result(void *context, uint32_t group, const struct step_result *result,
+                           struct err *e)
 {
     struct coordinator *c = context;
+    (void)group;
     if (sched_commit(c->sched, result, clock_now_ns(), e) < 0)
         return false;
     coordinator_pump(c);
     return true;
 }
 
-static void on_group_down(void *context, const char *why)
+static void on_group_down(void *context, uint32_t group, const char *why)
 {
     struct coordinator *c = context;
     char message[256];
     snprintf(message, sizeof message, "the group of workers was lost while the request ran: %.180s",
              why);
-    sched_detach(c->sched, message);
+    if (sched_attached(c->sched) && c->attached == group)
+        sched_detach(c->sched, message);
+    set_group_health(c, group);
     set_health(c);
     coordinator_pump(c);
 }
 
-static const struct fleet_ops fleet_ops = {
-    .ready = on_group_ready, .result = on_step_result, .down = on_group_down};
+static void on_group_gone(void *context, uint32_t group, const char *name)
+{
+    struct coordinator *c = context;
+    char service[CONFIG_MAX_GROUP_NAME + 8];
+    (void)group;
+    snprintf(service, sizeof service, "group/%s", name);
+    rpc_health_set(c->server, service, RPC_SERVING_UNKNOWN);
+}
+
+static const struct fleet_ops fleet_ops = {.ready = on_group_ready,
+                                           .result = on_step_result,
+                                           .down = on_group_down,
+                                           .gone = on_group_gone};
 
 /* ---- time ---- */
 
@@ -137,7 +176,7 @@ void coordinator_drain(struct coordinator *c, int64_t now_ns)
     c->draining = true;
     c->drain_end_ns = now_ns + c->config->coordinator.deadlines.drain;
     set_health(c);
-    if (!fleet_is_ready(c->fleet))
+    if (!fleet_any_ready(c->fleet))
         front_end_all(c, RPC_UNAVAILABLE, "the server stops, and no group of workers is ready");
     coordinator_pump(c);
 }

@@ -59,6 +59,7 @@ struct coordinator { /* must not move */
     /* owned */
     struct admit admit;
     struct sched *sched;
+    uint32_t attached; /* the group that the scheduler drives, if any */
     struct fleet *fleet;
     struct rpc_server *server, *worker_server; /* the same unless worker_listen is set */
     struct rpc_method methods[16];

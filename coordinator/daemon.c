@@ -136,11 +136,17 @@ static void on_tick(uv_timer_t *t)
     notify_send("WATCHDOG=1");
 }
 
-static void on_rank_exit(void *context, uint32_t rank, const char *what)
+/* A group that was drained stays away. */
+static bool on_rank_exit(void *context, const char *group, uint32_t rank, const char *what)
 {
     struct daemon *d = context;
-    if (!d->stopping)
-        fleet_note(d->core.fleet, rank, what);
+    if (d->stopping)
+        return false;
+    int64_t number = fleet_find(d->core.fleet, group);
+    if (number >= 0 && fleet_is_draining(d->core.fleet, (uint32_t)number))
+        return false;
+    fleet_note(d->core.fleet, group, rank, what);
+    return true;
 }
 
 /* ---- start ---- */
@@ -165,6 +171,27 @@ static int open_core(struct daemon *d, struct err *e)
         .context = d,
     };
     return coordinator_init(&d->core, &config, e);
+}
+
+/* Of groups that are spawned; others say their own. */
+static int check_shape(const struct config *c, const struct arch *a, struct err *e)
+{
+    if (c->group.workers != CONFIG_WORKERS_SPAWN)
+        return 0;
+    if (arch_check_tp(a, (uint32_t)c->group.tensor_parallel, e) < 0)
+        return err_prefix(e, "group.tensor_parallel");
+    uint32_t n_stages = (uint32_t)c->group.pipeline_parallel, n_layers = 0;
+    if (n_stages > a->n_layers)
+        return err_set(e, -EINVAL,
+                       "group.pipeline_parallel: expected at most the model's %u layers, "
+                       "found %u stages",
+                       a->n_layers, n_stages);
+    for (uint32_t i = 0; i != n_stages; i++)
+        n_layers += config_stage_layers(c, i);
+    if (c->group.stage_layers.n && n_layers != a->n_layers)
+        return err_set(e, -EINVAL, "group.stage_layers: expected the model's %u layers, found %u",
+                       a->n_layers, n_layers);
+    return 0;
 }
 
 /* Whoever waits for the file finds a whole number in it. */
@@ -282,9 +309,7 @@ int daemon_run(const struct options *o)
     int r = open_model(d, &e);
     if (r == 0) {
         d->exit_code = DAEMON_EXIT_CONFIG;
-        r = arch_check_tp(model_dir_arch(d->model), (uint32_t)o->config.group.tensor_parallel, &e);
-        if (r < 0)
-            err_prefix(&e, "group.tensor_parallel");
+        r = check_shape(&o->config, model_dir_arch(d->model), &e);
     }
     if (r == 0) {
         d->exit_code = DAEMON_EXIT_UNAVAILABLE;

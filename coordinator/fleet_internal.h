@@ -1,4 +1,5 @@
-/* fleet_internal.h: the state of the fleet, shared by fleet.c and fleet_session.c. */
+/* fleet_internal.h: the state of the fleet, shared by fleet.c (the table of groups), fleet_group.c
+ * (a group and its epochs), fleet_session.c (a rank's stream) and fleet_status.c. */
 #ifndef GLMD_COORDINATOR_FLEET_INTERNAL_H
 #define GLMD_COORDINATOR_FLEET_INTERNAL_H
 
@@ -11,10 +12,11 @@ enum { WHY_BYTES = ERR_MESSAGE_BYTES, NAME_BYTES = 128 };
 /* One Worker.Session stream. */
 struct rank_session {
     struct fleet *fleet;
+    struct group *group;   /* NULL before a Hello that was taken */
     struct rpc_call *call; /* NULL once it was finished or cancelled from here */
     struct rank_session *prev, *next;
     int64_t opened_ns, heard_ns, leased_ns;
-    bool hello, loaded, draining, ended;
+    bool loaded, draining, ended;
     /* Hello */
     uint32_t rank;
     uint8_t instance[WIRE_INSTANCE_BYTES];
@@ -38,20 +40,35 @@ struct rank {
     struct rank_session *current; /* holds the rank */
     struct rank_session *standby; /* another process, waits */
     uint32_t n_sessions;
+    uint8_t instance[WIRE_INSTANCE_BYTES]; /* of the process that had it last */
     char last_error[WHY_BYTES];
 };
 
-enum fleet_state { FLEET_FORMING, FLEET_JOINING, FLEET_READY };
+struct stage {
+    uint32_t layer_begin, layer_end; /* 0, 0: no rank has said it yet */
+};
 
-struct fleet {
-    struct fleet_config config;
-    uint32_t n_ranks;
-    struct rank ranks[DISPATCH_MAX_RANKS];
-    struct rank_session *sessions; /* all of them, owned until on_done */
-    uint32_t n_sessions;
-    enum fleet_state state;
-    bool stopping, was_ready;
-    uint64_t epoch;
+struct shape {
+    uint32_t tp_size, n_stages;
+};
+
+enum group_state { GROUP_FORMING, GROUP_JOINING, GROUP_READY };
+
+struct group {
+    struct fleet *fleet;
+    uint32_t number;
+    char name[CONFIG_MAX_GROUP_NAME + 1];
+    bool configured; /* to be spawned here: its shape is given, and it is never forgotten */
+    uint32_t tp_size, n_stages, n_ranks;
+    struct rank *ranks;   /* owned, [n_ranks] */
+    struct stage *stages; /* owned, [n_stages] */
+    uint32_t n_sessions;  /* with a Hello that was taken */
+    int64_t empty_ns;     /* no session since */
+    enum group_state state;
+    bool was_ready;
+    bool draining, leaving; /* leaving: its ranks were told */
+    int64_t drain_end_ns;
+    uint64_t epoch; /* 0 = none */
     struct plan_limits limits;
     int64_t down_ns;      /* end of the last epoch */
     int64_t next_form_ns; /* not before */
@@ -61,23 +78,48 @@ struct fleet {
     char failure[WHY_BYTES];
     char last_error[WHY_BYTES];
     struct dispatch dispatch;
+};
+
+struct fleet {
+    struct fleet_config config;
+    struct group **groups; /* owned, [max_groups]; NULL = free number */
+    uint32_t max_groups;
+    uint32_t n_ranks;              /* of all groups */
+    struct rank_session *sessions; /* all of them, owned until on_done */
+    uint32_t n_sessions;
+    bool stopping;
     struct buf packed; /* scratch of outgoing messages */
 };
 
 /* fleet.c */
+bool fleet_pack(struct fleet *f, const struct wire_coordinator_message *m); /* into f->packed */
 void fleet_send(struct rank_session *s, const struct wire_coordinator_message *m);
+struct group *fleet_by_name(const struct fleet *f, const char *name);
+/* The group that a rank belongs to: the one of this name, made if need be. -EINVAL: it has another
+ * shape; -ENOSPC: one too many. The message says what was expected and found. */
+int fleet_join_group(struct fleet *f, const struct wire_hello *h, struct group **ret,
+                     struct err *e);
+
+/* fleet_group.c */
+int group_new(struct fleet *f, const char *name, struct shape shape, struct group **ret);
+void group_free(struct group *g);
 /* The current epoch is over, if there is one. Clients read the reason: no hosts or paths. */
-void fleet_down(struct fleet *f, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void group_down(struct group *g, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* A rank failed because of another one: waits a moment for the cause to show. `why` as above. */
-void fleet_blame_peer(struct fleet *f, const char *why, int64_t now_ns);
-void fleet_rank_error(struct fleet *f, uint32_t rank, const char *what);
+void group_blame_peer(struct group *g, const char *why, int64_t now_ns);
+void group_rank_error(struct group *g, uint32_t rank, const char *what);
 /* Everything that may have changed by a session's message. */
-void fleet_joined(struct fleet *f, struct rank_session *s);
-void fleet_answer(struct fleet *f, struct rank_session *s, struct wire_worker_message *m,
+void group_joined(struct group *g, struct rank_session *s);
+void group_answer(struct group *g, struct rank_session *s, struct wire_worker_message *m,
                   int64_t now_ns);
+void group_leave(struct group *g, const char *why);
+void group_tick(struct group *g, int64_t now_ns);
+bool group_in_epoch(const struct rank_session *s); /* of its group's current epoch */
 
 /* fleet_session.c */
 /* Ends a stream from this side. */
 void session_close(struct rank_session *s, enum rpc_status status, const char *why);
+void session_tick(struct rank_session *s, int64_t now_ns);
+void session_tell_drain(struct rank_session *s, const char *why);
 
 #endif

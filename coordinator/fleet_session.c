@@ -10,6 +10,11 @@
 #include "base/util.h"
 #include "coordinator/fleet_internal.h"
 
+#define HELLO_TIMEOUT_NS (10 * NSEC_PER_SEC)
+
+/* Ranks may remember epochs that a lost state directory does not, but not any number. */
+static const uint64_t MAX_LOST_EPOCH = UINT64_C(1) << 48;
+
 static const char *const activations_names[] = {"fp32", "fp16", "a8"};
 
 static void copy_text(char *dst, size_t size, const char *src)
@@ -30,7 +35,7 @@ void session_close(struct rank_session *s, enum rpc_status status, const char *w
 
 static void refuse(struct rank_session *s, enum wire_refuse_code code, const char *why)
 {
-    log_warn("refused rank %u (%s, pid %u): %s", s->rank, s->host, s->pid, why);
+    log_warn("refused rank %u of %s, pid %u: %s", s->rank, s->host, s->pid, why);
     const struct wire_refuse r = {.code = code, .reason = why};
     fleet_send(s, &(struct wire_coordinator_message){.refuse = &r});
     session_close(s, RPC_FAILED_PRECONDITION, why);
@@ -49,37 +54,48 @@ static void unlink_session(struct rank_session *s)
 }
 
 /* The rank is free: the process that waited for it, if any, has it now. */
-static void promote(struct rank *k)
+static void promote(struct group *g, struct rank *k)
 {
     k->current = k->standby;
     k->standby = NULL;
     if (k->current)
-        log_info("rank %u: pid %u takes over", k->current->rank, k->current->pid);
+        log_info("group %s: rank %u: pid %u takes over", g->name, k->current->rank,
+                 k->current->pid);
+}
+
+/* The stream that held its rank is over. */
+static void leave_rank(struct rank_session *s, enum rpc_status status, const char *message)
+{
+    struct group *g = s->group;
+    bool in_epoch = group_in_epoch(s);
+    promote(g, &g->ranks[s->rank]);
+    if (in_epoch)
+        group_down(g, "rank %u was lost", s->rank);
+    if (s->ended || s->fleet->stopping)
+        return;
+    log_info("group %s: rank %u (%s, pid %u) left: %s", g->name, s->rank, s->host, s->pid,
+             rpc_status_name(status));
+    if (g->leaving)
+        return; /* as it was asked to */
+    char why[WHY_BYTES];
+    snprintf(why, sizeof why, "the stream ended: %s: %.200s", rpc_status_name(status),
+             message ? message : "");
+    group_rank_error(g, s->rank, why);
 }
 
 static void on_done(struct rpc_call *c, enum rpc_status status, const char *message)
 {
     struct rank_session *s = rpc_user(c);
-    struct fleet *f = s->fleet;
+    struct group *g = s->group;
     s->call = NULL;
-    if (s->hello) {
-        struct rank *k = &f->ranks[s->rank];
+    if (g) {
+        struct rank *k = &g->ranks[s->rank];
         if (k->standby == s)
             k->standby = NULL;
-        if (k->current == s) {
-            bool in_epoch = s->granted && s->granted == f->epoch;
-            promote(k);
-            if (in_epoch)
-                fleet_down(f, "rank %u was lost", s->rank);
-            if (!s->ended && !f->stopping) {
-                char why[WHY_BYTES];
-                snprintf(why, sizeof why, "the stream ended: %s: %.200s", rpc_status_name(status),
-                         message ? message : "");
-                fleet_rank_error(f, s->rank, why);
-                log_info("rank %u (%s, pid %u) left: %s", s->rank, s->host, s->pid,
-                         rpc_status_name(status));
-            }
-        }
+        if (k->current == s)
+            leave_rank(s, status, message);
+        if (--g->n_sessions == 0)
+            g->empty_ns = clock_now_ns();
     }
     unlink_session(s);
     free(s);
@@ -87,6 +103,7 @@ static void on_done(struct rpc_call *c, enum rpc_status status, const char *mess
 
 /* ---- Hello ---- */
 
+/* What does not depend on the group. */
 static int check_hello(const struct rank_session *s, const struct wire_hello *h,
                        enum wire_refuse_code *ret_code, struct err *e)
 {
@@ -99,17 +116,27 @@ static int check_hello(const struct rank_session *s, const struct wire_hello *h,
                        "protocol versions: the coordinator speaks %d to %d, the worker %u to %u: "
                        "install the same version of glmd",
                        WIRE_PROTOCOL_MIN, WIRE_PROTOCOL_MAX, h->protocol_min, h->protocol_max);
-    if (h->instance_id.size != WIRE_INSTANCE_BYTES || h->last_epoch >> 62)
+    /* One rank must not be able to use up the epochs of all. */
+    if (h->instance_id.size != WIRE_INSTANCE_BYTES ||
+        h->last_epoch > MAX(f->config.epochs->last, MAX_LOST_EPOCH))
         return err_set(e, -EINVAL, "instance_id or last_epoch is not one of a glmd-worker");
     *ret_code = WIRE_REFUSE_CLUSTER;
     if (strcmp(h->cluster, c->cluster.name) != 0)
         return err_set(e, -EINVAL, "cluster.name: expected \"%s\", found \"%.64s\"",
                        c->cluster.name, h->cluster);
     *ret_code = WIRE_REFUSE_RANK;
-    if (h->tp_size != f->n_ranks || h->rank >= f->n_ranks)
+    if (!config_group_name_ok(h->group))
         return err_set(e, -EINVAL,
-                       "group.tensor_parallel: expected a rank below %u of %u, found rank %u of %u",
-                       f->n_ranks, f->n_ranks, h->rank, h->tp_size);
+                       "group.name: expected 1 to %d letters, digits, '.', '_' and '-', found "
+                       "\"%.64s\"",
+                       CONFIG_MAX_GROUP_NAME, h->group);
+    if (!h->tp_size || !h->pp_size || h->tp_size > CONFIG_MAX_GROUP_RANKS ||
+        h->pp_size > CONFIG_MAX_GROUP_RANKS || h->tp_size * h->pp_size > CONFIG_MAX_GROUP_RANKS ||
+        h->rank >= h->tp_size * h->pp_size)
+        return err_set(e, -EINVAL,
+                       "group.tensor_parallel and group.pipeline_parallel: expected a rank below "
+                       "their product, which is 1 to %d; found rank %u of %u x %u",
+                       CONFIG_MAX_GROUP_RANKS, h->rank, h->tp_size, h->pp_size);
     *ret_code = WIRE_REFUSE_MODEL;
     if (strcmp(h->model_digest, f->config.model_digest) != 0)
         return err_set(e, -EINVAL,
@@ -124,29 +151,99 @@ static int check_hello(const struct rank_session *s, const struct wire_hello *h,
     return 0;
 }
 
+/* Whether the rank's layers fit the model, its stage and the stages beside it. */
+static int check_layers(const struct group *g, const struct wire_hello *h, struct err *e)
+{
+    uint32_t i = h->rank / g->tp_size, n_layers = g->fleet->config.arch->n_layers;
+    const struct stage *own = &g->stages[i];
+    uint32_t begin = h->layer_begin, end = h->layer_end;
+    bool known = own->layer_end != 0;
+    if (known) {
+        if (begin != own->layer_begin || end != own->layer_end)
+            return err_set(e, -EINVAL,
+                           "group.stage_layers: expected layers %u to %u as the other ranks of "
+                           "stage %u have, found %u to %u",
+                           own->layer_begin, own->layer_end, i, begin, end);
+        return 0;
+    }
+    if (begin >= end || end > n_layers || (i == 0) != (begin == 0) ||
+        (i == g->n_stages - 1) != (end == n_layers))
+        return err_set(e, -EINVAL,
+                       "group.stage_layers: expected stage %u of %u to have its part of the "
+                       "model's %u layers, found %u to %u",
+                       i, g->n_stages, n_layers, begin, end);
+    const struct stage *before = i ? own - 1 : NULL;
+    const struct stage *after = i + 1 < g->n_stages ? own + 1 : NULL;
+    if (before && before->layer_end && before->layer_end != begin)
+        return err_set(e, -EINVAL,
+                       "group.stage_layers: expected stage %u to begin at layer %u, where the "
+                       "stage before it ends, found %u",
+                       i, before->layer_end, begin);
+    if (after && after->layer_end && after->layer_begin != end)
+        return err_set(e, -EINVAL,
+                       "group.stage_layers: expected stage %u to end at layer %u, where the next "
+                       "stage begins, found %u",
+                       i, after->layer_begin, end);
+    return 0;
+}
+
 /* Gives the rank to the session, or lets it wait behind the process that has it. */
 static void claim_rank(struct rank_session *s)
 {
-    struct fleet *f = s->fleet;
-    struct rank *k = &f->ranks[s->rank];
+    struct group *g = s->group;
+    struct rank *k = &g->ranks[s->rank];
     if (k->current && memcmp(k->current->instance, s->instance, sizeof s->instance) == 0) {
         /* The same process over a new stream: the old stream is dead. */
         struct rank_session *old = k->current;
         k->current = s;
-        if (old->granted && old->granted == f->epoch)
-            fleet_down(f, "rank %u lost its connection", s->rank);
+        if (group_in_epoch(old))
+            group_down(g, "rank %u lost its connection", s->rank);
         session_close(old, RPC_ABORTED, "the worker has opened another stream");
     } else if (k->current && k->standby) {
         refuse(s, WIRE_REFUSE_RANK, "two other processes hold this rank or wait for it");
         return;
     } else if (k->current) {
-        log_warn("rank %u: pid %u on %s waits: pid %u on %s has the rank", s->rank, s->pid, s->host,
-                 k->current->pid, k->current->host);
+        log_warn("group %s: rank %u: pid %u on %s waits: pid %u on %s has the rank", g->name,
+                 s->rank, s->pid, s->host, k->current->pid, k->current->host);
         k->standby = s;
     } else {
         k->current = s;
     }
     k->n_sessions++;
+    memcpy(k->instance, s->instance, sizeof k->instance);
+}
+
+/* A group that leaves takes nobody in; a rank of it that had only lost its stream is told again.
+ * False: the session was ended. */
+static bool enter_draining(struct rank_session *s)
+{
+    struct group *g = s->group;
+    if (g->n_sessions == 1) { /* this one: the others have left, and a new life begins */
+        g->draining = g->leaving = false;
+        return true;
+    }
+    if (memcmp(g->ranks[s->rank].instance, s->instance, sizeof s->instance) == 0) {
+        if (g->leaving)
+            session_tell_drain(s, "the group drains");
+        return true;
+    }
+    session_close(s, RPC_UNAVAILABLE, "the group drains: try again when its ranks have left");
+    return false;
+}
+
+static void join(struct rank_session *s, struct group *g, const struct wire_hello *h)
+{
+    struct stage *stage = &g->stages[h->rank / g->tp_size];
+    stage->layer_begin = h->layer_begin;
+    stage->layer_end = h->layer_end;
+    s->group = g;
+    g->n_sessions++;
+    if (g->draining && !enter_draining(s))
+        return;
+    log_info("group %s: rank %u of %u x %u: hello from %s, pid %u, %s, layers %u to %u", g->name,
+             s->rank, g->tp_size, g->n_stages, s->host, s->pid, s->device, h->layer_begin,
+             h->layer_end);
+    claim_rank(s);
 }
 
 static void on_hello(struct rank_session *s, const struct wire_hello *h)
@@ -160,17 +257,29 @@ static void on_hello(struct rank_session *s, const struct wire_hello *h)
     s->pid = h->pid;
     s->last_epoch = h->last_epoch;
     struct err e = ERR_INIT;
+    struct group *g = NULL;
     enum wire_refuse_code code;
-    if (check_hello(s, h, &code, &e) < 0) {
-        if (h->rank < s->fleet->n_ranks)
-            fleet_rank_error(s->fleet, h->rank, e.message);
-        refuse(s, code, e.message);
+    int r = check_hello(s, h, &code, &e);
+    if (r == 0) {
+        memcpy(s->instance, h->instance_id.data, sizeof s->instance);
+        code = WIRE_REFUSE_RANK;
+        r = fleet_join_group(s->fleet, h, &g, &e);
+    }
+    if (r == 0)
+        r = check_layers(g, h, &e);
+    if (r == 0) {
+        join(s, g, h);
         return;
     }
-    memcpy(s->instance, h->instance_id.data, sizeof s->instance);
-    s->hello = true;
-    log_info("rank %u: hello from %s, pid %u, %s", s->rank, s->host, s->pid, s->device);
-    claim_rank(s);
+    struct group *named = fleet_by_name(s->fleet, h->group);
+    if (named && h->rank < named->n_ranks)
+        group_rank_error(named, h->rank, e.message);
+    if (r == -EINVAL) {
+        refuse(s, code, e.message);
+    } else { /* there may be room later */
+        log_warn("rank %u of %s, pid %u: %s", s->rank, s->host, s->pid, e.message);
+        session_close(s, RPC_RESOURCE_EXHAUSTED, e.message);
+    }
 }
 
 /* ---- Loaded, Failed, Heartbeat ---- */
@@ -180,14 +289,17 @@ static void on_loaded(struct rank_session *s, const struct wire_loaded *l)
     const struct arch *a = s->fleet->config.arch;
     if (l->block_tokens != PLAN_KV_BLOCK_TOKENS || l->limits.vocab != a->vocab ||
         l->limits.max_seq != a->max_seq || l->limits.n_slots == 0 ||
-        l->limits.n_slots > PLAN_MAX_ITEMS || l->limits.n_blocks == 0) {
+        l->limits.n_slots > PLAN_MAX_ITEMS || l->limits.n_blocks == 0 ||
+        l->limits.n_layers != a->n_layers) {
         char why[WHY_BYTES];
-        snprintf(why, sizeof why,
-                 "limits: expected blocks of %d tokens, vocabulary %u, sequences of %u, 1 to %d "
-                 "slots; found %u, %u, %u, %u",
-                 PLAN_KV_BLOCK_TOKENS, a->vocab, a->max_seq, PLAN_MAX_ITEMS, l->block_tokens,
-                 l->limits.vocab, l->limits.max_seq, l->limits.n_slots);
-        fleet_rank_error(s->fleet, s->rank, why);
+        snprintf(
+            why, sizeof why,
+            "limits: expected blocks of %d tokens, vocabulary %u, sequences of %u, %u layers, 1 "
+            "to %d slots; found %u, %u, %u, %u, %u",
+            PLAN_KV_BLOCK_TOKENS, a->vocab, a->max_seq, a->n_layers, PLAN_MAX_ITEMS,
+            l->block_tokens, l->limits.vocab, l->limits.max_seq, l->limits.n_layers,
+            l->limits.n_slots);
+        group_rank_error(s->group, s->rank, why);
         refuse(s, WIRE_REFUSE_PROTOCOL, why);
         return;
     }
@@ -195,8 +307,9 @@ static void on_loaded(struct rank_session *s, const struct wire_loaded *l)
     s->memory = l->memory;
     copy_text(s->description, sizeof s->description, l->description);
     s->loaded = true;
-    log_info("rank %u: loaded, %llu MiB weights, %llu MiB KV cache (%u blocks), %llu MiB scratch",
-             s->rank, (unsigned long long)(l->memory.weights >> 20),
+    log_info("group %s: rank %u: loaded, %llu MiB weights, %llu MiB KV cache (%u blocks), %llu MiB "
+             "scratch",
+             s->group->name, s->rank, (unsigned long long)(l->memory.weights >> 20),
              (unsigned long long)(l->memory.kv >> 20), l->limits.n_blocks,
              (unsigned long long)(l->memory.scratch >> 20));
 }
@@ -211,33 +324,33 @@ static void on_failed(struct rank_session *s, const struct wire_failed *x, int64
                                         "the step was aborted",
                                         "the group could not be joined",
                                         "a protocol error"};
-    struct fleet *f = s->fleet;
+    struct group *g = s->group;
     char why[64], detail[WHY_BYTES];
     const char *kind = (size_t)x->code < ARRAY_LEN(names) ? names[x->code] : names[0];
     snprintf(why, sizeof why, "rank %u: %s", s->rank, kind);
     snprintf(detail, sizeof detail, "%s: %.400s", why, x->message);
-    if (x->epoch != s->granted || x->epoch != f->epoch) {
+    if (x->epoch != s->granted || x->epoch != g->epoch) {
         log_debug("%s (of epoch %llu, which is over)", detail, (unsigned long long)x->epoch);
         return;
     }
     s->ready = false;
-    log_warn("%s", detail);
-    fleet_rank_error(f, s->rank, detail);
+    log_warn("group %s: %s", g->name, detail);
+    group_rank_error(g, s->rank, detail);
     bool symptom = x->code == WIRE_FAILURE_PEER || x->code == WIRE_FAILURE_ABORTED ||
                    x->code == WIRE_FAILURE_JOIN;
-    if (symptom && f->n_ranks > 1)
-        fleet_blame_peer(f, why, now);
+    if (symptom && g->n_ranks > 1)
+        group_blame_peer(g, why, now);
     else
-        fleet_down(f, "%s", why);
+        group_down(g, "%s", why);
 }
 
 static void on_ready(struct rank_session *s, const struct wire_ready *r)
 {
-    if (r->epoch != s->granted || r->epoch != s->fleet->epoch)
+    if (r->epoch != s->granted || r->epoch != s->group->epoch)
         return; /* of an epoch that is over */
     s->ready = true;
     s->known_answer = r->known_answer;
-    fleet_joined(s->fleet, s);
+    group_joined(s->group, s);
 }
 
 static void on_heartbeat(struct rank_session *s, const struct wire_heartbeat *h)
@@ -250,7 +363,7 @@ static void on_heartbeat(struct rank_session *s, const struct wire_heartbeat *h)
 static bool on_body(struct rank_session *s, struct wire_worker_message *m, int64_t now)
 {
     bool keep = false, ok = true;
-    if (!s->hello) {
+    if (!s->group) {
         ok = m->hello != NULL;
         if (ok)
             on_hello(s, m->hello);
@@ -264,7 +377,7 @@ static bool on_body(struct rank_session *s, struct wire_worker_message *m, int64
         on_ready(s, m->ready);
     } else if (m->step_done && s->loaded) {
         keep = true;
-        fleet_answer(s->fleet, s, m, now);
+        group_answer(s->group, s, m, now);
     } else {
         ok =
             !m->hello && !m->loaded && !m->ready && !m->step_done; /* a kind from a later version */
@@ -290,10 +403,64 @@ static void on_message(struct rpc_call *c, const uint8_t *data, size_t size)
         log_warn("rank %u (%s): a message out of order", s->rank, rpc_peer(c));
         session_close(s, RPC_FAILED_PRECONDITION, "a message out of order");
     }
-    if (s->ended && s->hello && s->granted && s->granted == s->fleet->epoch &&
-        s->fleet->ranks[s->rank].current == s)
-        fleet_down(s->fleet, "rank %u broke the protocol", s->rank);
+    if (s->ended && group_in_epoch(s) && s->group->ranks[s->rank].current == s)
+        group_down(s->group, "rank %u broke the protocol", s->rank);
 }
+
+/* ---- time ---- */
+
+static void check_session(struct rank_session *s, int64_t now)
+{
+    const struct config *c = s->fleet->config.config;
+    struct group *g = s->group;
+    int64_t silent = now - s->heard_ns;
+    char why[WHY_BYTES] = "";
+    if (!g && now - s->opened_ns > HELLO_TIMEOUT_NS)
+        snprintf(why, sizeof why, "no Hello came");
+    else if (g && silent > MAX(c->deadlines.lease, 2 * NSEC_PER_SEC))
+        snprintf(why, sizeof why, "nothing was heard of it for %lld ms (deadlines.lease)",
+                 (long long)(silent / NSEC_PER_MSEC));
+    else if (g && !s->loaded && now - s->opened_ns > c->deadlines.hello)
+        snprintf(why, sizeof why, "it did not load its weights in time (deadlines.hello)");
+    if (!*why)
+        return;
+    log_warn("group %s: rank %u (%s, pid %u): %s", g ? g->name : "?", s->rank, s->host, s->pid,
+             why);
+    if (g) {
+        group_rank_error(g, s->rank, why);
+        if (g->ranks[s->rank].current == s && group_in_epoch(s))
+            group_down(g, "rank %u: %s", s->rank, why);
+    }
+    session_close(s, RPC_DEADLINE_EXCEEDED, why);
+    rpc_cancel(s->call); /* a peer that hangs does not take the status */
+}
+
+static void send_lease(struct rank_session *s, int64_t now)
+{
+    const struct config *c = s->fleet->config.config;
+    if (!s->group || s->ended || now - s->leased_ns < c->deadlines.heartbeat)
+        return;
+    s->leased_ns = now;
+    const struct wire_lease lease = {
+        .epoch = s->granted,
+        .lease_ms = (uint32_t)MAX(c->deadlines.lease / NSEC_PER_MSEC, INT64_C(1))};
+    fleet_send(s, &(struct wire_coordinator_message){.lease = &lease});
+}
+
+void session_tick(struct rank_session *s, int64_t now_ns)
+{
+    if (!s->ended)
+        check_session(s, now_ns);
+    send_lease(s, now_ns);
+}
+
+void session_tell_drain(struct rank_session *s, const char *why)
+{
+    const struct wire_drain drain = {.reason = why};
+    fleet_send(s, &(struct wire_coordinator_message){.drain = &drain});
+}
+
+/* ---- the stream ---- */
 
 static void on_half_close(struct rpc_call *c)
 {

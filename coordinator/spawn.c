@@ -25,7 +25,9 @@ enum {
 
 struct child {
     struct spawn *spawn;
-    uint32_t rank;
+    char group[CONFIG_MAX_GROUP_NAME + 8];
+    uint32_t rank; /* within the group */
+    const char *device;
     uv_process_t process;
     bool open; /* the process handle is in use */
     bool alive;
@@ -78,14 +80,14 @@ static unsigned threads_per_rank(const struct options *o)
         return (unsigned)c->worker.threads;
     cpu_set_t set;
     int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    return MAX((unsigned)n / (unsigned)c->group.tensor_parallel, 1u);
+    return MAX((unsigned)n / (config_group_ranks(c) * (unsigned)c->group.replicas), 1u);
 }
 
 /* The arguments point into `texts` and the options. */
 struct arguments {
     char *argv[MAX_ARGS];
     size_t n;
-    char rank[16], threads[48];
+    char rank[16], threads[48], group[CONFIG_MAX_GROUP_NAME + 24];
 };
 
 static void add(struct arguments *a, const char *text)
@@ -101,6 +103,7 @@ static void make_arguments(const struct child *k, struct arguments *a)
     const struct options *o = s->config.options;
     a->n = 0;
     snprintf(a->rank, sizeof a->rank, "%u", k->rank);
+    snprintf(a->group, sizeof a->group, "group.name=%s", k->group);
     snprintf(a->threads, sizeof a->threads, "worker.threads=%u", threads_per_rank(o));
     add(a, s->program);
     add(a, "--spawned");
@@ -114,8 +117,12 @@ static void make_arguments(const struct child *k, struct arguments *a)
     }
     add(a, "--set");
     add(a, a->threads);
+    add(a, "--set");
+    add(a, a->group);
     add(a, "--rank");
     add(a, a->rank);
+    add(a, "--device");
+    add(a, k->device);
     add(a, "--coordinator");
     add(a, s->config.coordinator);
 }
@@ -194,17 +201,19 @@ static void on_exit_of(uv_process_t *p, int64_t code, int signal_number)
         snprintf(what, sizeof what, "ended with exit code %d", (int)code);
     k->alive = false;
     uv_close((uv_handle_t *)p, on_process_closed);
-    if (!s->stopping) {
+    bool again = s->config.on_exit(s->config.context, k->group, k->rank, what);
+    if (!s->stopping && !again) {
+        log_info("group %s: rank %u (pid %d) %s", k->group, k->rank, p->pid, what);
+    } else if (!s->stopping) {
         bool permanent = !signal_number && code >= PERMANENT_FIRST && code <= PERMANENT_LAST;
         if (clock_now_ns() - k->started_ns > LONG_LIFE_NS)
             k->pause_ns = c->group.spawn.restart_min;
         int64_t pause = permanent ? c->group.spawn.restart_max : k->pause_ns;
         k->pause_ns = MIN(2 * k->pause_ns, c->group.spawn.restart_max);
-        log_warn("rank %u (pid %d) %s; starting it again in %lld ms", k->rank, p->pid, what,
-                 (long long)(pause / NSEC_PER_MSEC));
+        log_warn("group %s: rank %u (pid %d) %s; starting it again in %lld ms", k->group, k->rank,
+                 p->pid, what, (long long)(pause / NSEC_PER_MSEC));
         schedule(k, pause);
     }
-    s->config.on_exit(s->config.context, k->rank, what);
 }
 
 static int start(struct child *k)
@@ -236,7 +245,7 @@ static int start(struct child *k)
     k->alive = r == 0;
     free(a);
     if (r == 0)
-        log_info("rank %u: started as pid %d", k->rank, k->process.pid);
+        log_info("group %s: rank %u: started as pid %d", k->group, k->rank, k->process.pid);
     else
         uv_close((uv_handle_t *)&k->process, on_process_closed);
     return r;
@@ -252,7 +261,8 @@ static void on_restart(uv_timer_t *t)
     }
     int r = start(k);
     if (r < 0) {
-        log_error("rank %u: cannot start %s: %s", k->rank, k->spawn->program, err_name(r));
+        log_error("group %s: rank %u: cannot start %s: %s", k->group, k->rank, k->spawn->program,
+                  err_name(r));
         schedule(k, c->group.spawn.restart_max);
     }
 }
@@ -264,7 +274,8 @@ int spawn_new(const struct spawn_config *config, struct spawn **ret, struct err 
     if (!s)
         return err_set(e, -ENOMEM, "out of memory");
     s->config = *config;
-    s->n = (uint32_t)c->group.tensor_parallel;
+    uint32_t n_ranks = config_group_ranks(c);
+    s->n = n_ranks * (uint32_t)c->group.replicas;
     s->program = find_program(config->options);
     s->children = alloc_array(s->n, sizeof *s->children);
     int r = 0;
@@ -284,7 +295,11 @@ int spawn_new(const struct spawn_config *config, struct spawn **ret, struct err 
     s->n_open = 1;
     for (uint32_t i = 0; i != s->n; i++) {
         struct child *k = &s->children[i];
-        *k = (struct child){.spawn = s, .rank = i, .pause_ns = c->group.spawn.restart_min};
+        *k = (struct child){.spawn = s,
+                            .rank = i % n_ranks,
+                            .device = config_device(c, i),
+                            .pause_ns = c->group.spawn.restart_min};
+        config_replica_name(c, i / n_ranks, k->group);
         uv_timer_init(config->loop, &k->restart);
         k->restart.data = k;
         s->n_open++;

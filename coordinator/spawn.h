@@ -1,4 +1,5 @@
-/* spawn.h: ranks as child processes, for one host (group.workers: spawn).
+/* spawn.h: ranks as child processes, for one host (group.workers: spawn): group.replicas groups of
+ * the configured shape.
  *
  * Each rank is started with the coordinator's own configuration, watched, and started again after a
  * pause that doubles with every death. Loop thread.
@@ -19,8 +20,9 @@ struct spawn_config {
     struct uv_loop_s *loop;
     const struct options *options; /* borrowed */
     const char *coordinator;       /* borrowed: HOST:PORT that the ranks dial */
-    /* A rank's process ended: "exit code 70", "killed by signal 9". */
-    void (*on_exit)(void *context, uint32_t rank, const char *what);
+    /* A rank's process ended: "exit code 70", "killed by signal 9". Whether to start another one.
+     */
+    bool (*on_exit)(void *context, const char *group, uint32_t rank, const char *what);
     void *context;
 };
 

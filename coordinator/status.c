@@ -1,10 +1,12 @@
 /* status.c: what operators see: Cluster.Status. */
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/util.h"
 #include "coordinator/coordinator.h"
-#include "coordinator/dispatch.h"
 
 void status_model(const struct coordinator *c, struct wire_model_info *ret)
 {
@@ -42,39 +44,71 @@ void status_tick(struct coordinator *c, int64_t now_ns)
     c->rates_ns = now_ns;
 }
 
-static int pack_status(const struct coordinator *c, struct buf *out)
+/* What the scheduler knows of a group. */
+static void add_sched_stats(const struct coordinator *c, uint32_t group,
+                            struct wire_group_status *g)
 {
-    int64_t now = clock_now_ns();
     struct sched_stats s;
     sched_stats(c->sched, &s);
-    struct wire_rank_status ranks[DISPATCH_MAX_RANKS];
-    struct wire_group_status group = {
-        .kv_blocks_total = s.n_blocks,
-        .kv_blocks_free = s.n_blocks - s.n_blocks_used,
-        .running = s.n_running,
-        .waiting = s.n_waiting,
-        .prefill_tokens_per_second = c->prefill_rate.per_second,
-        .decode_tokens_per_second = c->decode_rate.per_second,
-        .steps = s.n_steps,
-        .prefill_tokens = s.n_prefill_tokens,
-        .decode_tokens = s.n_decode_tokens,
-        .slots_total = s.n_slots,
-        .slots_used = s.n_slots_used,
-    };
-    fleet_status(c->fleet, now, &group, ranks);
+    if (!sched_attached(c->sched) || c->attached != group)
+        return;
+    g->kv_blocks_total = s.n_blocks;
+    g->kv_blocks_free = s.n_blocks - s.n_blocks_used;
+    g->running = s.n_running;
+    g->waiting = s.n_waiting;
+    g->prefill_tokens_per_second = c->prefill_rate.per_second;
+    g->decode_tokens_per_second = c->decode_rate.per_second;
+    g->steps = s.n_steps;
+    g->prefill_tokens = s.n_prefill_tokens;
+    g->decode_tokens = s.n_decode_tokens;
+    g->slots_total = s.n_slots;
+    g->slots_used = s.n_slots_used;
+}
+
+static int pack_groups(const struct coordinator *c, struct wire_status_response *response,
+                       struct buf *out)
+{
+    const uint32_t max = fleet_max_groups(c->fleet);
+    struct fleet_group_status **known = alloc_array(max, sizeof(struct fleet_group_status *));
+    struct wire_group_status *groups = alloc_array(max, sizeof *groups);
+    uint32_t n = 0;
+    int r = known && groups ? 0 : -ENOMEM;
+    for (uint32_t i = 0; r == 0 && i != max; i++) {
+        if (!fleet_name(c->fleet, i))
+            continue;
+        known[n] = malloc(sizeof **known);
+        if (!known[n]) {
+            r = -ENOMEM;
+            break;
+        }
+        fleet_status(c->fleet, i, clock_now_ns(), known[n]);
+        groups[n] = known[n]->group;
+        add_sched_stats(c, i, &groups[n++]);
+    }
+    response->groups = groups;
+    response->n_groups = n;
+    if (r == 0)
+        r = wire_pack_status_response(response, out);
+    for (uint32_t i = 0; known && i != n; i++)
+        free(known[i]);
+    free(known);
+    free(groups);
+    return r;
+}
+
+static int pack_status(const struct coordinator *c, struct buf *out)
+{
     struct wire_model_info model;
     status_model(c, &model);
-    const struct wire_status_response response = {
+    struct wire_status_response response = {
         .version = GLMD_VERSION,
-        .uptime_seconds = (double)(now - c->started_ns) / (double)NSEC_PER_SEC,
+        .uptime_seconds = (double)(clock_now_ns() - c->started_ns) / (double)NSEC_PER_SEC,
         .cluster = c->config->cluster.name,
         .model = &model,
-        .groups = &group,
-        .n_groups = 1,
         .requests = &c->counters,
         .draining = c->draining,
     };
-    return wire_pack_status_response(&response, out);
+    return pack_groups(c, &response, out);
 }
 
 static void on_message(struct rpc_call *call, const uint8_t *data, size_t size)

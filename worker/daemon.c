@@ -209,10 +209,11 @@ static int run(struct daemon *d)
     }
     const struct wire_hello *hello = &d->core.session.config.hello;
     log_info("glmd-worker " GLMD_VERSION
-             ": rank %u of %u on %s, model %s (%s, digest %s), peers on "
-             "%s",
-             hello->rank, hello->tp_size, hello->device, hello->model_name, hello->scheme,
-             hello->model_digest, d->identity.listen_address);
+             ": group %s, rank %u of %u x %u, layers %u to %u, on %s, model %s (%s, digest %s), "
+             "peers on %s",
+             hello->group, hello->rank, hello->tp_size, hello->pp_size, hello->layer_begin,
+             hello->layer_end, hello->device, hello->model_name, hello->scheme, hello->model_digest,
+             d->identity.listen_address);
     uv_run(&d->loop, UV_RUN_DEFAULT);
     worker_deinit(&d->core);
     r = uv_loop_close(&d->loop);

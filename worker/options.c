@@ -19,7 +19,9 @@ static const char usage[] =
     "                         (step_us, prefill_us, decode_us, end, seed; docs/performance.md)\n"
     "  --coordinator ADDRESS  HOST:PORT or unix:/PATH to dial\n"
     "  --model DIR            model directory\n"
-    "  --tp N                 tensor-parallel ranks of the group\n"
+    "  --group NAME           group that this rank belongs to\n"
+    "  --tp N                 tensor-parallel ranks of a stage\n"
+    "  --pp N                 pipeline stages of the group; rank = stage * TP + rank within it\n"
     "  --activations MODE     fp32, fp16 or a8\n"
     "  --threads N            CPU threads; 0 = all CPUs allowed\n"
     "  --slots N              sequences at once\n"
@@ -49,12 +51,20 @@ enum {
 };
 
 static const char *const paths[] = {
-    "worker.coordinator",    "model.dir",
-    "group.tensor_parallel", "worker.activations",
-    "worker.threads",        "worker.slots",
-    "worker.kv_bytes",       "worker.max_step_tokens",
-    "worker.listen",         "worker.health_listen",
-    "cluster.name",          "log.level",
+    "worker.coordinator",
+    "model.dir",
+    "group.tensor_parallel",
+    "worker.activations",
+    "worker.threads",
+    "worker.slots",
+    "worker.kv_bytes",
+    "worker.max_step_tokens",
+    "worker.listen",
+    "worker.health_listen",
+    "cluster.name",
+    "log.level",
+    "group.name",
+    "group.pipeline_parallel",
 };
 
 static const struct option long_options[] = {
@@ -78,6 +88,8 @@ static const struct option long_options[] = {
     {"health-listen", required_argument, NULL, OPT_PATHS + 9},
     {"cluster", required_argument, NULL, OPT_PATHS + 10},
     {"log-level", required_argument, NULL, OPT_PATHS + 11},
+    {"group", required_argument, NULL, OPT_PATHS + 12},
+    {"pp", required_argument, NULL, OPT_PATHS + 13},
     {0},
 };
 
@@ -164,10 +176,11 @@ static int check(struct parse *p)
         return r;
     if (p->rank < 0)
         return err_set(&p->e, -EINVAL, "--rank is missing: which rank is this?");
-    if ((uint64_t)p->rank >= o->config.group.tensor_parallel)
+    if ((uint64_t)p->rank >= config_group_ranks(&o->config))
         return err_set(&p->e, -EINVAL,
-                       "--rank %ld: expected below %llu (--tp or group.tensor_parallel)", p->rank,
-                       (unsigned long long)o->config.group.tensor_parallel);
+                       "--rank %ld: expected below %u (--tp x --pp, or group.tensor_parallel x "
+                       "group.pipeline_parallel)",
+                       p->rank, config_group_ranks(&o->config));
     o->rank = (uint32_t)p->rank;
     if (!*o->config.model.dir)
         return err_set(&p->e, -EINVAL, "no model: give --model DIR or model.dir");

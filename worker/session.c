@@ -101,23 +101,43 @@ static bool is_current(struct session *s, const char *what, uint64_t epoch)
 
 /* ---- Grant ---- */
 
+/* A coordinator that knows no stages says none. */
+static uint32_t stages_of(uint32_t pp_size)
+{
+    return pp_size ? pp_size : 1;
+}
+
+static int check_comm_kind(const char *what, enum wire_comm_kind kind, uint32_t n, struct err *e)
+{
+    if (kind == WIRE_COMM_SELF && n != 1)
+        return err_set(e, -EINVAL, "%s: SELF for %u", what, n);
+    if (kind != WIRE_COMM_SELF && kind != WIRE_COMM_SHM && kind != WIRE_COMM_TCP)
+        return err_set(e, -EINVAL, "%s: this build has no kind %d", what, (int)kind);
+    return 0;
+}
+
 static int check_comm(const struct wire_grant *g, struct err *e)
 {
     if (g->comm_timeout_ms < 1 || g->comm_timeout_ms > MAX_TIMEOUT_MS)
         return err_set(e, -EINVAL, "comm_timeout_ms: expected 1 to %d, found %u", MAX_TIMEOUT_MS,
                        g->comm_timeout_ms);
-    if (g->comm == WIRE_COMM_SELF)
-        return g->tp_size == 1 ? 0 : err_set(e, -EINVAL, "comm SELF for a group of %u", g->tp_size);
-    if (g->comm != WIRE_COMM_SHM && g->comm != WIRE_COMM_TCP)
-        return err_set(e, -EINVAL, "comm: this build has no kind %d", (int)g->comm);
+    uint32_t n_stages = stages_of(g->pp_size);
+    enum wire_comm_kind link = n_stages == 1 ? WIRE_COMM_SELF : g->link_comm;
+    bool shm = g->comm == WIRE_COMM_SHM || link == WIRE_COMM_SHM;
+    bool tcp = g->comm == WIRE_COMM_TCP || link == WIRE_COMM_TCP;
+    int r = check_comm_kind("comm", g->comm, g->tp_size, e);
+    if (r == 0)
+        r = check_comm_kind("link_comm", link, n_stages, e);
+    if (r < 0 || (!shm && !tcp))
+        return r;
     if (g->token.size != WIRE_TOKEN_BYTES)
         return err_set(e, -EINVAL, "token: expected %d bytes, found %zu", WIRE_TOKEN_BYTES,
                        g->token.size);
-    if (g->comm == WIRE_COMM_TCP && g->n_peers != g->tp_size)
-        return err_set(e, -EINVAL, "peers: expected %u addresses, found %u", g->tp_size,
+    if (tcp && g->n_peers != g->tp_size * n_stages)
+        return err_set(e, -EINVAL, "peers: expected %u addresses, found %u", g->tp_size * n_stages,
                        g->n_peers);
     size_t length = strlen(g->comm_name);
-    if (g->comm == WIRE_COMM_SHM &&
+    if (shm &&
         (!length || length > MAX_NAME_BYTES || strchr(g->comm_name, '/') || g->comm_name[0] == '.'))
         return err_set(e, -EINVAL, "comm_name: expected 1 to %d bytes without '/' and leading '.'",
                        MAX_NAME_BYTES);
@@ -135,9 +155,11 @@ static int check_grant(const struct session *s, const struct wire_grant *g, stru
     if (g->protocol < h->protocol_min || g->protocol > h->protocol_max)
         return err_set(e, -EINVAL, "protocol: expected %u to %u, found %u", h->protocol_min,
                        h->protocol_max, g->protocol);
-    if (g->rank != h->rank || g->tp_size != h->tp_size)
-        return err_set(e, -EINVAL, "rank: expected %u of %u, found %u of %u", h->rank, h->tp_size,
-                       g->rank, g->tp_size);
+    if (strcmp(g->group, h->group) != 0)
+        return err_set(e, -EINVAL, "group: expected \"%s\", found \"%.64s\"", h->group, g->group);
+    if (g->rank != h->rank || g->tp_size != h->tp_size || stages_of(g->pp_size) != h->pp_size)
+        return err_set(e, -EINVAL, "rank: expected %u of %u x %u, found %u of %u x %u", h->rank,
+                       h->tp_size, h->pp_size, g->rank, g->tp_size, stages_of(g->pp_size));
     if (g->heartbeat_ms < MIN_HEARTBEAT_MS || g->heartbeat_ms > MAX_HEARTBEAT_MS)
         return err_set(e, -EINVAL, "heartbeat_ms: expected %d to %d, found %u", MIN_HEARTBEAT_MS,
                        MAX_HEARTBEAT_MS, g->heartbeat_ms);
@@ -165,11 +187,12 @@ static void on_grant(struct session *s, struct wire_coordinator_message *m, int6
         err_prefix(&e, "Grant");
         fail(s, g->epoch, 0, WIRE_FAILURE_PROTOCOL, e.message);
     } else {
-        log_info("granted epoch %llu of group %s: rank %u of %u", (unsigned long long)g->epoch,
-                 g->group, g->rank, g->tp_size);
+        log_info("granted epoch %llu of group %s: rank %u of %u x %u", (unsigned long long)g->epoch,
+                 g->group, g->rank, g->tp_size, s->config.hello.pp_size);
         s->epoch = s->last_epoch = g->epoch;
         s->state = SESSION_JOINING;
         s->next_step = 1;
+        s->max_steps = s->config.hello.pp_size + 1;
         s->last_done = 0;
         s->n_epochs++;
         s->lease_ns = (int64_t)g->lease_ms * NSEC_PER_MSEC;
@@ -192,9 +215,9 @@ static int check_step(const struct session *s, const struct plan *p, struct err 
     if (p->step != s->next_step)
         return err_set(e, -EPROTO, "expected step %llu, found %llu",
                        (unsigned long long)s->next_step, (unsigned long long)p->step);
-    if (s->n_steps == SESSION_MAX_STEPS)
-        return err_set(e, -EPROTO, "step %llu while %d are in flight", (unsigned long long)p->step,
-                       SESSION_MAX_STEPS);
+    if (s->n_steps == s->max_steps)
+        return err_set(e, -EPROTO, "step %llu while %u are in flight", (unsigned long long)p->step,
+                       s->max_steps);
     return plan_validate(p, &s->loaded.limits, e);
 }
 

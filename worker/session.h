@@ -2,7 +2,7 @@
  * without sockets, threads or clock: events go in, orders come out through struct session_ops.
  *
  *              loaded          Grant            joined
- *   LOADING ----------> IDLE ----------> JOINING ------> READY --> steps, two at most
+ *   LOADING ----------> IDLE ----------> JOINING ------> READY --> steps, stages + 1
  *                        ^                  |              |
  *                        +------------------+--------------+
  *                        Abort, failure, lease over, stream lost: the epoch ends
@@ -21,8 +21,6 @@
 #include <stdint.h>
 
 #include "proto/rpc/wire.h"
-
-enum { SESSION_MAX_STEPS = 2 }; /* handed to the engine and not answered */
 
 enum session_state { SESSION_LOADING, SESSION_IDLE, SESSION_JOINING, SESSION_READY };
 const char *session_state_name(enum session_state s);
@@ -72,8 +70,9 @@ struct session {
     uint64_t last_epoch;       /* highest ever granted */
     uint64_t next_step;
     uint64_t last_done;
-    unsigned n_steps; /* in the engine */
-    int64_t lease_ns; /* 0 = none */
+    unsigned n_steps;   /* in the engine */
+    unsigned max_steps; /* of the grant: one for every stage, and one that waits */
+    int64_t lease_ns;   /* 0 = none */
     int64_t lease_end;
     int64_t heartbeat_ns;
     int64_t next_heartbeat;

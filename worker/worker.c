@@ -11,6 +11,7 @@
 #include "base/notify.h"
 #include "base/utf8.h"
 #include "base/util.h"
+#include "model/shard.h"
 #include "worker/engine/fake.h"
 #include "worker/exit.h"
 
@@ -361,10 +362,41 @@ static const struct rpc_tls *tls_of(const struct config_tls *c, struct rpc_tls *
     return tls->ca_file ? tls : NULL;
 }
 
+/* Layers of every stage, as configured or shared out evenly. */
+static int share_layers(struct worker *w, struct err *e)
+{
+    const struct config *c = &w->options->config;
+    uint32_t n_layers = model_dir_arch(w->model)->n_layers, sum = 0;
+    uint32_t n_stages = (uint32_t)c->group.pipeline_parallel;
+    for (uint32_t i = 0; i != n_stages; i++) {
+        uint32_t begin = 0, end = config_stage_layers(c, i);
+        if (!end && shard_stage_layers(n_layers, n_stages, NULL, i, &begin, &end) < 0)
+            return err_set(e, -EINVAL,
+                           "group.pipeline_parallel: expected at most the model's %u layers, found "
+                           "%u stages",
+                           n_layers, n_stages);
+        w->stage_layers[i] = end - begin;
+        sum += end - begin;
+    }
+    if (sum != n_layers)
+        return err_set(e, -EINVAL, "group.stage_layers: expected the model's %u layers, found %u",
+                       n_layers, sum);
+    return 0;
+}
+
+static uint32_t first_layer(const struct worker *w, uint32_t stage)
+{
+    uint32_t layer = 0;
+    for (uint32_t i = 0; i != stage; i++)
+        layer += w->stage_layers[i];
+    return layer;
+}
+
 static void make_session(struct worker *w)
 {
     static const char *const activations[] = {"fp32", "fp16", "a8"};
     const struct config *c = &w->options->config;
+    uint32_t stage = w->options->rank / (uint32_t)c->group.tensor_parallel;
     w->listen_addresses[0] = w->identity->listen_address;
     utf8_repair(w->identity->hostname, strlen(w->identity->hostname));
     const struct session_config config = {
@@ -385,7 +417,11 @@ static void make_session(struct worker *w)
                   .activations = activations[c->worker.activations],
                   .listen_addresses = w->listen_addresses,
                   .n_listen_addresses = 1,
-                  .shm_domain = w->identity->shm_domain},
+                  .shm_domain = w->identity->shm_domain,
+                  .group = c->group.name,
+                  .pp_size = (uint32_t)c->group.pipeline_parallel,
+                  .layer_begin = first_layer(w, stage),
+                  .layer_end = first_layer(w, stage + 1)},
         .heartbeat_ns = c->deadlines.heartbeat,
         .device_is_cpu = strncmp(w->options->device, "cpu", 3) == 0,
     };
@@ -398,7 +434,10 @@ static int start_runner(struct worker *w, struct err *e)
     const struct runner_config config = {
         .engine = {.model = w->model,
                    .tp_size = (uint32_t)c->group.tensor_parallel,
-                   .tp_rank = w->options->rank,
+                   .tp_rank = w->options->rank % (uint32_t)c->group.tensor_parallel,
+                   .pp_size = (uint32_t)c->group.pipeline_parallel,
+                   .stage = w->options->rank / (uint32_t)c->group.tensor_parallel,
+                   .stage_layers = w->stage_layers,
                    .device = w->options->device,
                    .mode = (enum k_mode)c->worker.activations,
                    .n_threads = (uint32_t)c->worker.threads,
@@ -429,7 +468,9 @@ int worker_start(struct worker *w, const struct worker_config *config, struct rp
                                             .max_message_bytes = MAX_MESSAGE_BYTES,
                                             .reconnect_min = c->worker.reconnect_min,
                                             .reconnect_max = c->worker.reconnect_max};
-    int r = health_server_start(&w->health, rpc, c->worker.health_listen, w->options->rank, e);
+    int r = share_layers(w, e);
+    if (!r)
+        r = health_server_start(&w->health, rpc, c->worker.health_listen, w->options->rank, e);
     if (!r)
         r = link_init(&w->link, rpc, &link_config, &link_callbacks, w, e);
     if (!r)
@@ -438,6 +479,8 @@ int worker_start(struct worker *w, const struct worker_config *config, struct rp
         return r;
     make_session(w);
     w->counter_since = clock_now_ns();
-    w->stuck_ns = MAX(3 * c->deadlines.step, LEAST_STUCK_NS);
+    /* A stage also waits for those before it. */
+    w->stuck_ns =
+        MAX((2 + (int64_t)c->group.pipeline_parallel) * c->deadlines.step, LEAST_STUCK_NS);
     return 0;
 }

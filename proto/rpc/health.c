@@ -4,6 +4,7 @@
  * is not queued, the newest one is sent when the previous is out.
  */
 #include <assert.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,7 +17,12 @@
 
 #include "grpc/health/v1/health.pb-c.h"
 
-enum { MAX_SERVICES = 32, SERVICE_UNKNOWN = 3, NOTHING_SENT = -1, REQUEST_HEAP = 16384 };
+enum {
+    MAX_SERVICES = 1200 /* a coordinator has one for each group */,
+    SERVICE_UNKNOWN = 3,
+    NOTHING_SENT = -1,
+    REQUEST_HEAP = 16384
+};
 
 /* A call of Check or Watch. */
 struct query {
@@ -28,12 +34,14 @@ struct query {
     struct query *next, **link;
 };
 
+struct service {
+    char name[HEALTH_MAX_SERVICE_BYTES + 1];
+    enum rpc_serving status;
+};
+
 struct health {
     struct rpc_method methods[2];
-    struct {
-        char name[HEALTH_MAX_SERVICE_BYTES + 1];
-        enum rpc_serving status;
-    } services[MAX_SERVICES];
+    struct service *services; /* owned, [n_services] */
     size_t n_services;
     struct query *queries; /* owned */
     bool stopping;
@@ -187,6 +195,34 @@ static void on_watch(struct rpc_call *c, void *context)
 
 /* ---- the server's side ---- */
 
+static bool add_service(struct health *h, const char *name)
+{
+    assert(h->n_services < MAX_SERVICES && strlen(name) <= HEALTH_MAX_SERVICE_BYTES);
+    struct service *more = realloc(h->services, (h->n_services + 1) * sizeof *more);
+    if (!more) {
+        log_error("no memory for the health of %s", name);
+        return false;
+    }
+    h->services = more;
+    memcpy(more[h->n_services++].name, name, strlen(name) + 1);
+    return true;
+}
+
+static void set_status(struct health *h, const char *service, enum rpc_serving status)
+{
+    size_t i = 0;
+    while (i < h->n_services && strcmp(h->services[i].name, service) != 0)
+        i++;
+    if (status == RPC_SERVING_UNKNOWN) {
+        if (i < h->n_services)
+            h->services[i] = h->services[--h->n_services];
+        return;
+    }
+    if (i == h->n_services && !add_service(h, service))
+        return;
+    h->services[i].status = status;
+}
+
 int rpc_health_add(struct rpc_server *s)
 {
     struct rpc_builtin *builtin = rpc_server_builtin(s);
@@ -196,28 +232,15 @@ int rpc_health_add(struct rpc_server *s)
         return -ENOMEM;
     h->methods[0] = (struct rpc_method){"/grpc.health.v1.Health/Check", on_check, h};
     h->methods[1] = (struct rpc_method){"/grpc.health.v1.Health/Watch", on_watch, h};
-    h->services[0].status = RPC_NOT_SERVING; /* "": the whole server, until it says otherwise */
-    h->n_services = 1;
-    int code = rpc_server_add_builtin(s, h->methods, ARRAY_LEN(h->methods));
+    set_status(h, "", RPC_NOT_SERVING); /* the whole server, until it says otherwise */
+    int code =
+        h->n_services ? rpc_server_add_builtin(s, h->methods, ARRAY_LEN(h->methods)) : -ENOMEM;
     if (code) {
-        free(h);
+        health_free(h);
         return code;
     }
     builtin->health = h;
     return 0;
-}
-
-static void set_status(struct health *h, const char *service, enum rpc_serving status)
-{
-    size_t i = 0;
-    while (i < h->n_services && strcmp(h->services[i].name, service) != 0)
-        i++;
-    if (i == h->n_services) {
-        assert(h->n_services < MAX_SERVICES && strlen(service) <= HEALTH_MAX_SERVICE_BYTES);
-        memcpy(h->services[i].name, service, strlen(service) + 1);
-        h->n_services++;
-    }
-    h->services[i].status = status;
 }
 
 void rpc_health_set(struct rpc_server *s, const char *service, enum rpc_serving status)
@@ -252,5 +275,6 @@ void health_free(struct health *h)
     if (!h)
         return;
     assert(!h->queries); /* every call has ended */
+    free(h->services);
     free(h);
 }

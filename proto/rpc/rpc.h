@@ -147,7 +147,7 @@ void rpc_resume(struct rpc_call *c);
  * otherwise; rpc_server_shutdown tells watchers NOT_SERVING. */
 enum rpc_serving { RPC_SERVING_UNKNOWN = 0, RPC_SERVING = 1, RPC_NOT_SERVING = 2 };
 int rpc_health_add(struct rpc_server *s);
-/* service "" = the whole server; unknown services are added. */
+/* service "" = the whole server; unknown services are added, RPC_SERVING_UNKNOWN takes one away. */
 void rpc_health_set(struct rpc_server *s, const char *service, enum rpc_serving status);
 /* Full names of the services to list ("glmd.v1.Inference"); the standard ones are listed besides.
  * -ENOENT: a name that no .proto file of this build has. */

@@ -14,7 +14,7 @@ static const struct wire_field rank_status_fields[] = {
     F_VALUE(T, weights_bytes), F_VALUE(T, kv_bytes),        F_VALUE(T, scratch_bytes),
     F_VALUE(T, loaded_bytes),  F_VALUE(T, total_bytes),     F_VALUE(T, step),
     F_VALUE(T, step_age_ms),   F_VALUE(T, compute_ms_avg),  F_VALUE(T, last_error),
-    F_VALUE(T, restarts),      F_VALUE(T, fenced_messages),
+    F_VALUE(T, restarts),      F_VALUE(T, fenced_messages), F_VALUE(T, stage),
 };
 WIRE_MAP(rank_status, rank_status, T);
 #undef T
@@ -38,14 +38,16 @@ static const struct wire_field group_status_fields[] = {
     F_VALUE(T, slots_total),
     F_VALUE(T, slots_used),
     F_VALUE(T, last_error),
+    F_VALUE(T, pp_size),
+    F_ARRAY(T, stage_layers),
 };
 WIRE_MAP(group_status, group_status, T);
 #undef T
 
 #define T struct wire_request_counters
 static const struct wire_field request_counters_fields[] = {
-    F_VALUE(T, total),     F_VALUE(T, finished), F_VALUE(T, failed),
-    F_VALUE(T, cancelled), F_VALUE(T, rejected), F_VALUE(T, resumed),
+    F_VALUE(T, total),    F_VALUE(T, finished), F_VALUE(T, failed),  F_VALUE(T, cancelled),
+    F_VALUE(T, rejected), F_VALUE(T, resumed),  F_VALUE(T, aborted),
 };
 WIRE_MAP(request_counters, request_counters, T);
 #undef T
@@ -64,4 +66,37 @@ WIRE_MAP(status_response, status_response, T);
 WIRE_DEFINE(status_response, T, status_response)
 #undef T
 
-const struct wire_map *const wire_cluster_maps[] = {&status_request, &status_response, NULL};
+#define T struct wire_drain_request
+static const struct wire_field drain_request_fields[] = {
+    F_VALUE(T, group),
+    F_VALUE(T, timeout_seconds),
+};
+WIRE_MAP(drain_request, drain_request, T);
+WIRE_DEFINE(drain_request, T, drain_request)
+#undef T
+
+#define T struct wire_drain_response
+static const struct wire_field drain_response_fields[] = {F_VALUE(T, running)};
+WIRE_MAP(drain_response, drain_response, T);
+WIRE_DEFINE(drain_response, T, drain_response)
+#undef T
+
+#define T struct wire_abort_request
+static const struct wire_field abort_request_fields[] = {F_VALUE(T, request_id)};
+WIRE_MAP(abort_request, abort_request, T);
+WIRE_DEFINE(abort_request, T, abort_request)
+#undef T
+
+#define T struct wire_abort_response
+static const struct wire_field abort_response_fields[] = {F_VALUE(T, aborted)};
+WIRE_MAP(abort_response, abort_response, T);
+WIRE_DEFINE(abort_response, T, abort_response)
+#undef T
+
+const struct wire_map *const wire_cluster_maps[] = {&status_request,
+                                                    &status_response,
+                                                    &drain_request,
+                                                    &drain_response,
+                                                    &abort_request,
+                                                    &abort_response,
+                                                    NULL};

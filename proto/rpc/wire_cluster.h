@@ -11,6 +11,8 @@ enum wire_group_state {
     WIRE_GROUP_FORMING,
     WIRE_GROUP_READY,
     WIRE_GROUP_DEGRADED,
+    WIRE_GROUP_DRAINING,
+    WIRE_GROUP_GONE,
 };
 
 enum wire_rank_state {
@@ -45,6 +47,7 @@ struct wire_rank_status {
     const char *last_error;
     uint32_t restarts;
     uint64_t fenced_messages;
+    uint32_t stage;
 };
 
 struct wire_group_status {
@@ -66,6 +69,9 @@ struct wire_group_status {
     uint32_t slots_total;
     uint32_t slots_used;
     const char *last_error;
+    uint32_t pp_size;
+    const uint32_t *stage_layers;
+    uint32_t n_stage_layers;
 };
 
 struct wire_request_counters {
@@ -75,6 +81,7 @@ struct wire_request_counters {
     uint64_t cancelled;
     uint64_t rejected;
     uint64_t resumed;
+    uint64_t aborted;
 };
 
 struct wire_status_response {
@@ -88,7 +95,28 @@ struct wire_status_response {
     bool draining;
 };
 
+struct wire_drain_request {
+    const char *group;
+    double timeout_seconds;
+};
+
+struct wire_drain_response {
+    uint32_t running;
+};
+
+struct wire_abort_request {
+    const char *request_id;
+};
+
+struct wire_abort_response {
+    uint32_t aborted;
+};
+
 WIRE_DECLARE(status_request, struct wire_status_request);
 WIRE_DECLARE(status_response, struct wire_status_response);
+WIRE_DECLARE(drain_request, struct wire_drain_request);
+WIRE_DECLARE(drain_response, struct wire_drain_response);
+WIRE_DECLARE(abort_request, struct wire_abort_request);
+WIRE_DECLARE(abort_response, struct wire_abort_response);
 
 #endif

@@ -123,6 +123,7 @@ struct wire_grant {
     uint32_t lease_ms;
     uint32_t heartbeat_ms;
     uint32_t pp_size;
+    enum wire_comm_kind link_comm;
 };
 
 struct wire_abort {

@@ -82,7 +82,7 @@ class FakeCoordinator:
     def grant(self, streams, epoch, comm, lease_ms=60000):
         for rank, s in enumerate(streams):
             self.send(s, grant=self.api.Grant(
-                group="g", epoch=epoch, protocol=1, rank=rank, tp_size=len(streams), comm=comm,
+                group="0", epoch=epoch, protocol=1, rank=rank, tp_size=len(streams), comm=comm,
                 comm_name=f"glmd-test-{self.port}-{epoch}", token=bytes([epoch]) * 16,
                 comm_timeout_ms=20000, lease_ms=lease_ms, heartbeat_ms=50,
                 peers=[p.hello.listen_addresses[0] for p in streams]))

@@ -79,6 +79,39 @@ static void test_values_of_every_type(void **state)
     config_deinit(&c);
 }
 
+static void test_groups(void **state)
+{
+    (void)state;
+    struct config c;
+    struct err e;
+    char name[CONFIG_MAX_GROUP_NAME + 8];
+    assert_int_equal(read_text(&c, "", &e), 0);
+    assert_int_equal(config_group_ranks(&c), 1);
+    assert_int_equal(config_stage_layers(&c, 0), 0);
+    config_replica_name(&c, 0, name);
+    assert_string_equal(name, "0");
+    config_deinit(&c);
+    const char *text = "group:\n"
+                       "  tensor_parallel: 2\n"
+                       "  pipeline_parallel: 3\n"
+                       "  stage_layers: [24, 24, 22]\n"
+                       "  replicas: 2\n"
+                       "  devices: [\"cuda:0\", \"cuda:1\", \"cuda:2\", \"cuda:3\", \"cuda:4\", "
+                       "\"cuda:5\", \"cuda:6\"]\n";
+    if (read_text(&c, text, &e) != 0)
+        fail_msg("%s", e.message);
+    assert_int_equal(config_group_ranks(&c), 6);
+    assert_int_equal(config_stage_layers(&c, 2), 22);
+    config_replica_name(&c, 1, name);
+    assert_string_equal(name, "1");
+    assert_string_equal(config_device(&c, 6 + 0), "cuda:6"); /* rank 0 of the second replica */
+    config_deinit(&c);
+    assert_int_equal(read_text(&c, "group: {name: left, replicas: 64}", &e), 0);
+    config_replica_name(&c, 63, name);
+    assert_string_equal(name, "left-63");
+    config_deinit(&c);
+}
+
 /* Each text is refused with a message that has all of these words. */
 static const struct {
     const char *text;
@@ -109,6 +142,13 @@ static const struct {
     {"group:\n  devices: [\"cuda:\"]\n", {"cpu, cuda:N or fake"}},
     {"group:\n  devices: [faker]\n", {"cpu, cuda:N or fake", "\"faker\""}},
     {"group:\n  devices: [cpu, cpu]\n", {"at most one device for each of the 1 ranks", "found 2"}},
+    {"group:\n  name: a/b\n", {"f.yaml:2:", "group.name", "letters, digits", "\"a/b\""}},
+    {"group:\n  tensor_parallel: 8\n  pipeline_parallel: 9\n",
+     {"f.yaml:3:", "at most 64 ranks", "8 x 9"}},
+    {"group:\n  pipeline_parallel: 3\n  stage_layers: [1, 2]\n",
+     {"f.yaml:3:", "each of the 3 stages", "found 2"}},
+    {"group:\n  pipeline_parallel: 2\n  stage_layers: [1, 0]\n", {"group.stage_layers", "\"0\""}},
+    {"group:\n  pipeline_parallel: 2\n  stage_layers: [1, 2x]\n", {"group.stage_layers", "\"2x\""}},
     {"worker:\n  verify: maybe\n", {"worker.verify", "true or false", "\"maybe\""}},
     {"worker:\n  kv_bytes: 2GB\n", {"worker.kv_bytes", "KiB, MiB", "\"2GB\""}},
     {"worker:\n  kv_bytes: 999999TiB\n", {"worker.kv_bytes", "64TiB"}},
@@ -286,6 +326,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_values_of_every_type),
+        cmocka_unit_test(test_groups),
         cmocka_unit_test(test_refused_with_reason),
         cmocka_unit_test(test_too_deep_and_too_long),
         cmocka_unit_test(test_show_reads_back),

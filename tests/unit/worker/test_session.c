@@ -11,8 +11,8 @@
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "worker/session.h"
 #include "worker/exit.h"
+#include "worker/session.h"
 
 enum { MAX_LOG = 64 };
 
@@ -113,7 +113,7 @@ static const struct wire_loaded loaded = {.limits = {.n_slots = 4,
                                           .block_tokens = PLAN_KV_BLOCK_TOKENS,
                                           .description = "fake"};
 
-static void fake_init(struct fake *f, bool cpu)
+static void fake_init_stage(struct fake *f, bool cpu, uint32_t pp)
 {
     static const uint8_t instance[16] = {1};
     *f = (struct fake){0};
@@ -121,10 +121,17 @@ static void fake_init(struct fake *f, bool cpu)
                                                     .protocol_max = 1,
                                                     .instance_id = {16, instance},
                                                     .rank = 1,
-                                                    .tp_size = 2},
+                                                    .tp_size = 2,
+                                                    .group = "g",
+                                                    .pp_size = pp},
                                           .heartbeat_ns = NSEC_PER_SEC,
                                           .device_is_cpu = cpu};
     session_init(&f->session, &config, &fake_ops, f);
+}
+
+static void fake_init(struct fake *f, bool cpu)
+{
+    fake_init_stage(f, cpu, 1);
 }
 
 /* The next orders, in this sequence and no others. */
@@ -395,9 +402,11 @@ static void checks_grants(void **state)
             fail_msg("expected \"%s\", found \"%s\"", part, f.failure);                            \
     } while (0)
     BAD_GRANT("protocol", g.protocol = 2);
-    BAD_GRANT("rank: expected 1 of 2, found 0 of 2", g.rank = 0);
-    BAD_GRANT("rank: expected 1 of 2, found 1 of 4", g.tp_size = 4);
-    BAD_GRANT("comm SELF for a group of 2", g.comm = WIRE_COMM_SELF);
+    BAD_GRANT("rank: expected 1 of 2 x 1, found 0 of 2 x 1", g.rank = 0);
+    BAD_GRANT("rank: expected 1 of 2 x 1, found 1 of 4 x 1", g.tp_size = 4);
+    BAD_GRANT("rank: expected 1 of 2 x 1, found 1 of 2 x 3", g.pp_size = 3);
+    BAD_GRANT("group: expected \"g\", found \"h\"", g.group = "h");
+    BAD_GRANT("comm: SELF for 2", g.comm = WIRE_COMM_SELF);
     BAD_GRANT("no kind 4", g.comm = WIRE_COMM_NCCL);
     BAD_GRANT("no kind 0", g.comm = WIRE_COMM_UNSPECIFIED);
     BAD_GRANT("token", g.token.size = 15);
@@ -408,6 +417,39 @@ static void checks_grants(void **state)
     BAD_GRANT("comm_timeout_ms", g.comm_timeout_ms = 0);
     BAD_GRANT("lease_ms", g.lease_ms = 1);
     BAD_GRANT("heartbeat_ms", g.heartbeat_ms = 1);
+}
+
+/* A stage takes one more step than there are stages; links have a kind of their own. */
+static void stages(void **state)
+{
+    (void)state;
+    static const char *const peers[] = {"a:1", "b:1", "c:1", "d:1", "e:1", "f:1"};
+    struct fake f;
+    fake_init_stage(&f, true, 3);
+    session_loaded(&f.session, &loaded);
+    session_connected(&f.session, 0);
+    expect(&f, "hello loaded");
+    struct wire_grant g = grant_of(7);
+    g.pp_size = 3;
+    say(&f, &(struct wire_coordinator_message){.grant = &g}, 0);
+    expect(&f, "failed:7:0:PROTOCOL"); /* no link_comm */
+    g.link_comm = WIRE_COMM_SELF;
+    say(&f, &(struct wire_coordinator_message){.grant = &g}, 0);
+    expect(&f, "failed:7:0:PROTOCOL");
+    g.link_comm = WIRE_COMM_TCP;
+    g.peers = peers;
+    g.n_peers = 2;
+    say(&f, &(struct wire_coordinator_message){.grant = &g}, 0);
+    expect(&f, "failed:7:0:PROTOCOL");
+    if (!strstr(f.failure, "peers: expected 6 addresses, found 2"))
+        fail_msg("%s", f.failure);
+    g.n_peers = 6;
+    say(&f, &(struct wire_coordinator_message){.grant = &g}, 0);
+    session_joined(&f.session, 7, 99);
+    expect(&f, "join:7 ready:7");
+    for (uint64_t step = 1; step != 6; step++)
+        say_step(&f, 7, step);
+    expect(&f, "step:7:1 step:7:2 step:7:3 step:7:4 failed:7:5:PROTOCOL abort");
 }
 
 static void refuses_a_grant_while_loading(void **state)
@@ -588,6 +630,7 @@ int main(void)
         cmocka_unit_test(a_grant_ends_the_epoch_before),
         cmocka_unit_test(epochs_only_grow),
         cmocka_unit_test(checks_grants),
+        cmocka_unit_test(stages),
         cmocka_unit_test(refuses_a_grant_while_loading),
         cmocka_unit_test(a_lost_stream_ends_the_epoch),
         cmocka_unit_test(the_lease_runs_out),
