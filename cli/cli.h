@@ -12,6 +12,7 @@ enum {
 
 /* argv[0] is the verb. Options are parsed with getopt_long; `--help` prints usage and returns
  * EXIT_OK. */
+int cmd_bench(int argc, char **argv);
 int cmd_compare(int argc, char **argv);
 int cmd_config(int argc, char **argv);
 int cmd_convert(int argc, char **argv);

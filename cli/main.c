@@ -14,6 +14,7 @@ struct verb {
 };
 
 static const struct verb verbs[] = {
+    {"bench", cmd_bench, "measure the engine, a coordinator, a running server"},
     {"compare", cmd_compare, "how two model directories differ in output"},
 #ifndef GLMD_ENGINE_ONLY
     {"config", cmd_config, "check a configuration, show the defaults"},

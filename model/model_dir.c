@@ -14,6 +14,7 @@
 #include "model/jsonfile.h"
 #include "model/layout.h"
 #include "model/manifest.h"
+#include "model/synthetic.h"
 
 struct file {
     char *name; /* owned */
@@ -35,6 +36,8 @@ struct model_dir {
     struct arch arch;
     struct quant_scheme scheme;
     struct model_digest digest;
+    bool is_synthetic;
+    uint64_t seed; /* of a synthetic model */
 };
 
 static char *join(const struct model_dir *d, const char *name, struct err *e)
@@ -201,6 +204,18 @@ static int compare_sorted(const void *a, const void *b)
     return strcmp((*x)->name, (*y)->name);
 }
 
+/* -ENOMEM */
+static int sort_tensors(struct model_dir *d)
+{
+    d->sorted = alloc_array(d->tensors.n, sizeof(const struct st_tensor *));
+    if (!d->sorted)
+        return -ENOMEM;
+    for (size_t i = 0; i < d->tensors.n; i++)
+        d->sorted[i] = &d->tensors.tensors[i];
+    qsort(d->sorted, d->tensors.n, sizeof(const struct st_tensor *), compare_sorted);
+    return 0;
+}
+
 static int read_files(struct model_dir *d, const json_t *weight_map, const char *path,
                       struct err *e)
 {
@@ -212,8 +227,7 @@ static int read_files(struct model_dir *d, const json_t *weight_map, const char 
     if (r < 0)
         return r;
     d->tensors.tensors = alloc_array(n, sizeof *d->tensors.tensors);
-    d->sorted = alloc_array(n, sizeof(const struct st_tensor *));
-    if (!d->tensors.tensors || !d->sorted)
+    if (!d->tensors.tensors)
         return err_set(e, -ENOMEM, "%s: out of memory", path);
     for (size_t i = 0; i < d->n_files; i++) {
         r = open_file(d, i, weight_map, e);
@@ -222,10 +236,7 @@ static int read_files(struct model_dir *d, const json_t *weight_map, const char 
     }
     /* every tensor of every file is in the index, under that file, and the numbers agree */
     assert(d->tensors.n == n);
-    for (size_t i = 0; i < n; i++)
-        d->sorted[i] = &d->tensors.tensors[i];
-    qsort(d->sorted, n, sizeof(const struct st_tensor *), compare_sorted);
-    return 0;
+    return sort_tensors(d) < 0 ? err_set(e, -ENOMEM, "%s: out of memory", path) : 0;
 }
 
 static int read_index(struct model_dir *d, struct err *e)
@@ -311,6 +322,38 @@ int model_dir_open(const char *path, struct model_dir **ret_dir, struct err *e)
     if (r < 0) {
         model_dir_close(d);
         return r;
+    }
+    *ret_dir = d;
+    return 0;
+}
+
+int model_dir_synthetic(const struct arch *a, const struct quant_scheme *scheme, uint64_t seed,
+                        struct model_dir **ret_dir, struct err *e)
+{
+    int r = arch_check(a, e);
+    if (r == 0)
+        r = quant_check(scheme, a, e);
+    if (r < 0)
+        return r;
+    struct model_dir *d = calloc(1, sizeof *d);
+    if (!d)
+        return err_set(e, -ENOMEM, "out of memory");
+    d->path = strdup(a->name);
+    d->arch = *a;
+    d->scheme = *scheme;
+    d->is_synthetic = true;
+    d->seed = seed;
+    memset(d->digest.hex, '0', sizeof d->digest.hex - 1);
+    r = layout_tensors(a, scheme, &d->tensors);
+    for (size_t i = 0; i < d->tensors.n && r == 0; i++) {
+        struct st_tensor *t = &d->tensors.tensors[i];
+        t->bytes = st_rows(t) * st_cols(t) * st_dtype_bytes(t->dtype);
+    }
+    if (r == 0)
+        r = sort_tensors(d);
+    if (r < 0 || !d->path) {
+        model_dir_close(d);
+        return err_set(e, -ENOMEM, "out of memory");
     }
     *ret_dir = d;
     return 0;
@@ -405,7 +448,18 @@ const struct st_tensor *model_dir_tensor_at(const struct model_dir *d, size_t i)
 
 const char *model_dir_file_name(const struct model_dir *d, const struct st_tensor *t)
 {
-    return d->files[t->file_idx].name;
+    return d->is_synthetic ? "(synthetic)" : d->files[t->file_idx].name;
+}
+
+/* Rows of a tensor that no file holds. */
+static void make_up(const struct model_dir *d, const struct st_tensor *t,
+                    const struct model_slice *slice, void *dst)
+{
+    size_t element = st_dtype_bytes(t->dtype), row_bytes = (size_t)slice->n_cols * element;
+    for (uint64_t i = 0; i < slice->n_rows; i++)
+        synthetic_fill(t, d->scheme.weights, d->seed,
+                       ((slice->row0 + i) * st_cols(t) + slice->col0) * element, row_bytes,
+                       (char *)dst + i * row_bytes);
 }
 
 int model_dir_read(const struct model_dir *d, const struct st_tensor *t,
@@ -416,6 +470,10 @@ int model_dir_read(const struct model_dir *d, const struct st_tensor *t,
     assert(slice->col0 <= cols && slice->n_cols <= cols - slice->col0);
     if (slice->n_rows == 0 || slice->n_cols == 0)
         return 0;
+    if (d->is_synthetic) {
+        make_up(d, t, slice, dst);
+        return 0;
+    }
     const struct file *f = &d->files[t->file_idx];
     size_t element = st_dtype_bytes(t->dtype);
     const struct file_rows part = {
@@ -431,6 +489,8 @@ int model_dir_read(const struct model_dir *d, const struct st_tensor *t,
 
 int model_dir_verify_tensor(const struct model_dir *d, const struct st_tensor *t, struct err *e)
 {
+    if (d->is_synthetic)
+        return 0;
     const struct file *f = &d->files[t->file_idx];
     const struct manifest_entry *entry = manifest_find(&d->manifest.tensors, t->name);
     struct checksum found;

@@ -41,6 +41,11 @@ struct model_digest {
 int model_dir_open(const char *path, struct model_dir **ret_dir, struct err *e);
 void model_dir_close(struct model_dir *d); /* NULL is fine */
 
+/* A model without files: every tensor that is read is made up (synthetic.h). It has no known answer
+ * and no digest, and nothing to verify. */
+int model_dir_synthetic(const struct arch *a, const struct quant_scheme *scheme, uint64_t seed,
+                        struct model_dir **ret_dir, struct err *e);
+
 const char *model_dir_path(const struct model_dir *d);
 const struct arch *model_dir_arch(const struct model_dir *d);
 const struct quant_scheme *model_dir_scheme(const struct model_dir *d);

@@ -1,0 +1,39 @@
+/* cmd_bench.c: `glmd bench NAME`: finds the benchmark and runs it. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/util.h"
+#include "cli/bench.h"
+#include "cli/cli.h"
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *summary;
+} benches[] = {
+    {"engine", bench_engine, "prefill and decode over batch sizes, without a server"},
+    {"model", bench_model, "write a model directory with made-up weights"},
+};
+
+static void print_usage(FILE *out)
+{
+    fputs("usage: glmd bench NAME [OPTIONS]     (glmd bench NAME --help explains one)\n\n", out);
+    for (size_t i = 0; i != ARRAY_LEN(benches); i++)
+        fprintf(out, "  %-8s %s\n", benches[i].name, benches[i].summary);
+}
+
+int cmd_bench(int argc, char **argv)
+{
+    const char *name = argc > 1 ? argv[1] : "";
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
+        print_usage(stdout);
+        return EXIT_OK;
+    }
+    for (size_t i = 0; i != ARRAY_LEN(benches); i++)
+        if (strcmp(name, benches[i].name) == 0)
+            return benches[i].run(argc - 1, argv + 1);
+    if (*name)
+        fprintf(stderr, "glmd bench: unknown benchmark \"%s\"\n\n", name);
+    print_usage(stderr);
+    return EXIT_USAGE;
+}
