@@ -234,8 +234,10 @@ int plot_svg(const struct plot *panels, size_t n, struct buf *ret)
         "viewBox=\"0 0 %.0f %.0f\" font-family=\"sans-serif\" font-size=\"12\">\n"
         "<rect width=\"%.0f\" height=\"%.0f\" fill=\"#fff\"/>\n",
         width, height, width, height, width, height);
-    for (size_t i = 0; i != n; i++)
-        put_panel(&s, &panels[i], (double)(i % 2) * PANEL_WIDTH, (double)(i / 2) * PANEL_HEIGHT);
+    for (size_t i = 0; i != n; i++) {
+        size_t row = i / 2, column = i % 2;
+        put_panel(&s, &panels[i], (double)column * PANEL_WIDTH, (double)row * PANEL_HEIGHT);
+    }
     put(&s, "</svg>\n");
     return s.error;
 }

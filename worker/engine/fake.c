@@ -189,9 +189,22 @@ static uint64_t mix_float(uint64_t h, float x)
     return mix(h, bits);
 }
 
-static uint64_t sampling_hash(uint64_t state, const struct plan_sampling *s)
+/* Penalties look at the history, so that a wrong one shows. */
+static uint64_t penalty_hash(uint64_t h, const struct plan_sampling *s, int32_t previous)
 {
-    uint64_t h = plain_hash(state);
+    bool repetition = s->repetition_penalty != 0 && s->repetition_penalty != 1;
+    if (!repetition && s->presence_penalty == 0 && s->frequency_penalty == 0)
+        return h;
+    h = mix_float(mix_float(h, s->repetition_penalty), s->presence_penalty);
+    h = mix(mix_float(h, s->frequency_penalty), s->n_history_prompt);
+    for (uint32_t i = 0; i != s->n_history; i++)
+        h = fold(h, (uint64_t)(uint32_t)s->history[i]);
+    return previous < 0 ? h : fold(h, (uint64_t)(uint32_t)previous);
+}
+
+static uint64_t sampling_hash(uint64_t state, const struct plan_sampling *s, int32_t previous)
+{
+    uint64_t h = penalty_hash(plain_hash(state), s, previous);
     for (uint32_t i = 0; i != s->n_bias; i++)
         h = mix_float(mix(h, (uint64_t)(uint32_t)s->bias[i].token), s->bias[i].bias);
     if (s->top_k == 1)
@@ -199,7 +212,7 @@ static uint64_t sampling_hash(uint64_t state, const struct plan_sampling *s)
     h = mix(mix(h, SALT_SAMPLING), s->seed);
     h = mix(mix(h, s->request), (uint64_t)s->choice << 32 | s->output_index);
     h = mix_float(mix(h, s->top_k), s->temperature);
-    return mix_float(h, s->top_p);
+    return mix_float(mix_float(h, s->top_p), s->min_p);
 }
 
 static bool is_allowed(int32_t token, const struct plan_sampling *s)
@@ -232,9 +245,10 @@ static int32_t likeliest(const struct fake_config *c, uint64_t state)
     return draw(c, mix(plain_hash(state), 0));
 }
 
-int32_t fake_choose(const struct fake_config *c, uint64_t state, const struct plan_sampling *s)
+int32_t fake_choose(const struct fake_config *c, uint64_t state, const struct plan_sampling *s,
+                    int32_t previous)
 {
-    uint64_t h = sampling_hash(state, s);
+    uint64_t h = sampling_hash(state, s, previous);
     if (s->n_bias && s->bias[0].bias > 0.0f && h % WANTED_ONE_IN == 0 &&
         is_allowed(s->bias[0].token, s))
         return s->bias[0].token;
@@ -427,7 +441,9 @@ static void take_sample(struct fake *f, const struct plan_item *it, uint64_t sta
 {
     struct result_item *result = &f->items[item];
     struct result_logprob *top = f->top + (size_t)item * f->config.limits.n_top_logprobs;
-    result->token = fake_choose(&f->config, state, &it->sampling);
+    bool ahead = it->tokens[0] == PLAN_TOKEN_PREVIOUS;
+    int32_t previous = ahead ? f->batch.slots[it->slot].sample : -1;
+    result->token = fake_choose(&f->config, state, &it->sampling, previous);
     result->logprob = fake_token_logprob(&f->config, state, result->token);
     result->top = top;
     result->n_top = fake_top(&f->config, state, it->sampling.n_top_logprobs, top);

@@ -83,9 +83,11 @@ void fake_context_add(struct fake_context *x, int32_t token, int32_t position);
 /* State of the last row that was added. */
 uint64_t fake_context_state(const struct fake_context *x);
 
-/* Greedy (top_k = 1) depends on the state, bias and what is forbidden; sampling on all parameters
- * but n_top_logprobs. */
-int32_t fake_choose(const struct fake_config *c, uint64_t state, const struct plan_sampling *s);
+/* Greedy (top_k = 1) depends on the state, bias, penalties with their history, and what is
+ * forbidden; sampling on all parameters but n_top_logprobs. `previous`: a token behind the history
+ * that the plan did not know yet, -1 = none; as if it stood at the history's end. */
+int32_t fake_choose(const struct fake_config *c, uint64_t state, const struct plan_sampling *s,
+                    int32_t previous);
 /* In (-18, 0); the largest one belongs to the greedy choice without bias and restrictions. */
 float fake_token_logprob(const struct fake_config *c, uint64_t state, int32_t token);
 /* Best first; ties: lower id. Returns how many, at most n. */

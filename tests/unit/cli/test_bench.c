@@ -224,12 +224,13 @@ static void test_written_model(void **state)
     assert_non_null(mkdtemp(dir));
     snprintf(out, sizeof out, "%s/model", dir);
     assert_int_equal(synthetic_arch("glm-tiny", 1, &a), 0);
-    struct model_dir *written, *made_up;
+    struct model_dir *written = NULL, *made_up = NULL;
     if (bench_model_adopt(&a, like, &e) < 0 ||
         bench_model_write(&a, &scheme, 3, like, out, &e) < 0 ||
         model_dir_open(out, &written, &e) < 0 ||
         model_dir_synthetic(&a, &scheme, 3, &made_up, &e) < 0)
         fail_msg("%s", e.message);
+    assert_true(written && made_up);
     assert_int_equal(model_dir_n_tensors(written), model_dir_n_tensors(made_up));
     for (size_t i = 0; i != model_dir_n_tensors(written); i++) {
         const struct st_tensor *t = model_dir_tensor_at(written, i),

@@ -89,7 +89,7 @@ static int32_t expected(const struct rig *r, uint32_t n, uint32_t prefix_len)
     fake_context_init(&x, &config, r->tokens, r->positions, prefix_len);
     for (uint32_t i = prefix_len; i != n; i++)
         fake_context_add(&x, r->tokens[i], r->positions[i]);
-    return fake_choose(&config, fake_context_state(&x), &r->item.sampling);
+    return fake_choose(&config, fake_context_state(&x), &r->item.sampling, -1);
 }
 
 static void test_parse(void **state)
@@ -286,14 +286,14 @@ static void test_sampling(void **state)
     fake_context_init(&x, &config, r.tokens, r.positions, 10);
     uint64_t s = fake_context_state(&x);
     struct plan_sampling greedy = {.temperature = 1.0f, .top_k = 1}, p = greedy;
-    int32_t best = fake_choose(&config, s, &greedy);
+    int32_t best = fake_choose(&config, s, &greedy, -1);
     p.seed = 7, p.output_index = 3, p.request = 8;
-    assert_int_equal(fake_choose(&config, s, &p), best); /* greedy looks at none of these */
+    assert_int_equal(fake_choose(&config, s, &p, -1), best); /* greedy looks at none of these */
     p.top_k = 0;
-    int32_t drawn = fake_choose(&config, s, &p);
-    assert_int_equal(fake_choose(&config, s, &p), drawn);
+    int32_t drawn = fake_choose(&config, s, &p, -1);
+    assert_int_equal(fake_choose(&config, s, &p, -1), drawn);
     uint32_t changed = 0;
-    for (int field = 0; field != 6; field++) {
+    for (int field = 0; field != 7; field++) {
         struct plan_sampling q = p;
         q.seed += field == 0;
         q.request += field == 1;
@@ -301,16 +301,37 @@ static void test_sampling(void **state)
         q.output_index += field == 3;
         q.temperature += field == 4;
         q.top_p += field == 5 ? 0.5f : 0;
-        changed += fake_choose(&config, s, &q) != drawn;
+        q.min_p += field == 6 ? 0.5f : 0;
+        changed += fake_choose(&config, s, &q, -1) != drawn;
     }
-    assert_true(changed >= 5); /* one in 800 may be the same by chance */
+    assert_true(changed >= 6); /* one in 800 may be the same by chance */
 
     int32_t banned[] = {best};
     p = greedy, p.banned = banned, p.n_banned = 1;
-    assert_int_not_equal(fake_choose(&config, s, &p), best);
+    assert_int_not_equal(fake_choose(&config, s, &p, -1), best);
     struct plan_range all_but_one[] = {{0, 777}, {778, 1000}};
     p = greedy, p.forbidden = all_but_one, p.n_forbidden = 2;
-    assert_int_equal(fake_choose(&config, s, &p), 777);
+    assert_int_equal(fake_choose(&config, s, &p, -1), 777);
+}
+
+/* A history counts while there are penalties, whoever knew its last token. */
+static void test_penalties(void **state)
+{
+    (void)state;
+    const int32_t history[] = {200, 300, 400, 300}, other[] = {200, 300, 401, 300};
+    struct plan_sampling p = {.temperature = 1.0f, .top_k = 1, .history = history, .n_history = 4};
+    int32_t plain = fake_choose(&config, 5, &p, -1);
+    p.repetition_penalty = 1.0f; /* off */
+    assert_int_equal(fake_choose(&config, 5, &p, -1), plain);
+    p.repetition_penalty = 1.5f;
+    int32_t token = fake_choose(&config, 5, &p, -1);
+    assert_int_not_equal(token, plain);
+    p.n_history = 3;
+    assert_int_equal(fake_choose(&config, 5, &p, 300), token);
+    assert_int_not_equal(fake_choose(&config, 5, &p, 301), token);
+    p.n_history = 4;
+    p.history = other;
+    assert_int_not_equal(fake_choose(&config, 5, &p, -1), token);
 }
 
 static void test_top_logprobs(void **state)
@@ -346,7 +367,7 @@ static void test_end_probability(void **state)
         fake_context_init(&x, &c, NULL, NULL, 0);
         for (uint32_t i = 0; i != n; i++) {
             fake_context_add(&x, (int32_t)(i % 1000), (int32_t)i);
-            ends += fake_choose(&c, fake_context_state(&x), &greedy) == EOP;
+            ends += fake_choose(&c, fake_context_state(&x), &greedy, -1) == EOP;
         }
         double found = (double)ends / n;
         if (fabs(found - probabilities[k]) > 0.01)
@@ -354,7 +375,7 @@ static void test_end_probability(void **state)
     }
     struct plan_range end = {EOP, EOP + 1};
     greedy.forbidden = &end, greedy.n_forbidden = 1;
-    assert_int_not_equal(fake_choose(&c, 1, &greedy), EOP);
+    assert_int_not_equal(fake_choose(&c, 1, &greedy, -1), EOP);
 }
 
 static void test_beams(void **state)
@@ -431,6 +452,7 @@ int main(void)
         cmocka_unit_test(test_mistakes_show),
         cmocka_unit_test(test_contexts_are_not_prefixes),
         cmocka_unit_test(test_sampling),
+        cmocka_unit_test(test_penalties),
         cmocka_unit_test(test_top_logprobs),
         cmocka_unit_test(test_end_probability),
         cmocka_unit_test(test_beams),
