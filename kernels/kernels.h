@@ -26,7 +26,7 @@
 enum k_weight { K_WEIGHT_F16, K_WEIGHT_I8, K_WEIGHT_I4 };
 
 /* FP32: everything equals the references; dequantized weights are fp16(q * scale), as published.
- * FP16: 16-bit faithful and fast; scales are applied to sums; KV cache in FP16.
+ * FP16: 16-bit faithful and fast; scales are applied to sums.
  * A8: products with activations quantized to INT8 per row and group. */
 enum k_mode { K_MODE_FP32, K_MODE_FP16, K_MODE_A8 };
 
@@ -72,9 +72,26 @@ struct k_attn_params {
     uint32_t layer;
 };
 
+/* How keys and values are kept. I8: with an FP16 scale for the key and one for the value of every
+ * token, head and layer, which lie in the block: a token is quantized once, by itself, so that what
+ * a sequence gives depends neither on its neighbours nor on how it was cut into steps. A backend
+ * may lack types: see kv_block_bytes. */
+enum k_kv_type {
+    K_KV_AUTO, /* F32 in K_MODE_FP32, otherwise F16 */
+    K_KV_F16,
+    K_KV_I8,
+    K_KV_F32,
+};
+
+static inline enum k_kv_type k_kv_resolve(enum k_kv_type type, enum k_mode mode)
+{
+    return type != K_KV_AUTO ? type : mode == K_MODE_FP32 ? K_KV_F32 : K_KV_F16;
+}
+
 struct k_kv_params {
     uint32_t n_layers, n_kv_heads, head_dim;
     uint32_t n_blocks, block_tokens;
+    enum k_kv_type type;
 };
 
 struct k_ops {
@@ -132,6 +149,7 @@ struct k_ops {
 
     struct k_kv *(*kv_new)(struct k_ctx *c, const struct k_kv_params *p);
     void (*kv_free)(struct k_ctx *c, struct k_kv *kv);
+    /* Of one block, all layers, scales included; 0 when the backend does not have the type. */
     size_t (*kv_block_bytes)(struct k_ctx *c, const struct k_kv_params *p);
     /* Copies whole blocks (all layers), copy-on-write. */
     void (*kv_copy)(struct k_ctx *c, struct k_kv *kv, uint32_t src, uint32_t dst);

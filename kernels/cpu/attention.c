@@ -2,9 +2,11 @@
  *
  * Two passes: scores of all visible tokens (a token is a lane; a score is the sum of its even and
  * of its odd dimensions), then softmax, then the weighted sum of values in ascending token order (a
- * dimension is a lane). The order of every sum of a row depends on what the row sees and on nothing
- * else, so prefill and decode give the same bits. Lanes and tokens that a row does not see are left
- * out, never multiplied by zero: they may hold anything.
+ * dimension is a lane). With a K_KV_I8 cache the sums are over its integers: a key's scale
+ * multiplies the finished score, a value's scale the token's weight. The order of every sum of a
+ * row depends on what the row sees and on nothing else, so prefill and decode give the same bits.
+ * Lanes and tokens that a row does not see are left out, never multiplied by zero: they may hold
+ * anything.
  */
 #include "isa.h"
 #include "vmath.h"
@@ -16,22 +18,23 @@ enum { MAX_DIM = CPU_MAX_HEAD_DIM, V_COLUMNS = 2 };
 
 /* 16 tokens of a sequence, as they lie in one block of the cache. */
 struct group {
-    const uint8_t *k, *v; /* [dim_pad][16], [16][dim_pad] */
-    uint32_t token0, n;   /* tokens [token0, token0 + n) */
+    const uint8_t *k, *v;              /* [dim_pad][16], [16][dim_pad] */
+    const uint16_t *k_scale, *v_scale; /* [16], K_KV_I8 only */
+    uint32_t token0, n;                /* tokens [token0, token0 + n) */
 };
 
-VEC_FN struct group find_group(const struct k_kv *kv, const uint8_t *layer, uint32_t kv_head,
+VEC_FN struct group find_group(const struct k_kv *kv, uint8_t *layer, uint32_t kv_head,
                                const uint32_t *blocks, uint32_t idx)
 {
     uint32_t block = idx / kv->token_groups, within = idx % kv->token_groups;
-    size_t size = kv->half ? sizeof(uint16_t) : sizeof(float);
-    const uint8_t *head =
-        layer + ((size_t)blocks[block] * kv->p.n_kv_heads + kv_head) * kv->head_elements * size;
-    size_t piece = (size_t)kv->dim_pad * VEC * size;
+    uint8_t *head = layer + ((size_t)blocks[block] * kv->p.n_kv_heads + kv_head) * kv->head_bytes;
+    size_t piece = (size_t)kv->dim_pad * VEC * kv->value_bytes;
     uint32_t left = kv->p.block_tokens - within * VEC;
     return (struct group){
-        .k = head + within * piece,
-        .v = head + (kv->token_groups + within) * piece,
+        .k = head + kv->keys_at + within * piece,
+        .v = head + kv->values_at + within * piece,
+        .k_scale = cpu_kv_scales(kv, head, false, within),
+        .v_scale = cpu_kv_scales(kv, head, true, within),
         .token0 = block * kv->p.block_tokens + within * VEC,
         .n = left < VEC ? left : VEC,
     };
@@ -52,14 +55,17 @@ VEC_FN int tokens_seen(const struct group *g, uint32_t visible)
     return (int)(visible - g->token0 < g->n ? visible - g->token0 : g->n);
 }
 
-VEC_FN vf load_cached(bool half, const uint8_t *p, size_t idx)
+/* Integers in K_KV_I8. */
+VEC_FN vf load_cached(enum k_kv_type type, const uint8_t *p, size_t idx)
 {
-    return half ? vf_load_half((const uint16_t *)p + idx) : vf_load((const float *)p + idx);
+    return type == K_KV_I8    ? vf_load_i8((const int8_t *)p + idx)
+           : type == K_KV_F16 ? vf_load_half((const uint16_t *)p + idx)
+                              : vf_load((const float *)p + idx);
 }
 
 struct rows {
     const struct k_kv *kv;
-    const uint8_t *layer;
+    uint8_t *layer;
     const uint32_t *blocks;
     uint32_t kv_head, dim_pad;
     uint32_t visible[ATTENTION_ROWS]; /* ascending */
@@ -70,7 +76,7 @@ struct rows {
     float inverse[ATTENTION_ROWS]; /* 1 / sum of the exponentials */
 };
 
-VEC_FN void score_rows(const struct rows *a, bool half, int R)
+VEC_FN void score_rows(const struct rows *a, enum k_kv_type type, int R)
 {
     const uint32_t dim = a->dim_pad;
     for (uint32_t g = 0; g < a->n_groups[R - 1]; g++) {
@@ -78,8 +84,8 @@ VEC_FN void score_rows(const struct rows *a, bool half, int R)
         vf sum[ATTENTION_ROWS][2];
         TILE_UNROLL for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = vf_zero();
         for (uint32_t d = 0; d < dim; d += 2) {
-            vf k0 = load_cached(half, at.k, (size_t)d * VEC);
-            vf k1 = load_cached(half, at.k, (size_t)(d + 1) * VEC);
+            vf k0 = load_cached(type, at.k, (size_t)d * VEC);
+            vf k1 = load_cached(type, at.k, (size_t)(d + 1) * VEC);
             TILE_UNROLL for (int r = 0; r < R; r++)
             {
                 const float *q = a->q + (size_t)r * dim + d;
@@ -90,9 +96,12 @@ VEC_FN void score_rows(const struct rows *a, bool half, int R)
         TILE_UNROLL for (int r = 0; r < R; r++)
         {
             int seen = tokens_seen(&at, a->visible[r]);
+            vf score = vf_add(sum[r][0], sum[r][1]);
+            if (type == K_KV_I8)
+                score = vf_mul(score, vf_load_half(at.k_scale));
             if (seen)
                 vf_store(a->scores[r] + (size_t)g * VEC,
-                         vf_select_n(seen, vf_add(sum[r][0], sum[r][1]), vf_set1(-INFINITY)));
+                         vf_select_n(seen, score, vf_set1(-INFINITY)));
         }
     }
 }
@@ -114,19 +123,33 @@ static float exponentials(float *scores, uint32_t n_groups)
     return 1.0f / vf_sum(sum);
 }
 
-/* Dimensions [d, d + 16 C) of the rows' results. */
-VEC_FN void weigh_columns(const struct rows *a, bool half, int R, int C, uint32_t d)
+/* K_KV_I8: the weights of the group's values take on the values' scales. */
+VEC_FN void scale_weights(const struct rows *a, const struct group *at, uint32_t g, int R)
+{
+    vf scale = vf_load_half(at->v_scale);
+    TILE_UNROLL for (int r = 0; r < R; r++)
+    {
+        float *weights = a->scores[r] + (size_t)g * VEC;
+        if (g < a->n_groups[r])
+            vf_store(weights, vf_mul(vf_load(weights), scale));
+    }
+}
+
+/* Dimensions [d, d + 16 C) of the rows' results, d = 0 first. */
+VEC_FN void weigh_columns(const struct rows *a, enum k_kv_type type, int R, int C, uint32_t d)
 {
     vf sum[ATTENTION_ROWS][ATTENTION_WIDE];
     TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int c = 0; c < C; c++) sum[r][c] =
         vf_zero();
     for (uint32_t g = 0; g < a->n_groups[R - 1]; g++) {
         struct group at = find_group(a->kv, a->layer, a->kv_head, a->blocks, g);
+        if (type == K_KV_I8 && d == 0)
+            scale_weights(a, &at, g, R);
         int common = tokens_seen(&at, a->visible[0]);
         for (int t = 0; t < common; t++) {
             vf v[ATTENTION_WIDE];
             TILE_UNROLL for (int c = 0; c < C; c++) v[c] =
-                load_cached(half, at.v, (size_t)t * a->dim_pad + d + (size_t)c * VEC);
+                load_cached(type, at.v, (size_t)t * a->dim_pad + d + (size_t)c * VEC);
             TILE_UNROLL for (int r = 0; r < R; r++)
             {
                 vf p = vf_set1(a->scores[r][(size_t)g * VEC + (size_t)t]);
@@ -141,7 +164,7 @@ VEC_FN void weigh_columns(const struct rows *a, bool half, int R, int C, uint32_
                 TILE_UNROLL for (int c = 0; c < C; c++)
                 {
                     size_t idx = (size_t)t * a->dim_pad + d + (size_t)c * VEC;
-                    sum[r][c] = vf_fma(p, load_cached(half, at.v, idx), sum[r][c]);
+                    sum[r][c] = vf_fma(p, load_cached(type, at.v, idx), sum[r][c]);
                 }
             }
         }
@@ -150,26 +173,28 @@ VEC_FN void weigh_columns(const struct rows *a, bool half, int R, int C, uint32_
         vf_store(a->out[r] + d + c * VEC, vf_mul(sum[r][c], vf_set1(a->inverse[r])));
 }
 
-VEC_FN void attend(struct rows *a, bool half, int R)
+VEC_FN void attend(struct rows *a, enum k_kv_type type, int R)
 {
-    score_rows(a, half, R);
+    score_rows(a, type, R);
     for (int r = 0; r < R; r++)
         a->inverse[r] = exponentials(a->scores[r], a->n_groups[r]);
     const int C = R == 1 ? ATTENTION_WIDE : V_COLUMNS;
     uint32_t d = 0;
     for (; d + (uint32_t)C * VEC <= a->dim_pad; d += (uint32_t)C * VEC)
-        weigh_columns(a, half, R, C, d);
+        weigh_columns(a, type, R, C, d);
     for (; d < a->dim_pad; d += VEC)
-        weigh_columns(a, half, R, 1, d);
+        weigh_columns(a, type, R, 1, d);
 }
 
 #define ATTEND(R)                                                                                  \
     static void attend_##R(struct rows *a)                                                         \
     {                                                                                              \
-        if (a->kv->half)                                                                           \
-            attend(a, true, R);                                                                    \
+        if (a->kv->type == K_KV_I8)                                                                \
+            attend(a, K_KV_I8, R);                                                                 \
+        else if (a->kv->type == K_KV_F16)                                                          \
+            attend(a, K_KV_F16, R);                                                                \
         else                                                                                       \
-            attend(a, false, R);                                                                   \
+            attend(a, K_KV_F32, R);                                                                \
     }
 ATTEND(1)
 ATTEND(2)

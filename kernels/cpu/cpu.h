@@ -6,6 +6,7 @@
 
 #include "kernels/int4.h"
 #include "kernels/kernels.h"
+#include "kv.h"
 #include "pool.h"
 
 /* How the activations of a product are handed to its kernel. */
@@ -40,27 +41,6 @@ struct k_rope {
     uint32_t max_seq, half_dim;
     float *cos, *sin; /* [max_seq, half_dim] */
 };
-
-/* Keys and values. A block of one layer and head is one contiguous piece, read front to back:
- *   K: token groups of 16: [token_groups][dim_pad][16 tokens]   (a token is a lane)
- *   V: [token_groups * 16][dim_pad]
- * head_dim is padded to dim_pad, a multiple of 16, with zeros. */
-struct k_kv {
-    struct k_kv_params p;
-    bool half;             /* binary16, or float in K_MODE_FP32 */
-    uint32_t dim_pad;      /* head_dim, to a multiple of 16 */
-    uint32_t token_groups; /* ceil(block_tokens / 16) */
-    size_t head_elements;  /* K and V of one block and head */
-    uint8_t *data;         /* [n_layers][n_blocks][n_kv_heads][head_elements] */
-};
-
-/* Where block `block` of a head begins. */
-static inline uint8_t *cpu_kv_head(const struct k_kv *kv, uint32_t layer, uint32_t block,
-                                   uint32_t head)
-{
-    size_t idx = ((size_t)layer * kv->p.n_blocks + block) * kv->p.n_kv_heads + head;
-    return kv->data + idx * kv->head_elements * (kv->half ? sizeof(uint16_t) : sizeof(float));
-}
 
 /* One product y[n_rows, rows] = x W^T + bias. Rows of x are cut into tiles of at most tile_rows,
  * of nearly equal size; `data` holds them tile by tile as the kernels read them (activations.c). */
@@ -199,13 +179,15 @@ void cpu_embed(struct k_ctx *c, const struct k_linear *table, uint32_t first_row
 void cpu_pack(const struct k_linear *l, const struct k_linear_src *src, uint32_t first,
               uint32_t end);
 
-/* sequence.c: cache, rope, attention */
+/* kv.c */
 size_t cpu_sizes_kv_block(enum k_mode mode, const struct k_kv_params *p);
-size_t cpu_sizes_rope(uint32_t max_seq, uint32_t half_dim);
 struct k_kv *cpu_kv_new(struct k_ctx *c, const struct k_kv_params *p);
 void cpu_kv_free(struct k_ctx *c, struct k_kv *kv);
 size_t cpu_kv_block_bytes(struct k_ctx *c, const struct k_kv_params *p);
 void cpu_kv_copy(struct k_ctx *c, struct k_kv *kv, uint32_t src, uint32_t dst);
+
+/* sequence.c: rope, attention */
+size_t cpu_sizes_rope(uint32_t max_seq, uint32_t half_dim);
 struct k_rope *cpu_rope_new(struct k_ctx *c, const float *cos, const float *sin, uint32_t max_seq,
                             uint32_t half_dim);
 void cpu_rope_free(struct k_ctx *c, struct k_rope *r);

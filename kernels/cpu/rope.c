@@ -1,5 +1,7 @@
-/* rope.c: rotates q and k and files k and v in the cache. */
+/* rope.c: rotates q and k and files k and v in the cache, in its type (kv.h). */
 #include "isa.h"
+
+#include "base/half.h"
 
 #include <assert.h>
 
@@ -19,30 +21,49 @@ static void rotate(const struct k_rope *r, uint32_t position, const float *x, fl
     }
 }
 
-/* dst[i * stride] = src[i] as an element of the cache; n is a multiple of 16. */
-static void store_column(const struct k_kv *kv, uint8_t *dst, size_t stride, const float *src,
-                         uint32_t n)
+/* src[n] as values of the cache of this type; n is a multiple of 16. Returns the scale (K_KV_I8).
+ */
+static uint16_t encode(enum k_kv_type type, const float *src, uint32_t n, uint8_t *dst)
 {
-    if (!kv->half) {
-        for (uint32_t i = 0; i < n; i++)
-            ((float *)dst)[i * stride] = src[i];
-        return;
+    if (type == K_KV_F32) {
+        memcpy(dst, src, n * sizeof *src);
+        return 0;
     }
-    uint16_t half[MAX_DIM];
+    if (type == K_KV_F16) {
+        for (uint32_t i = 0; i < n; i += VEC)
+            vf_store_half((uint16_t *)dst + i, vf_load(src + i));
+        return 0;
+    }
+    vi largest = vi_zero(); /* as integers magnitudes have the same order, and NaN comes last */
     for (uint32_t i = 0; i < n; i += VEC)
-        vf_store_half(half + i, vf_load(src + i));
-    for (uint32_t i = 0; i < n; i++)
-        ((uint16_t *)dst)[i * stride] = half[i];
+        largest = vi_max(largest, vi_and(vi_bits(vf_load(src + i)), vi_set1(0x7fffffff)));
+    int32_t bits = vi_max_lanes(largest);
+    float magnitude;
+    memcpy(&magnitude, &bits, sizeof magnitude);
+    uint16_t stored = cpu_kv_scale(magnitude);
+    float scale = half_to_float(stored);
+    if (!(scale > 0.0f && scale <= 65504.0f)) { /* all zeros, or not finite */
+        memset(dst, 0, n);
+        return stored;
+    }
+    const vf inverse = vf_set1(1.0f / scale);
+    for (uint32_t i = 0; i < n; i += VEC)
+        vi_store_i8((int8_t *)dst + i, vi_from_float(vf_rint(vf_mul(vf_load(src + i), inverse))));
+    return stored;
 }
 
-static void store_row(const struct k_kv *kv, uint8_t *dst, const float *src, uint32_t n)
+/* dst[i * 16] = src[i], values of `size` bytes */
+static void scatter(uint8_t *dst, const uint8_t *src, size_t size, uint32_t n)
 {
-    for (uint32_t i = 0; i < n; i += VEC) {
-        if (kv->half)
-            vf_store_half((uint16_t *)dst + i, vf_load(src + i));
-        else
-            vf_store((float *)dst + i, vf_load(src + i));
-    }
+    if (size == sizeof(int8_t))
+        for (uint32_t i = 0; i < n; i++)
+            dst[i * VEC] = src[i];
+    else if (size == sizeof(uint16_t))
+        for (uint32_t i = 0; i < n; i++)
+            ((uint16_t *)dst)[i * VEC] = ((const uint16_t *)src)[i];
+    else
+        for (uint32_t i = 0; i < n; i++)
+            ((float *)dst)[i * VEC] = ((const float *)src)[i];
 }
 
 /* k and v [head_dim], padded with zeros to dim_pad, become token `token` of the sequence. */
@@ -53,12 +74,19 @@ static void store_token(const struct cpu_rope_job *j, const struct k_seq *seq, u
     uint32_t block = seq->blocks[token / kv->p.block_tokens];
     uint32_t slot = token % kv->p.block_tokens;
     assert(block < kv->p.n_blocks);
-    size_t size = kv->half ? sizeof(uint16_t) : sizeof(float);
     uint8_t *head = cpu_kv_head(kv, j->p.layer, block, kv_head);
-    size_t k_at = (size_t)(slot / VEC) * kv->dim_pad * VEC + slot % VEC;
-    store_column(kv, head + k_at * size, VEC, k, kv->dim_pad);
-    size_t v_at = (size_t)(kv->token_groups * VEC + slot) * kv->dim_pad;
-    store_row(kv, head + v_at * size, v, kv->dim_pad);
+    size_t key_at = (size_t)(slot / VEC) * kv->dim_pad * VEC + slot % VEC;
+    size_t value_at = (size_t)slot * kv->dim_pad;
+    float key[MAX_DIM]; /* as values of the cache */
+    uint16_t key_scale = encode(kv->type, k, kv->dim_pad, (uint8_t *)key);
+    scatter(head + kv->keys_at + key_at * kv->value_bytes, (const uint8_t *)key, kv->value_bytes,
+            kv->dim_pad);
+    uint8_t *value = head + kv->values_at + value_at * kv->value_bytes;
+    uint16_t value_scale = encode(kv->type, v, kv->dim_pad, value);
+    if (kv->type == K_KV_I8) {
+        cpu_kv_scales(kv, head, false, slot / VEC)[slot % VEC] = key_scale;
+        cpu_kv_scales(kv, head, true, slot / VEC)[slot % VEC] = value_scale;
+    }
 }
 
 /* One token, one key-value head with its q heads. */

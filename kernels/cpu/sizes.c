@@ -1,5 +1,5 @@
 /* sizes.c: what things take on the CPU, as a table (kernels/sizes.h). The arithmetic stands beside
- * the allocations that follow it: linear.c, sequence.c. */
+ * the allocations that follow it: linear.c, kv.c, sequence.c. */
 #include "kernels/sizes.h"
 #include "cpu.h"
 

@@ -172,6 +172,21 @@ VEC_FN void vf_store_half(uint16_t *p, vf x)
     _mm_storeu_si128((__m128i *)p + 1, _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
 }
 
+VEC_FN vf vf_load_i8(const int8_t *p)
+{
+    return (vf){
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))),
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))))};
+}
+
+VEC_FN void vi_store_i8(int8_t *p, vi x)
+{
+    /* packing goes by 128-bit halves: 0..3, 8..11, 4..7, 12..15 */
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
+    _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(words),
+                                                   _mm256_extracti128_si256(words, 1)));
+}
+
 VEC_FN vf vf_round_half(vf x)
 {
     return (vf){_mm256_cvtph_ps(_mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT)),

@@ -186,6 +186,21 @@ VEC_FN void vf_store_half(uint16_t *p, vf a)
         p[i] = half_from_float(a.v[i]);
 }
 
+/* 16 signed bytes. */
+VEC_FN vf vf_load_i8(const int8_t *p)
+{
+    vf r;
+    VEC_LANES((float)p[i]);
+    return r;
+}
+
+/* Values in [-128, 127]. */
+VEC_FN void vi_store_i8(int8_t *p, vi a)
+{
+    for (int i = 0; i < VEC; i++)
+        p[i] = (int8_t)a.v[i];
+}
+
 /* The nearest binary16 value. */
 VEC_FN vf vf_round_half(vf a)
 {

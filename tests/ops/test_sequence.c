@@ -1,5 +1,5 @@
-/* test_sequence.c: rope, the paged cache and attention, against double precision; prefill against
- * decode and every instruction set against plain C, bit by bit. */
+/* test_sequence.c: rope, the paged cache in each of its types and attention, against double
+ * precision; prefill against decode and every instruction set against plain C, bit by bit. */
 #include "harness.h"
 
 #include "base/half.h"
@@ -28,6 +28,26 @@ struct sequence {
 static const struct sequence sequences[] = {{1, 0},   {37, 0},  {16, 16}, {MAX_SEQ, 33},
                                             {50, 49}, {33, 33}, {100, 0}};
 enum { N_SEQS = sizeof sequences / sizeof *sequences, MAX_TOKENS = 512 };
+
+/* How a context keeps keys and values. */
+struct storage {
+    enum k_mode mode;
+    enum k_kv_type type;
+};
+static const struct storage storages[] = {
+    {K_MODE_FP32, K_KV_AUTO},
+    {K_MODE_FP16, K_KV_AUTO},
+    {K_MODE_FP32, K_KV_F16},
+    {K_MODE_FP16, K_KV_I8},
+};
+enum { N_STORAGES = sizeof storages / sizeof *storages };
+
+static const char *storage_name(struct storage s)
+{
+    static const char *const names[] = {
+        [K_KV_F16] = "cache in FP16", [K_KV_I8] = "cache in INT8", [K_KV_F32] = "cache in FP32"};
+    return names[k_kv_resolve(s.type, s.mode)];
+}
 
 /* One world: all sequences' qkv rows, positions, tables and block lists. */
 struct world {
@@ -100,15 +120,16 @@ struct device {
     struct k_attn_params p;
 };
 
-static bool device_open(struct device *d, const struct world *w, const char *isa, enum k_mode mode,
-                        uint32_t threads)
+static bool device_open(struct device *d, const struct world *w, const char *isa,
+                        struct storage storage, uint32_t threads)
 {
     d->ops = op_cpu();
-    d->c = op_open(d->ops, isa, mode, threads, MAX_TOKENS, 64, MAX_SEQ);
+    d->c = op_open(d->ops, isa, storage.mode, threads, MAX_TOKENS, 64, MAX_SEQ);
     if (!d->c)
         return false;
     const struct model *m = w->m;
-    struct k_kv_params p = {N_LAYERS, m->n_kv_heads, m->dim, w->n_blocks, m->block_tokens};
+    struct k_kv_params p = {N_LAYERS,    m->n_kv_heads,   m->dim,
+                            w->n_blocks, m->block_tokens, storage.type};
     d->kv = d->ops->kv_new(d->c, &p);
     d->rope = d->ops->rope_new(d->c, w->cos, w->sin, MAX_SEQ, m->dim / 2);
     assert_true(d->kv && d->rope);
@@ -184,22 +205,75 @@ static const float *head_of(const struct world *w, uint32_t token, uint32_t kv_h
     return w->qkv + (size_t)token * w->row_len + (size_t)kv_head * (shared + 2) * w->m->dim;
 }
 
-/* One row of one head in double precision, the cache as binary16 where the mode says so. */
-static void naive_row(const struct world *w, enum k_mode mode, uint32_t s, uint32_t row,
+/* x[n] as the cache keeps it. INT8: the smallest binary16 scale that reaches all of x, found by
+ * trying all of them. */
+static void as_kept(struct storage storage, const float *x, uint32_t n, double *kept)
+{
+    enum k_kv_type type = k_kv_resolve(storage.type, storage.mode);
+    float largest = 0, scale;
+    for (uint32_t i = 0; i < n; i++)
+        largest = fmaxf(largest, fabsf(x[i]));
+    uint16_t half = 0;
+    while (half_to_float(half) * 127 < largest)
+        half++;
+    scale = half_to_float(half);
+    for (uint32_t i = 0; i < n; i++)
+        kept[i] = type == K_KV_F32   ? (double)x[i]
+                  : type == K_KV_F16 ? (double)half_round(x[i])
+                  : scale > 0        ? (double)scale * (double)rintf(x[i] * (1.0f / scale))
+                                     : 0;
+}
+
+/* The key of a token, rotated in single precision: in INT8 a value that the last bit carries over
+ * a tie would be a step away. */
+static void kept_key(const struct world *w, struct storage storage, uint32_t token,
+                     uint32_t kv_head, double *kept)
+{
+    uint32_t half = w->m->dim / 2, shared = w->m->n_heads / w->m->n_kv_heads;
+    const float *x = head_of(w, token, kv_head) + (size_t)shared * w->m->dim;
+    size_t at = (size_t)w->positions[token] * half;
+    float k[128];
+    for (uint32_t i = 0; i < half; i++) {
+        volatile float products[] = {x[i] * w->cos[at + i], x[i + half] * w->sin[at + i],
+                                     x[i + half] * w->cos[at + i], x[i] * w->sin[at + i]};
+        k[i] = products[0] - products[1];
+        k[i + half] = products[2] + products[3];
+    }
+    as_kept(storage, k, w->m->dim, kept);
+}
+
+/* Keys and values of sequence s as the cache keeps them, [len][dim] for one head. */
+struct kept {
+    double k[MAX_SEQ][128], v[MAX_SEQ][128];
+};
+
+static void keep(const struct world *w, struct storage storage, uint32_t s, uint32_t kv_head,
+                 struct kept *ret)
+{
+    const struct model *m = w->m;
+    for (uint32_t t = 0; t < sequences[s].len; t++) {
+        uint32_t token = w->row0[s] + t;
+        const float *row = head_of(w, token, kv_head);
+        kept_key(w, storage, token, kv_head, ret->k[t]);
+        as_kept(storage, row + (size_t)(m->n_heads / m->n_kv_heads + 1) * m->dim, m->dim,
+                ret->v[t]);
+    }
+}
+
+/* One row of one head in double precision. */
+static void naive_row(const struct world *w, const struct kept *kept, uint32_t s, uint32_t row,
                       uint32_t head, double *q, double *out)
 {
     const struct model *m = w->m;
     uint32_t shared = m->n_heads / m->n_kv_heads, kv_head = head / shared;
     uint32_t visible = row + 1 > sequences[s].prefix ? row + 1 : sequences[s].prefix;
     uint32_t token = w->row0[s] + row;
-    double score[MAX_SEQ], largest = -INFINITY, sum = 0, k[128] = {0};
+    double score[MAX_SEQ], largest = -INFINITY, sum = 0;
     rotate(w, w->positions[token], head_of(w, token, kv_head) + head % shared * m->dim, q);
     for (uint32_t t = 0; t < visible; t++) {
-        uint32_t other = w->row0[s] + t;
-        rotate(w, w->positions[other], head_of(w, other, kv_head) + (size_t)shared * m->dim, k);
         score[t] = 0;
         for (uint32_t d = 0; d < m->dim; d++)
-            score[t] += q[d] * (mode == K_MODE_FP32 ? k[d] : (double)half_round((float)k[d]));
+            score[t] += q[d] * kept->k[t][d];
         score[t] /= sqrt(m->dim);
         largest = fmax(largest, score[t]);
     }
@@ -207,33 +281,34 @@ static void naive_row(const struct world *w, enum k_mode mode, uint32_t s, uint3
         sum += exp(score[t] - largest);
     for (uint32_t d = 0; d < m->dim; d++) {
         out[d] = 0;
-        for (uint32_t t = 0; t < visible; t++) {
-            float v = head_of(w, w->row0[s] + t, kv_head)[(shared + 1) * m->dim + d];
-            double value = (double)(mode == K_MODE_FP32 ? v : half_round(v));
-            out[d] += exp(score[t] - largest) / sum * value;
-        }
+        for (uint32_t t = 0; t < visible; t++)
+            out[d] += exp(score[t] - largest) / sum * kept->v[t][d];
     }
 }
 
-static void check_against_double(const struct world *w, enum k_mode mode, const float *q,
+static void check_against_double(const struct world *w, struct storage storage, const float *q,
                                  const float *out)
 {
     double want_q[128] = {0}, want[128] = {0};
-    /* a key within half an ulp of a tie may round to its other neighbour in binary16 */
-    double bound = mode == K_MODE_FP32 ? 2e-5 : 2e-3;
+    uint32_t shared = w->m->n_heads / w->m->n_kv_heads;
+    struct kept *kept = op_malloc(sizeof *kept);
     for (uint32_t s = 0; s < N_SEQS; s++)
-        for (uint32_t row = 0; row < sequences[s].len; row++)
-            for (uint32_t h = 0; h < w->m->n_heads; h++) {
-                naive_row(w, mode, s, row, h, want_q, want);
+        for (uint32_t h = 0; h < w->m->n_heads; h++) {
+            if (h % shared == 0)
+                keep(w, storage, s, h / shared, kept);
+            for (uint32_t row = 0; row < sequences[s].len; row++) {
+                naive_row(w, kept, s, row, h, want_q, want);
                 size_t at = ((size_t)(w->row0[s] + row) * w->m->n_heads + h) * w->m->dim;
                 for (uint32_t d = 0; d < w->m->dim; d++) {
                     assert_near((double)q[at + d], want_q[d], 2e-6, "q of seq %u row %u head %u", s,
                                 row, h);
-                    assert_near((double)out[at + d], want[d], bound,
-                                "dim %u mode %s seq %u row %u head %u", d, op_mode_name(mode), s,
+                    assert_near((double)out[at + d], want[d], 2e-5,
+                                "dim %u, %s, seq %u row %u head %u", d, storage_name(storage), s,
                                 row, h);
                 }
             }
+        }
+    free(kept);
 }
 
 /* Poisons every block of the cache that the test has not handed out and all slots behind the ends
@@ -254,7 +329,7 @@ static void poison_cache(struct device *d, const struct world *w)
     free(q);
 }
 
-static void check_model(const struct model *m, enum k_mode mode, uint64_t seed)
+static void check_model(const struct model *m, struct storage storage, uint64_t seed)
 {
     struct rng r = {seed};
     struct world w = world_new(m, &r);
@@ -264,18 +339,18 @@ static void check_model(const struct model *m, enum k_mode mode, uint64_t seed)
     for (int set = 0; set < MAX_SETS; set++)
         for (uint32_t threads = 1; threads <= 2; threads++) {
             struct device d = {0};
-            if (!device_open(&d, &w, op_sets[set], mode, threads))
+            if (!device_open(&d, &w, op_sets[set], storage, threads))
                 continue;
             poison_cache(&d, &w);
             prefill_all(&d, &w, q, out);
             if (!set && threads == 1) {
                 memcpy(want_q, q, n * sizeof *q);
                 memcpy(want, out, n * sizeof *out);
-                check_against_double(&w, mode, q, out);
+                check_against_double(&w, storage, q, out);
             }
             assert_same_bits(q, want_q, n, "q, %s, %u threads", op_sets[set], threads);
             assert_same_bits(out, want, n, "attention, %s, %u threads, %s, dim %u block %u",
-                             op_sets[set], threads, op_mode_name(mode), m->dim, m->block_tokens);
+                             op_sets[set], threads, storage_name(storage), m->dim, m->block_tokens);
             device_close(&d);
         }
     world_free(&w);
@@ -288,9 +363,9 @@ static void check_model(const struct model *m, enum k_mode mode, uint64_t seed)
 static void test_attention(void **state)
 {
     (void)state;
-    for (int mode = K_MODE_FP32; mode <= K_MODE_FP16; mode++)
+    for (int storage = 0; storage < N_STORAGES; storage++)
         for (int i = 0; i < N_MODELS; i++)
-            check_model(&models[i], (enum k_mode)mode, 100 + (uint64_t)i);
+            check_model(&models[i], storages[storage], 100 + (uint64_t)i);
 }
 
 /* The same tokens in random steps: any mix of sequences, any number of tokens each. The part of a
@@ -322,13 +397,13 @@ static void test_prefill_is_decode(void **state)
 {
     (void)state;
     int rounds = op_long() ? 200 : 4;
-    for (int mode = K_MODE_FP32; mode <= K_MODE_FP16; mode++)
+    for (int storage = 0; storage < N_STORAGES; storage++)
         for (int i = 0; i < N_MODELS; i++)
             for (int set = 1; set < MAX_SETS; set++) {
                 struct rng r = {7000 + (uint64_t)(i * 10 + set)};
                 struct world w = world_new(&models[i], &r);
                 struct device d = {0};
-                if (device_open(&d, &w, op_sets[set], (enum k_mode)mode, 2)) {
+                if (device_open(&d, &w, op_sets[set], storages[storage], 2)) {
                     size_t n = (size_t)w.n_tokens * w.q_len;
                     float *all[2] = {op_malloc(n * sizeof(float)), op_malloc(n * sizeof(float))};
                     float *some[2] = {op_malloc(n * sizeof(float)), op_malloc(n * sizeof(float))};
@@ -338,8 +413,8 @@ static void test_prefill_is_decode(void **state)
                         poison_cache(&d, &w);
                         random_steps(&d, &w, &r, some[0], some[1]);
                         assert_same_bits(some[0], all[0], n, "q in steps, round %d", round);
-                        assert_same_bits(some[1], all[1], n, "attention in steps, %s, round %d",
-                                         op_sets[set], round);
+                        assert_same_bits(some[1], all[1], n, "attention in steps, %s, %s, round %d",
+                                         op_sets[set], storage_name(storages[storage]), round);
                     }
                     for (int k = 0; k < 2; k++) {
                         free(all[k]);
@@ -352,13 +427,12 @@ static void test_prefill_is_decode(void **state)
 }
 
 /* A copied block serves like its source, in every layer. */
-static void test_kv_copy(void **state)
+static void check_kv_copy(struct storage storage)
 {
-    (void)state;
     struct rng r = {31};
     struct world w = world_new(&models[0], &r);
     struct device d = {0};
-    assert_true(device_open(&d, &w, NULL, K_MODE_FP16, 1));
+    assert_true(device_open(&d, &w, NULL, storage, 1));
     size_t n = (size_t)w.n_tokens * w.q_len;
     float *q = op_malloc(n * sizeof *q), *before = op_malloc(n * sizeof *q);
     float *after = op_malloc(n * sizeof *q);
@@ -374,11 +448,9 @@ static void test_kv_copy(void **state)
     for (d.p.layer = 0; d.p.layer < N_LAYERS; d.p.layer++) {
         d.ops->attention(d.c, &d.p, q, &all, 1, d.kv, before);
         d.ops->attention(d.c, &d.p, q, &copy, 1, d.kv, after);
-        assert_same_bits(after, before, (size_t)sequences[S].len * w.q_len, "copied, layer %u",
-                         d.p.layer);
+        assert_same_bits(after, before, (size_t)sequences[S].len * w.q_len, "copied, layer %u, %s",
+                         d.p.layer, storage_name(storage));
     }
-    struct k_kv_params p = {N_LAYERS, 4, 16, w.n_blocks, 16};
-    assert_int_equal(d.ops->kv_block_bytes(d.c, &p), 2 * 2 * 4 * 16 * 16 * N_LAYERS);
     device_close(&d);
     world_free(&w);
     free(q);
@@ -386,12 +458,119 @@ static void test_kv_copy(void **state)
     free(after);
 }
 
+static void test_kv_copy(void **state)
+{
+    (void)state;
+    for (int i = 0; i < N_STORAGES; i++)
+        check_kv_copy(storages[i]);
+}
+
+/* Blocks of one layer and head; GLM-130B's has 16 tokens of 128: INT8 holds 1.97 times the tokens
+ * of FP16. */
+static void test_block_bytes(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t dim, block_tokens;
+        enum k_mode mode;
+        enum k_kv_type type;
+        size_t bytes;
+    } cases[] = {
+        {128, 16, K_MODE_FP32, K_KV_AUTO, 16384}, {128, 16, K_MODE_FP16, K_KV_AUTO, 8192},
+        {128, 16, K_MODE_A8, K_KV_AUTO, 8192},    {128, 16, K_MODE_FP32, K_KV_F16, 8192},
+        {128, 16, K_MODE_A8, K_KV_F32, 16384},    {128, 16, K_MODE_FP16, K_KV_I8, 4160},
+        {128, 16, K_MODE_FP32, K_KV_I8, 4160},    {10, 16, K_MODE_FP16, K_KV_I8, 576},
+        {16, 24, K_MODE_FP16, K_KV_I8, 1152},     {16, 1, K_MODE_FP16, K_KV_I8, 576},
+    };
+    const struct k_ops *ops = op_cpu();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct k_ctx *c = op_open(ops, NULL, cases[i].mode, 1, 1, 64, MAX_SEQ);
+        struct k_kv_params p = {3, 5, cases[i].dim, 7, cases[i].block_tokens, cases[i].type};
+        size_t found = ops->kv_block_bytes(c, &p);
+        if (found != 3 * 5 * cases[i].bytes)
+            fail_msg("case %zu: %zu bytes, expected 15 * %zu", i, found, cases[i].bytes);
+        ops->close(c);
+    }
+}
+
+/* A token that sees only itself gets its own value back: what INT8 makes of it. False where the
+ * processor lacks the instructions. */
+static bool keep_value(const char *isa, const float *v, uint32_t dim, float *out)
+{
+    struct k_ctx *c = op_open(op_cpu(), isa, K_MODE_FP16, 1, 1, 64, 16);
+    if (!c)
+        return false;
+    const struct k_ops *ops = op_cpu();
+    struct k_kv_params p = {1, 1, dim, 1, 16, K_KV_I8};
+    float qkv[3 * 64] = {0}, ones[32], zeros[32] = {0}, q[64];
+    for (int i = 0; i < 32; i++)
+        ones[i] = 1;
+    memcpy(qkv + (size_t)2 * dim, v, dim * sizeof *v);
+    struct k_kv *kv = ops->kv_new(c, &p);
+    struct k_rope *rope = ops->rope_new(c, ones, zeros, 1, dim / 2);
+    const struct k_attn_params attn = {1, 1, dim, 0};
+    const uint32_t block = 0;
+    const struct k_seq seq = {0, 1, 0, 0, &block};
+    const int32_t position = 0;
+    ops->rope_kv(c, &attn, rope, qkv, &position, &seq, 1, kv, q);
+    ops->attention(c, &attn, q, &seq, 1, kv, out);
+    ops->kv_free(c, kv);
+    ops->rope_free(c, rope);
+    ops->close(c);
+    return true;
+}
+
+/* The error is at most half a step, the step max / 127 and what FP16 adds to it; from magnitudes
+ * where the scale is the smallest FP16 value to those where FP16 itself would overflow. */
+static void test_int8_error(void **state)
+{
+    (void)state;
+    enum { DIM = 64 };
+    struct rng r = {77};
+    for (int exponent = -40; exponent <= 20; exponent++)
+        for (int set = 0; set < MAX_SETS; set++) {
+            float v[DIM], out[DIM] = {0}, largest = 0;
+            rng_fill(&r, v, DIM, ldexpf(1, exponent));
+            for (int i = 0; i < DIM; i++)
+                largest = fmaxf(largest, fabsf(v[i]));
+            if (!keep_value(op_sets[set], v, DIM, out))
+                continue;
+            double step = fmax((double)largest / 127 * (1 + 0x1p-10), 0x1p-24);
+            if (step < 0x1p-14) /* subnormal scales are multiples of 2^-24 */
+                step += 0x1p-24;
+            for (int i = 0; i < DIM; i++)
+                assert_near((double)out[i], (double)v[i], step / 2 * (1 + 1e-6),
+                            "2^%d, %s, value %d", exponent, op_sets[set], i);
+        }
+}
+
+/* Zeros are exact; what is not finite is not hidden. */
+static void test_int8_special_values(void **state)
+{
+    (void)state;
+    enum { DIM = 6 };
+    static const float specials[] = {INFINITY, -INFINITY, NAN, 0x1p127f, 8.4e6f};
+    for (int set = 0; set < MAX_SETS; set++) {
+        float v[DIM] = {0}, out[DIM] = {1, 1, 1, 1, 1, 1};
+        if (!keep_value(op_sets[set], v, DIM, out))
+            continue;
+        for (int i = 0; i < DIM; i++)
+            assert_near((double)out[i], 0, 0, "zero, %s, value %d", op_sets[set], i);
+        for (size_t k = 0; k < sizeof specials / sizeof *specials; k++) {
+            v[2] = specials[k];
+            assert_true(keep_value(op_sets[set], v, DIM, out));
+            if (isfinite(out[2]))
+                fail_msg("%s: %g became %g", op_sets[set], (double)v[2], (double)out[2]);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_prefill_is_decode),
-        cmocka_unit_test(test_kv_copy),
+        cmocka_unit_test(test_attention),  cmocka_unit_test(test_prefill_is_decode),
+        cmocka_unit_test(test_kv_copy),    cmocka_unit_test(test_block_bytes),
+        cmocka_unit_test(test_int8_error), cmocka_unit_test(test_int8_special_values),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
