@@ -21,6 +21,7 @@ enum { MAX_STAGE_LAYERS = 9999 };
 
 static const char *const workers_choices[] = {"spawn", "external", NULL};
 static const char *const activations_choices[] = {"fp32", "fp16", "a8", NULL};
+static const char *const kv_cache_choices[] = {"auto", "fp16", "int8", NULL};
 static const char *const level_choices[] = {"error", "warn", "info", "debug", NULL};
 
 static const struct conf_option options[] = {
@@ -138,6 +139,10 @@ static const struct conf_option options[] = {
      "references token for token and is slow; a8 "
      "computes INT4 and INT8 products with 8-bit activations, where the device has them. All ranks "
      "must agree."},
+    {"worker.kv_cache", CONF_ENUM, AT(worker.kv_cache), "auto", 0, 0, kv_cache_choices,
+     "How keys and values are kept. auto: as activations are (fp32, otherwise fp16). int8: with a "
+     "scale per token and head; half the memory of fp16, so that kv_bytes hold nearly twice the "
+     "tokens, for a small loss of quality. All ranks must agree."},
     {"worker.threads", CONF_UINT, AT(worker.threads), "0", 0, 1024, NULL,
      "CPU threads of a rank. 0: all CPUs allowed (for spawned ranks see group.spawn)."},
     {"worker.slots", CONF_UINT, AT(worker.slots), "32", 1, 1024, NULL,
@@ -359,4 +364,14 @@ void config_replica_name(const struct config *c, uint32_t replica,
         snprintf(ret_name, size, "%u", replica);
     else
         snprintf(ret_name, size, "%s-%u", c->group.name, replica);
+}
+
+const char *config_precision(const struct config *c)
+{
+    static const char *const names[][3] = {
+        [CONFIG_ACTIVATIONS_FP32] = {"fp32", "fp32+kv16", "fp32+kv8"},
+        [CONFIG_ACTIVATIONS_FP16] = {"fp16", "fp16", "fp16+kv8"},
+        [CONFIG_ACTIVATIONS_A8] = {"a8", "a8", "a8+kv8"},
+    };
+    return names[c->worker.activations][c->worker.kv_cache];
 }

@@ -21,6 +21,12 @@ enum config_activations { /* values equal those of enum k_mode */
                           CONFIG_ACTIVATIONS_A8,
 };
 
+enum config_kv_cache { /* values equal those of enum k_kv_type */
+                       CONFIG_KV_CACHE_AUTO,
+                       CONFIG_KV_CACHE_FP16,
+                       CONFIG_KV_CACHE_INT8,
+};
+
 /* Certificate files in PEM; empty = plaintext. */
 struct config_tls {
     char *ca;   /* certificates that sign the peers' certificates */
@@ -80,6 +86,7 @@ struct config {
         char *health_listen; /* gRPC health service of this rank; empty = none */
         struct config_tls tls;
         int activations; /* enum config_activations */
+        int kv_cache;    /* enum config_kv_cache */
         uint64_t threads;
         uint64_t slots;
         uint64_t kv_bytes;
@@ -126,6 +133,10 @@ int config_check(const struct config *c, struct err *e);
 
 /* The address that ranks dial, with the defaults applied. */
 const char *config_worker_target(const struct config *c);
+
+/* Activations and, where they differ, the KV cache ("fp16", "fp16+kv8"): what all ranks of a group
+ * must agree on besides the model. A rank says it in its Hello. */
+const char *config_precision(const struct config *c);
 
 /* The device of a rank ("cpu", "cuda:0"): group.devices[rank], the last one repeating. Ranks of
  * spawned replicas count on: rank r of the second of two groups of four is 4 + r. */

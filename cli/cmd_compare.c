@@ -1,5 +1,5 @@
 /* cmd_compare.c: `glmd compare A B`: how far the outputs of two models are apart on a text: what
- * quantization, another activation mode or another conversion costs. One model is open at a time:
+ * quantization, another activation mode, KV cache or conversion costs. One model is open at a time:
  * A's logits wait in an unnamed temporary file. */
 #include <getopt.h>
 #include <math.h>
@@ -25,6 +25,7 @@ static const char usage[] =
     "  --text FILE         UTF-8 text; default: a short built-in one, English and Chinese\n"
     "  --tokens N          use at most N tokens of it; default 512\n"
     "  --activations-b M   activation mode of B, if not the same as A's\n"
+    "  --kv-cache-b TYPE   KV cache of B, if not the same as A's\n"
     "  --json              print an object\n";
 
 static const char default_text[] =
@@ -55,6 +56,7 @@ static int parse_args(int argc, char **argv, struct compare_args *args)
     static const struct option options[] = {{"text", required_argument, NULL, 't'},
                                             {"tokens", required_argument, NULL, 'n'},
                                             {"activations-b", required_argument, NULL, 'b'},
+                                            {"kv-cache-b", required_argument, NULL, 'k'},
                                             {"json", no_argument, NULL, 'j'},
                                             {"help", no_argument, NULL, 'h'},
                                             LOCAL_ENGINE_LONG_OPTIONS,
@@ -62,7 +64,8 @@ static int parse_args(int argc, char **argv, struct compare_args *args)
     *args = (struct compare_args){.max_tokens = DEFAULT_TOKENS};
     struct local_engine_options common = LOCAL_ENGINE_OPTIONS_INIT;
     struct local_engine_options other = LOCAL_ENGINE_OPTIONS_INIT;
-    bool has_other = false;
+    bool other_mode = false;
+    bool other_kv = false;
     optind = 1;
     for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
         struct err e = ERR_INIT;
@@ -76,8 +79,12 @@ static int parse_args(int argc, char **argv, struct compare_args *args)
                 return EXIT_USAGE;
             break;
         case 'b':
-            has_other = true;
+            other_mode = true;
             r = local_engine_option('A', optarg, &other, &e);
+            break;
+        case 'k':
+            other_kv = true;
+            r = local_engine_option('K', optarg, &other, &e);
             break;
         case 'j':
             args->json = true;
@@ -99,8 +106,10 @@ static int parse_args(int argc, char **argv, struct compare_args *args)
         args->models[i] = argv[optind + i];
         args->engines[i] = common;
     }
-    if (has_other)
+    if (other_mode)
         args->engines[1].mode = other.mode;
+    if (other_kv)
+        args->engines[1].kv_type = other.kv_type;
     return -1;
 }
 

@@ -10,6 +10,7 @@ const char local_engine_usage[] =
     "  --tp N              ranks (tensor parallel), as threads of this process; default 1\n"
     "  --backend NAME      cpu (default) or cuda (one GPU per rank)\n"
     "  --activations MODE  fp32 (default; everything equals the references), fp16 or a8\n"
+    "  --kv-cache TYPE     keys and values: auto (default; as activations are), fp16 or int8\n"
     "  --threads N         CPU threads, shared out among the ranks; default: all allowed CPUs\n";
 
 static int parse_count(const char *name, const char *text, uint32_t max, uint32_t *ret,
@@ -46,6 +47,14 @@ int local_engine_option(int c, const char *text, struct local_engine_options *o,
             }
         }
         return err_set(e, -EINVAL, "--activations: expected fp32, fp16 or a8, found \"%s\"", text);
+    case 'K':
+        for (enum k_kv_type t = K_KV_AUTO; t <= K_KV_I8; t++) {
+            if (strcmp(text, k_kv_type_name(t)) == 0) {
+                o->kv_type = t;
+                return 0;
+            }
+        }
+        return err_set(e, -EINVAL, "--kv-cache: expected auto, fp16 or int8, found \"%s\"", text);
     default:
         return err_set(e, -EINVAL, "unknown option");
     }
@@ -71,6 +80,7 @@ int local_engine_open(const char *model, const struct local_engine_options *o,
                                    .tp_size = o->tp,
                                    .device = o->device,
                                    .mode = o->mode,
+                                   .kv_type = o->kv_type,
                                    .n_threads = o->n_threads,
                                    .n_slots = 1,
                                    .verify = true};

@@ -13,21 +13,22 @@ struct local_engine_options {
     uint32_t n_threads; /* 0 = all */
     const char *device; /* "cpu", "cuda" */
     enum k_mode mode;
+    enum k_kv_type kv_type;
 };
 
 #define LOCAL_ENGINE_OPTIONS_INIT                                                                  \
     {                                                                                              \
-        1, 0, "cpu", K_MODE_FP32                                                                   \
+        1, 0, "cpu", K_MODE_FP32, K_KV_AUTO                                                        \
     }
 
 /* The lines of --help for the options below. */
 extern const char local_engine_usage[];
 
-/* getopt_long characters: 'T' --tp, 'B' --backend, 'A' --activations, 'N' --threads. 0, or -EINVAL
- * with a message. */
+/* getopt_long characters: 'T' --tp, 'B' --backend, 'A' --activations, 'K' --kv-cache, 'N'
+ * --threads. 0, or -EINVAL with a message. */
 #define LOCAL_ENGINE_LONG_OPTIONS                                                                  \
     {"tp", required_argument, NULL, 'T'}, {"backend", required_argument, NULL, 'B'},               \
-        {"activations", required_argument, NULL, 'A'},                                             \
+        {"activations", required_argument, NULL, 'A'}, {"kv-cache", required_argument, NULL, 'K'}, \
     {                                                                                              \
         "threads", required_argument, NULL, 'N'                                                    \
     }

@@ -243,6 +243,7 @@ static int open_scheduler(struct coordinator *c, struct err *e)
     };
     /* The manifest's answer is that of the exact mode; the others may rightly round elsewhere. */
     fleet.has_known_answer = c->config->worker.activations == CONFIG_ACTIVATIONS_FP32 &&
+                             c->config->worker.kv_cache == CONFIG_KV_CACHE_AUTO &&
                              model_dir_known_answer(c->model, &fleet.known_answer) == 0;
     int r = sched_new(&sched, &c->sched);
     if (r == 0)

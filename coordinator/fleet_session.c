@@ -15,8 +15,6 @@
 /* Ranks may remember epochs that a lost state directory does not, but not any number. */
 static const uint64_t MAX_LOST_EPOCH = UINT64_C(1) << 48;
 
-static const char *const activations_names[] = {"fp32", "fp16", "a8"};
-
 static void copy_text(char *dst, size_t size, const char *src)
 {
     snprintf(dst, size, "%s", src);
@@ -109,7 +107,7 @@ static int check_hello(const struct rank_session *s, const struct wire_hello *h,
 {
     const struct fleet *f = s->fleet;
     const struct config *c = f->config.config;
-    const char *activations = activations_names[c->worker.activations];
+    const char *activations = config_precision(c);
     *ret_code = WIRE_REFUSE_PROTOCOL;
     if (h->protocol_min > WIRE_PROTOCOL_MAX || h->protocol_max < WIRE_PROTOCOL_MIN)
         return err_set(e, -EINVAL,
@@ -144,10 +142,11 @@ static int check_hello(const struct rank_session *s, const struct wire_hello *h,
                        "need the same model directory",
                        f->config.model_digest, f->config.scheme, h->model_digest);
     if (strcmp(h->activations, activations) != 0)
-        return err_set(e, -EINVAL,
-                       "worker.activations: expected %s as in the coordinator's configuration, "
-                       "found %.16s",
-                       activations, h->activations);
+        return err_set(
+            e, -EINVAL,
+            "worker.activations and worker.kv_cache: expected %s as in the coordinator's "
+            "configuration, found %.16s",
+            activations, h->activations);
     return 0;
 }
 

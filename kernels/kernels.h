@@ -88,6 +88,12 @@ static inline enum k_kv_type k_kv_resolve(enum k_kv_type type, enum k_mode mode)
     return type != K_KV_AUTO ? type : mode == K_MODE_FP32 ? K_KV_F32 : K_KV_F16;
 }
 
+static inline const char *k_kv_type_name(enum k_kv_type type)
+{
+    static const char *const names[] = {"auto", "fp16", "int8", "fp32"};
+    return names[type];
+}
+
 struct k_kv_params {
     uint32_t n_layers, n_kv_heads, head_dim;
     uint32_t n_blocks, block_tokens;

@@ -18,7 +18,7 @@ struct k_sizes {
     size_t (*norm_bytes)(uint32_t cols);
     size_t (*bias_bytes)(uint32_t cols);
     size_t (*rope_bytes)(uint32_t max_seq, uint32_t half_dim);
-    size_t (*kv_block_bytes)(enum k_mode mode, const struct k_kv_params *p);
+    size_t (*kv_block_bytes)(enum k_mode mode, const struct k_kv_params *p); /* as in k_ops */
     /* What a context keeps for products with such a matrix, of up to max_rows rows; the largest one
      * serves all. */
     size_t (*product_bytes)(uint32_t max_rows, enum k_weight type, uint32_t rows, uint32_t cols,

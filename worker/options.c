@@ -23,6 +23,7 @@ static const char usage[] =
     "  --tp N                 tensor-parallel ranks of a stage\n"
     "  --pp N                 pipeline stages of the group; rank = stage * TP + rank within it\n"
     "  --activations MODE     fp32, fp16 or a8\n"
+    "  --kv-cache TYPE        auto, fp16 or int8: keys and values\n"
     "  --threads N            CPU threads; 0 = all CPUs allowed\n"
     "  --slots N              sequences at once\n"
     "  --kv-bytes SIZE        memory for keys and values, as 4GiB; 0 = room for all slots\n"
@@ -65,6 +66,7 @@ static const char *const paths[] = {
     "log.level",
     "group.name",
     "group.pipeline_parallel",
+    "worker.kv_cache",
 };
 
 static const struct option long_options[] = {
@@ -90,6 +92,7 @@ static const struct option long_options[] = {
     {"log-level", required_argument, NULL, OPT_PATHS + 11},
     {"group", required_argument, NULL, OPT_PATHS + 12},
     {"pp", required_argument, NULL, OPT_PATHS + 13},
+    {"kv-cache", required_argument, NULL, OPT_PATHS + 14},
     {0},
 };
 

@@ -394,7 +394,6 @@ static uint32_t first_layer(const struct worker *w, uint32_t stage)
 
 static void make_session(struct worker *w)
 {
-    static const char *const activations[] = {"fp32", "fp16", "a8"};
     const struct config *c = &w->options->config;
     uint32_t stage = w->options->rank / (uint32_t)c->group.tensor_parallel;
     w->listen_addresses[0] = w->identity->listen_address;
@@ -414,7 +413,7 @@ static void make_session(struct worker *w)
                   .model_digest = model_dir_digest(w->model)->hex,
                   .scheme = quant_weights_name(model_dir_scheme(w->model)->weights),
                   .device = w->options->device,
-                  .activations = activations[c->worker.activations],
+                  .activations = config_precision(c),
                   .listen_addresses = w->listen_addresses,
                   .n_listen_addresses = 1,
                   .shm_domain = w->identity->shm_domain,
@@ -442,6 +441,7 @@ static int start_runner(struct worker *w, struct err *e)
                    .mode = (enum k_mode)c->worker.activations,
                    .n_threads = (uint32_t)c->worker.threads,
                    .n_slots = (uint32_t)c->worker.slots,
+                   .kv_type = (enum k_kv_type)c->worker.kv_cache,
                    .kv_bytes = c->worker.kv_bytes,
                    .max_step_tokens = (uint32_t)c->worker.max_step_tokens,
                    .verify = c->worker.verify},

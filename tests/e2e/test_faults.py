@@ -106,6 +106,33 @@ def test_mixed_models_are_refused_with_the_reason(weights, model, cluster, api):
     c.wait_ready()
 
 
+def test_a_kv_cache_of_another_type_is_refused_and_int8_holds_more(weights, cluster, api):
+    """All ranks in INT8 serve, with more blocks in the same bytes; one in FP16 among them may not."""
+    blocks = {}
+    for kind in ("auto", "int8"):
+        c = cluster(weights, 2, ready=kind == "auto", workers="external", worker__kv_cache=kind,
+                    worker__activations="fp16", worker__kv_bytes="1MiB",
+                    expect={"odd": 65, "worker1": 0} if kind == "int8" else {})
+        if kind == "int8":
+            wait_seen(c, api, 1)
+            c.processes["worker1"].terminate()
+            assert c.processes["worker1"].wait(timeout=DEADLINE_S) == 0
+            odd = c.start_worker(1, sets=("--set", "worker.kv_cache=fp16"), name="odd")
+            assert odd.wait(timeout=DEADLINE_S) == 65
+            log = (c.folder / "odd.log").read_text()
+            assert "expected fp16+kv8" in log and "found fp16" in log, log
+            c.start_worker(1, name="worker1b")
+            c.wait_ready()
+        group = c.status().groups[0]
+        blocks[kind] = group.kv_blocks_total
+        cache = "fp16" if kind == "auto" else "int8"
+        assert all(f"KV cache in {cache}" in r.description for r in group.ranks), group
+        assert list(c.inference.Generate(endless(api), timeout=DEADLINE_S))
+    # 16 tokens, 3 layers, 2 heads of 16, key and value: 16 values and, in INT8, an FP16 scale
+    tokens = 16 * 3 * 2 * 2
+    assert blocks == {"auto": 2**20 // (tokens * 32), "int8": 2**20 // (tokens * 18)}
+
+
 def test_corrupt_weights_are_refused(weights, cluster, api, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(weights, broken)

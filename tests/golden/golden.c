@@ -82,6 +82,7 @@ void golden_open(struct golden_engine *g, const struct golden_options *o)
                                    .tp_size = o->tp,
                                    .device = "cpu",
                                    .mode = o->mode,
+                                   .kv_type = o->kv_type,
                                    .n_threads = o->tp, /* one each */
                                    .isa = o->isa,
                                    .n_slots = o->n_slots,

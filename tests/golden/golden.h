@@ -52,6 +52,7 @@ struct golden_options {
     const char *model; /* "fp16-tp1", "int4-tp2", ... */
     uint32_t tp;
     enum k_mode mode;
+    enum k_kv_type kv_type;
     const char *isa;
     uint32_t n_slots;
     uint32_t n_blocks; /* 0 = full sequences for all slots */

@@ -491,6 +491,19 @@ static void test_memory(void **state)
     assert_int_equal(engine_open(&config, &g, &e), 0);
     engine_limits(g, &l);
     assert_int_equal(l.n_blocks, GOLDEN_BLOCKS_PER_SEQ);
+    assert_non_null(strstr(engine_describe(g), "KV cache in fp32"));
+    engine_close(g);
+
+    /* In INT8 the same bytes hold more, and all of them are accounted for: heads of 16 take 2 * 16
+     * * (16 + 2) bytes a block instead of 2 * 16 * 64. */
+    config.kv_type = K_KV_I8;
+    assert_int_equal(engine_open(&config, &g, &e), 0);
+    engine_limits(g, &l);
+    struct engine_memory m8;
+    engine_memory(g, &m8);
+    assert_int_equal(l.n_blocks, GOLDEN_BLOCKS_PER_SEQ * 64 / 18);
+    assert_true(m8.kv <= config.kv_bytes && config.kv_bytes - m8.kv < m8.kv / l.n_blocks);
+    assert_non_null(strstr(engine_describe(g), "KV cache in int8"));
     engine_close(g);
     model_dir_close(dir);
 }

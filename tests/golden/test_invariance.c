@@ -130,18 +130,13 @@ static void random_step(struct golden_engine *g, struct slot *slots,
     }
 }
 
-static void check_invariance(const char *model, uint32_t tp, enum k_mode mode, const char *isa,
-                             uint32_t n_steps)
+static void check_invariance(const struct golden_options *o, uint32_t n_steps)
 {
     char what[96];
-    snprintf(what, sizeof what, "%s, tp %u, mode %d, %s", model, tp, (int)mode, isa ? isa : "best");
+    snprintf(what, sizeof what, "%s, tp %u, mode %d, %s, KV cache in %s", o->model, o->tp,
+             (int)o->mode, o->isa ? o->isa : "best", k_kv_type_name(o->kv_type));
     struct golden_engine g;
-    golden_open(&g, &(struct golden_options){.model = model,
-                                             .tp = tp,
-                                             .mode = mode,
-                                             .isa = isa,
-                                             .n_slots = N_SLOTS,
-                                             .max_step_tokens = STEP_TOKENS});
+    golden_open(&g, o);
     struct sequence sequences[N_SEQUENCES];
     for (uint32_t i = 0; i != N_SEQUENCES; i++)
         make_sequence(&g, &sequences[i]);
@@ -157,17 +152,20 @@ static void check_invariance(const char *model, uint32_t tp, enum k_mode mode, c
 static void test_invariance(void **state)
 {
     (void)state;
-    static const struct {
-        const char *model;
-        uint32_t tp;
-        enum k_mode mode;
-        const char *isa;
-    } cases[] = {
-        {"fp16-tp1", 1, K_MODE_FP32, NULL}, {"fp16-tp1", 2, K_MODE_FP16, NULL},
-        {"int4-tp1", 1, K_MODE_FP16, NULL}, {"int4-tp2", 2, K_MODE_FP32, NULL},
-        {"int4-tp4", 4, K_MODE_A8, NULL},   {"int4-tp1", 1, K_MODE_A8, "c"},
-        {"int8-tp2", 1, K_MODE_A8, NULL},   {"int8-tp2", 2, K_MODE_FP16, "c"},
-        {"int4-tp1", 1, K_MODE_FP32, "c"},
+    static const struct golden_options cases[] = {
+        {.model = "fp16-tp1", .tp = 1, .mode = K_MODE_FP32},
+        {.model = "fp16-tp1", .tp = 2, .mode = K_MODE_FP16},
+        {.model = "int4-tp1", .tp = 1, .mode = K_MODE_FP16},
+        {.model = "int4-tp2", .tp = 2, .mode = K_MODE_FP32},
+        {.model = "int4-tp4", .tp = 4, .mode = K_MODE_A8},
+        {.model = "int4-tp1", .tp = 1, .mode = K_MODE_A8, .isa = "c"},
+        {.model = "int8-tp2", .tp = 1, .mode = K_MODE_A8},
+        {.model = "int8-tp2", .tp = 2, .mode = K_MODE_FP16, .isa = "c"},
+        {.model = "int4-tp1", .tp = 1, .mode = K_MODE_FP32, .isa = "c"},
+        {.model = "int4-tp1", .tp = 2, .mode = K_MODE_FP16, .kv_type = K_KV_I8},
+        {.model = "fp16-tp1", .tp = 1, .mode = K_MODE_FP32, .kv_type = K_KV_I8},
+        {.model = "int4-tp1", .tp = 1, .mode = K_MODE_A8, .isa = "c", .kv_type = K_KV_I8},
+        {.model = "int8-tp2", .tp = 1, .mode = K_MODE_FP32, .kv_type = K_KV_F16},
     };
     const char *seed = getenv("GLMD_TEST_SEED");
     uint64_t base = seed ? strtoull(seed, NULL, 10) : 20221006;
@@ -175,7 +173,10 @@ static void test_invariance(void **state)
     uint32_t n_steps = golden_long() ? 1000 : 60;
     for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
         random_state = base * 2654435761u + i + 1;
-        check_invariance(cases[i].model, cases[i].tp, cases[i].mode, cases[i].isa, n_steps);
+        struct golden_options o = cases[i];
+        o.n_slots = N_SLOTS;
+        o.max_step_tokens = STEP_TOKENS;
+        check_invariance(&o, n_steps);
     }
 }
 

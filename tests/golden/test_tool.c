@@ -298,7 +298,9 @@ static void test_masks(void **state)
 
 /* ---- glmd compare ---- */
 
-static json_t *run_compare(const char *a, const char *b, const char *mode_b, int *ret_code)
+/* option_b: "--activations-b" or "--kv-cache-b", and its value. */
+static json_t *run_compare(const char *a, const char *b, const char *option_b, const char *value_b,
+                           int *ret_code)
 {
     char output[OUTPUT_BYTES];
     char path_a[512];
@@ -311,8 +313,8 @@ static json_t *run_compare(const char *a, const char *b, const char *mode_b, int
                           "300",
                           "--tp",
                           "2",
-                          "--activations-b",
-                          mode_b,
+                          option_b,
+                          value_b,
                           NULL};
     *ret_code = run_glmd(output, args);
     return *ret_code ? NULL : json_loads(output, 0, NULL);
@@ -329,7 +331,7 @@ static void test_compare(void **state)
     (void)state;
     int code;
     /* The same weights from two checkpoints: no difference at all. */
-    json_t *o = run_compare("fp16-tp1", "fp16-tp4", "fp32", &code);
+    json_t *o = run_compare("fp16-tp1", "fp16-tp4", "--activations-b", "fp32", &code);
     assert_non_null(o);
     assert_int_equal(number(o, "tokens"), 300);
     assert_true(number(o, "top1_agreement") == 1.0);
@@ -337,19 +339,31 @@ static void test_compare(void **state)
     assert_true(number(o, "perplexity_a") == number(o, "perplexity_b"));
     json_decref(o);
     /* Rounded activations: small, but not nothing. */
-    o = run_compare("int4-tp1", "int4-tp1", "fp16", &code);
+    o = run_compare("int4-tp1", "int4-tp1", "--activations-b", "fp16", &code);
     assert_non_null(o);
     assert_true(number(o, "top1_agreement") > 0.95);
     assert_true(number(o, "kl_mean") > 0.0 && number(o, "kl_mean") < 1e-3);
     json_decref(o);
+    /* A rounded cache: INT8 more than FP16. */
+    double kl[2];
+    for (int i = 0; i != 2; i++) {
+        o = run_compare("int4-tp1", "int4-tp1", "--kv-cache-b", i ? "int8" : "fp16", &code);
+        assert_non_null(o);
+        kl[i] = number(o, "kl_mean");
+        json_decref(o);
+    }
+    if (!(kl[0] > 0.0 && kl[1] > 20 * kl[0] && kl[1] < 0.02))
+        fail_msg("KL of the FP16 cache %g, of the INT8 cache %g", kl[0], kl[1]);
     /* INT4 of random weights is another model. */
-    o = run_compare("fp16-tp1", "int4-tp1", "fp32", &code);
+    o = run_compare("fp16-tp1", "int4-tp1", "--activations-b", "fp32", &code);
     assert_non_null(o);
     assert_true(number(o, "kl_mean") > 0.1);
     json_decref(o);
-    assert_null(run_compare("fp16-tp1", "missing", "fp32", &code));
+    assert_null(run_compare("fp16-tp1", "missing", "--activations-b", "fp32", &code));
     assert_int_equal(code, 1);
-    assert_null(run_compare("fp16-tp1", "fp16-tp1", "fp64", &code));
+    assert_null(run_compare("fp16-tp1", "fp16-tp1", "--activations-b", "fp64", &code));
+    assert_int_equal(code, 2);
+    assert_null(run_compare("fp16-tp1", "fp16-tp1", "--kv-cache-b", "int4", &code));
     assert_int_equal(code, 2);
 }
 

@@ -108,8 +108,12 @@ static int open_kv(struct engine *g, const struct engine_config *c, const struct
     struct k_kv_params p = {.n_layers = a->n_layers,
                             .n_kv_heads = a->n_kv_heads / c->tp_size,
                             .head_dim = a->head_dim,
-                            .block_tokens = PLAN_KV_BLOCK_TOKENS};
+                            .block_tokens = PLAN_KV_BLOCK_TOKENS,
+                            .type = c->kv_type};
     size_t block_bytes = m->ops->kv_block_bytes(m->ctx, &p);
+    if (!block_bytes)
+        return err_set(e, -EINVAL, "backend %s has no KV cache in %s", m->ops->name,
+                       k_kv_type_name(k_kv_resolve(c->kv_type, c->mode)));
     int r = set_n_blocks(g, c, a, block_bytes, e);
     if (r < 0)
         return r;
@@ -158,7 +162,9 @@ static int open_model(struct engine *g, const struct engine_config *c, const str
     if (r == 0)
         r = open_step_memory(g, e);
     if (r == 0)
-        snprintf(g->describe, sizeof g->describe, "%s", g->model.ops->describe(g->model.ctx));
+        snprintf(g->describe, sizeof g->describe, "%s, KV cache in %s",
+                 g->model.ops->describe(g->model.ctx),
+                 k_kv_type_name(k_kv_resolve(c->kv_type, c->mode)));
     return r;
 }
 

@@ -41,7 +41,8 @@ struct engine_config {
         n_threads;   /* 0 = allowed CPUs / ranks on this host is the caller's business: 0 = all */
     const char *isa; /* NULL = best; tests */
     uint32_t n_slots;
-    uint32_t n_kv_blocks;     /* 0 = as many as kv_bytes allows */
+    uint32_t n_kv_blocks; /* 0 = as many as kv_bytes allows */
+    enum k_kv_type kv_type;
     size_t kv_bytes;          /* used when n_kv_blocks = 0; 0 = room for n_slots full sequences */
     uint32_t max_step_tokens; /* 0 = max_seq, at least n_slots */
     bool verify; /* checksums of every tensor that is read (default on in the daemon) */

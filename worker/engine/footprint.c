@@ -89,8 +89,12 @@ int footprint_of(const struct footprint_rank *r, const struct plan_limits *limit
                              .n_kv_heads = a->n_kv_heads / r->tp_size,
                              .head_dim = a->head_dim,
                              .n_blocks = 1,
-                             .block_tokens = PLAN_KV_BLOCK_TOKENS};
+                             .block_tokens = PLAN_KV_BLOCK_TOKENS,
+                             .type = r->kv_type};
     ret->kv_block = r->sizes->kv_block_bytes(r->mode, &kv);
+    if (!ret->kv_block)
+        return err_set(e, -EINVAL, "backend %s has no KV cache in %s", r->sizes->backend,
+                       k_kv_type_name(k_kv_resolve(r->kv_type, r->mode)));
 
     struct workspace_sizes ws;
     workspace_sizes(a, r->tp_size, limits->max_tokens, r->sizes->act_bytes(), &ws);

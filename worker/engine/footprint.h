@@ -22,6 +22,7 @@ struct footprint_rank {
     const struct quant_scheme *scheme;
     const struct k_sizes *sizes; /* of the kind of device */
     enum k_mode mode;
+    enum k_kv_type kv_type;
     uint32_t tp_size;
     uint32_t layer_begin, layer_end;
 };
@@ -39,7 +40,8 @@ struct footprint {
 void footprint_limits(const struct arch *a, uint32_t n_slots, uint32_t max_step_tokens,
                       struct plan_limits *ret);
 
-/* -EINVAL: the scheme's groups or the sizes cannot be split over tp_size ranks. */
+/* -EINVAL: the scheme's groups or the sizes cannot be split over tp_size ranks, or this kind of
+ * device has no KV cache of this type. */
 int footprint_of(const struct footprint_rank *r, const struct plan_limits *limits,
                  struct footprint *ret, struct err *e);
 

@@ -37,7 +37,34 @@ static void test_defaults(void **state)
     assert_string_equal(config_device(&c, 7), "cpu");
     assert_true(c.deadlines.step == 10 * NSEC_PER_SEC);
     assert_true(c.worker.verify);
+    assert_int_equal(c.worker.kv_cache, CONFIG_KV_CACHE_AUTO);
+    assert_string_equal(config_precision(&c), "fp16");
     assert_string_equal(config_worker_target(&c), "127.0.0.1:8130");
+    config_deinit(&c);
+}
+
+/* What a rank says of itself names the cache only where it is not the activations' own. */
+static void test_precision(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *activations, *kv_cache, *expected;
+    } cases[] = {
+        {"fp32", "auto", "fp32"}, {"fp32", "fp16", "fp32+kv16"}, {"fp32", "int8", "fp32+kv8"},
+        {"fp16", "auto", "fp16"}, {"fp16", "fp16", "fp16"},      {"fp16", "int8", "fp16+kv8"},
+        {"a8", "auto", "a8"},     {"a8", "fp16", "a8"},          {"a8", "int8", "a8+kv8"},
+    };
+    struct config c;
+    struct err e = ERR_INIT;
+    assert_int_equal(config_init(&c), 0);
+    for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
+        assert_int_equal(
+            config_set(&c, "worker.activations", cases[i].activations, "--activations", &e), 0);
+        assert_int_equal(config_set(&c, "worker.kv_cache", cases[i].kv_cache, "--kv-cache", &e), 0);
+        assert_string_equal(config_precision(&c), cases[i].expected);
+    }
+    assert_int_equal(config_set(&c, "worker.kv_cache", "int4", "--kv-cache", &e), -EINVAL);
+    assert_non_null(strstr(e.message, "auto, fp16, int8"));
     config_deinit(&c);
 }
 
@@ -325,6 +352,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_precision),
         cmocka_unit_test(test_values_of_every_type),
         cmocka_unit_test(test_groups),
         cmocka_unit_test(test_refused_with_reason),

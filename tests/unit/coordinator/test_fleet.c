@@ -88,6 +88,10 @@ static void bad_activations(struct wire_hello *h)
 {
     h->activations = "fp32";
 }
+static void bad_kv_cache(struct wire_hello *h)
+{
+    h->activations = "fp16+kv8";
+}
 static void bad_instance(struct wire_hello *h)
 {
     h->instance_id.size = 3;
@@ -107,6 +111,7 @@ static void test_wrong_ranks_are_refused(void **state)
         {"rank", bad_rank, WIRE_REFUSE_RANK, "rank 2 of 2"},
         {"digest", bad_digest, WIRE_REFUSE_MODEL, "digest"},
         {"activations", bad_activations, WIRE_REFUSE_MODEL, "worker.activations"},
+        {"KV cache", bad_kv_cache, WIRE_REFUSE_MODEL, "worker.kv_cache"},
         {"instance", bad_instance, WIRE_REFUSE_PROTOCOL, "instance_id"},
         {"last epoch", bad_epoch, WIRE_REFUSE_PROTOCOL, "last_epoch"},
     };

@@ -41,9 +41,10 @@ static void flags_fill_the_configuration(void **state)
     (void)state;
     struct outcome t;
     PARSE(&t, "--coordinator", "h:1", "--model", "m", "--rank=1", "--tp", "2", "--device", "cuda:3",
-          "--activations", "a8", "--threads", "4", "--kv-bytes", "2MiB", "--slots", "7",
-          "--max-step-tokens", "99", "--no-verify", "--listen", "h:2", "--health-listen", "",
-          "--cluster", "c", "--log-level", "debug", "--set", "deadlines.step=3s", "--spawned");
+          "--activations", "a8", "--kv-cache", "int8", "--threads", "4", "--kv-bytes", "2MiB",
+          "--slots", "7", "--max-step-tokens", "99", "--no-verify", "--listen", "h:2",
+          "--health-listen", "", "--cluster", "c", "--log-level", "debug", "--set",
+          "deadlines.step=3s", "--spawned");
     if (t.result != OPTIONS_RUN)
         fail_msg("%s", t.error);
     const struct config *c = &t.o.config;
@@ -54,6 +55,7 @@ static void flags_fill_the_configuration(void **state)
     assert_string_equal(c->model.dir, "m");
     assert_int_equal(c->group.tensor_parallel, 2);
     assert_int_equal(c->worker.activations, CONFIG_ACTIVATIONS_A8);
+    assert_int_equal(c->worker.kv_cache, CONFIG_KV_CACHE_INT8);
     assert_int_equal(c->worker.threads, 4);
     assert_int_equal(c->worker.kv_bytes, 2 << 20);
     assert_int_equal(c->worker.slots, 7);
