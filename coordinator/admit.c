@@ -2,22 +2,20 @@
 #include "coordinator/admit.h"
 
 #include <errno.h>
-#include <inttypes.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/random.h"
+#include <xxhash.h>
+
 #include "base/util.h"
+#include "coordinator/admit_internal.h"
 
 enum {
     DEFAULT_MAX_TOKENS = 256,
     DEFAULT_FILL_LENGTH = 256, /* out_seq_length, as published */
-    DEFAULT_BEAMS = 4,
-    MAX_NGRAM = 1024,
-    MAX_TOP_K = 1 << 20,
+    MAX_USER_BYTES = 128,
+    MAX_PRIORITY = 100,
 };
-static const float default_top_p = 0.7f;
 
 /* Text that is worth giving out. "<unk>" decodes to a mark for something unreadable. */
 static bool is_default_output(const struct admit *a, int32_t id)
@@ -72,6 +70,31 @@ static int check_request_id(const char *id, struct err *e)
     return 0;
 }
 
+uint64_t admit_tenant(const char *key)
+{
+    uint64_t hash = XXH3_64bits(key, strlen(key));
+    return hash ? hash : 1; /* 0 is nobody */
+}
+
+/* Who asks, and how urgently. */
+static int take_origin(const char *request_id, int32_t priority, const char *user,
+                       struct request *r, struct err *e)
+{
+    int code = check_request_id(request_id, e);
+    if (code < 0)
+        return code;
+    if (priority < -MAX_PRIORITY || priority > MAX_PRIORITY)
+        return err_set(e, -EINVAL, "priority: expected -%d to %d, found %d", MAX_PRIORITY,
+                       MAX_PRIORITY, priority);
+    if (strlen(user) > MAX_USER_BYTES)
+        return err_set(e, -EINVAL, "user: expected at most %d bytes, found %zu", MAX_USER_BYTES,
+                       strlen(user));
+    r->priority = priority;
+    r->tenant = *user ? admit_tenant(user) : 0;
+    memcpy(r->client_id, request_id, strlen(request_id) + 1);
+    return 0;
+}
+
 static int check_text(const struct admit *a, const char *text, struct err *e)
 {
     size_t n = strlen(text);
@@ -105,160 +128,6 @@ static int check_input(const struct admit *a, const char *text, const struct wir
     if (!text && !tokens)
         return err_set(e, -EINVAL, "expected text or tokens, found neither");
     return text ? check_text(a, text, e) : check_ids(a, tokens, e);
-}
-
-static int check_number(const char *name, double v, double min, double max, struct err *e)
-{
-    if (isfinite(v) && v >= min && v <= max)
-        return 0;
-    return err_set(e, -EINVAL, "%s: expected a number from %g to %g, found %g", name, min, max, v);
-}
-
-/* ---- sampling parameters ---- */
-
-static int take_bias(const struct admit *a, const struct wire_sampling_parameters *w,
-                     struct request_params *p, struct err *e)
-{
-    if (w->n_logit_bias > PLAN_MAX_BIAS)
-        return err_set(e, -EINVAL, "logit_bias: expected at most %d entries, found %u",
-                       PLAN_MAX_BIAS, w->n_logit_bias);
-    for (uint32_t i = 0; i != w->n_logit_bias; i++) {
-        const struct plan_bias *b = &w->logit_bias[i];
-        if (b->token < 0 || (uint32_t)b->token >= a->arch->vocab)
-            return err_set(e, -EINVAL, "logit_bias: expected token ids from 0 to %u, found %d",
-                           a->arch->vocab - 1, b->token);
-        int r = check_number("logit_bias.bias", (double)b->bias, -100, 100, e);
-        if (r < 0)
-            return r;
-    }
-    if (w->n_logit_bias == 0)
-        return 0;
-    p->bias = alloc_array(w->n_logit_bias, sizeof *p->bias);
-    if (!p->bias)
-        return err_set(e, -ENOMEM, "out of memory");
-    memcpy(p->bias, w->logit_bias, w->n_logit_bias * sizeof *p->bias);
-    p->n_bias = w->n_logit_bias;
-    return 0;
-}
-
-static int compare_ranges(const void *x, const void *y)
-{
-    const struct plan_range *a = x, *b = y;
-    return (a->begin > b->begin) - (a->begin < b->begin);
-}
-
-/* Something must be left to choose. The ranges are the request's own copy: their order is free. */
-static int check_something_left(const struct admit *a, struct request_params *p, struct err *e)
-{
-    if (p->n_forbidden)
-        qsort(p->forbidden, p->n_forbidden, sizeof *p->forbidden, compare_ranges);
-    int32_t covered = 0;
-    for (uint32_t i = 0; i != p->n_forbidden && p->forbidden[i].begin <= covered; i++)
-        covered = MAX(covered, p->forbidden[i].end);
-    if ((uint32_t)covered < a->arch->vocab)
-        return 0;
-    return err_set(e, -EINVAL, "invalid_ids: every token is forbidden; leave at least one");
-}
-
-static int take_forbidden(const struct admit *a, const struct wire_id_ranges *w,
-                          struct request_params *p, struct err *e)
-{
-    const struct plan_range *ranges = w ? w->ranges : a->default_forbidden;
-    uint32_t n = w ? w->n_ranges : a->n_default_forbidden;
-    if (n > PLAN_MAX_RANGES)
-        return err_set(e, -EINVAL, "invalid_ids: expected at most %d ranges, found %u",
-                       PLAN_MAX_RANGES, n);
-    for (uint32_t i = 0; i != n; i++) {
-        if (ranges[i].begin < 0 || ranges[i].end < ranges[i].begin ||
-            (uint32_t)ranges[i].end > a->arch->vocab)
-            return err_set(e, -EINVAL,
-                           "invalid_ids: expected ranges with 0 <= begin <= end <= %u, found "
-                           "begin %d, end %d",
-                           a->arch->vocab, ranges[i].begin, ranges[i].end);
-    }
-    p->forbidden = alloc_array(n, sizeof *p->forbidden);
-    if (!p->forbidden)
-        return err_set(e, -ENOMEM, "out of memory");
-    if (n)
-        memcpy(p->forbidden, ranges, n * sizeof *p->forbidden);
-    p->n_forbidden = n;
-    return check_something_left(a, p, e);
-}
-
-static int take_beam(const struct wire_sampling_parameters *w, struct request_params *p,
-                     struct err *e)
-{
-    static const struct wire_beam_parameters none;
-    const struct wire_beam_parameters *b = w->beam ? w->beam : &none;
-    p->beam = true;
-    p->n_beams = b->num_beams ? b->num_beams : DEFAULT_BEAMS;
-    p->length_penalty = b->has_length_penalty ? b->length_penalty : 1;
-    p->no_repeat_ngram = b->no_repeat_ngram_size;
-    p->beam_sampled = b->sampled;
-    p->consider_end = b->has_consider_end ? b->consider_end : true;
-    if (p->n_beams > BEAM_MAX)
-        return err_set(e, -EINVAL, "beam.num_beams: expected at most %d, found %u", BEAM_MAX,
-                       p->n_beams);
-    if (p->no_repeat_ngram > MAX_NGRAM)
-        return err_set(e, -EINVAL, "beam.no_repeat_ngram_size: expected at most %d, found %u",
-                       MAX_NGRAM, p->no_repeat_ngram);
-    if (w->logprobs || w->top_logprobs)
-        return err_set(e, -EINVAL, "logprobs are there for sampling only, not for beams");
-    /* Beams rank the model's own probabilities: nothing is scaled or cut, as published. */
-    p->temperature = 1;
-    p->top_k = 0;
-    p->top_p = 0;
-    return check_number("beam.length_penalty", p->length_penalty, -10, 10, e);
-}
-
-static int take_seed(const struct wire_sampling_parameters *w, struct request_params *p,
-                     struct err *e)
-{
-    p->seed = w->seed;
-    if (w->has_seed)
-        return 0;
-    if (random_bytes(&p->seed, sizeof p->seed) < 0)
-        return err_set(e, -EIO, "no random numbers from the system");
-    return 0;
-}
-
-static int take_sampling(const struct admit *a, const struct wire_sampling_parameters *w,
-                         struct request_params *p, struct err *e)
-{
-    static const struct wire_sampling_parameters none;
-    if (!w)
-        w = &none;
-    p->temperature = w->has_temperature ? w->temperature : 1;
-    p->top_k = w->top_k;
-    p->top_p = w->has_top_p ? w->top_p : default_top_p;
-    p->min_tokens = w->min_tokens;
-    p->ignore_end = w->ignore_end;
-    p->n_top_logprobs = w->top_logprobs;
-    p->logprobs = w->logprobs || w->top_logprobs;
-    int r = check_number("temperature", (double)p->temperature, 0, 10, e);
-    if (r == 0)
-        r = check_number("top_p", (double)p->top_p, 0, 1, e);
-    if (r == 0 && p->top_k > MAX_TOP_K)
-        r = err_set(e, -EINVAL, "top_k: expected at most %d, found %u", MAX_TOP_K, p->top_k);
-    if (r == 0 && p->n_top_logprobs > PLAN_MAX_TOP_LOGPROBS)
-        r = err_set(e, -EINVAL, "top_logprobs: expected at most %d, found %u",
-                    PLAN_MAX_TOP_LOGPROBS, p->n_top_logprobs);
-    if (r == 0 && p->min_tokens > a->max_tokens)
-        r = err_set(e, -EINVAL, "min_tokens: expected at most %u, found %u", a->max_tokens,
-                    p->min_tokens);
-    if (r == 0)
-        r = take_seed(w, p, e);
-    if (r == 0)
-        r = take_bias(a, w, p, e);
-    if (r == 0)
-        r = take_forbidden(a, w->invalid_ids, p, e);
-    if (r < 0)
-        return r;
-    if (p->temperature < 1e-4f) { /* the limit of sampling at a vanishing temperature */
-        p->temperature = 1;
-        p->top_k = 1;
-    }
-    return w->strategy == WIRE_STRATEGY_BEAM ? take_beam(w, p, e) : 0;
 }
 
 /* ---- prompts ---- */
@@ -318,6 +187,17 @@ static int take_choices(const struct wire_generate_request *w, struct request_pa
     if (p->n_choices > max)
         return err_set(e, -EINVAL, "n: expected at most %u%s, found %u", max,
                        p->beam ? " (beam.num_beams)" : "", p->n_choices);
+    if (w->best_of == 0 || w->best_of == p->n_choices)
+        return 0;
+    if (w->best_of < p->n_choices || w->best_of > REQUEST_MAX_CHOICES)
+        return err_set(e, -EINVAL, "best_of: expected n to %d, found %u", REQUEST_MAX_CHOICES,
+                       w->best_of);
+    if (p->beam || p->top_k == 1)
+        return err_set(e, -EINVAL,
+                       "best_of: there is one greedy output, and beams have num_beams: set a "
+                       "temperature above 0 and no top_k 1");
+    p->n_best = p->n_choices;
+    p->n_choices = w->best_of;
     return 0;
 }
 
@@ -355,11 +235,13 @@ int admit_generate(const struct admit *a, const struct wire_generate_request *w,
         return err_set(e, -ENOMEM, "out of memory");
     int code = check_model(a, w->model, e);
     if (code == 0)
-        code = check_request_id(w->request_id, e);
+        code = take_origin(w->request_id, w->priority, w->user, r, e);
     if (code == 0)
         code = check_input(a, w->text, w->tokens, e);
+    if (code == 0 && w->prompt_only)
+        code = err_set(e, -EINVAL, "prompt_only: expected prompt_logprobs with it, found none");
     if (code == 0)
-        code = take_sampling(a, w->sampling, &r->params, e);
+        code = admit_sampling(a, w->sampling, &r->params, e);
     if (code == 0)
         code = take_choices(w, &r->params, e);
     if (code == 0)
@@ -368,8 +250,6 @@ int admit_generate(const struct admit *a, const struct wire_generate_request *w,
     code = over_context(a, code, e);
     if (code == 0)
         code = take_max_tokens(a, w->max_tokens, r, e);
-    if (code == 0)
-        memcpy(r->client_id, w->request_id, strlen(w->request_id) + 1);
     return finish(code, r, ret, e);
 }
 
@@ -425,11 +305,13 @@ int admit_fill(const struct admit *a, const struct wire_fill_request *w, struct 
     r->params.n_choices = 1;
     int code = check_model(a, w->model, e);
     if (code == 0)
-        code = check_request_id(w->request_id, e);
+        code = take_origin(w->request_id, w->priority, w->user, r, e);
     if (code == 0)
         code = check_input(a, w->text, w->tokens, e);
     if (code == 0)
-        code = take_sampling(a, w->sampling, &r->params, e);
+        code = admit_sampling(a, w->sampling, &r->params, e);
+    r->params.logprobs = false; /* blanks have no place for them */
+    r->params.n_top_logprobs = 0;
     if (code == 0)
         code = w->text
                    ? prompt_encode_text(a->tokenizer, a->arch, w->text, strlen(w->text),
@@ -439,8 +321,6 @@ int admit_fill(const struct admit *a, const struct wire_fill_request *w, struct 
         code = prompt_next(a->arch, &r->ids, r->mask, &r->prompt, e);
     if (code == 0)
         code = take_max_length(a, w->max_length, r, e);
-    if (code == 0)
-        memcpy(r->client_id, w->request_id, strlen(w->request_id) + 1);
     return finish(code, r, ret, e);
 }
 
@@ -515,15 +395,57 @@ int admit_score(const struct admit *a, const struct wire_score_request *w, struc
     r->params = (struct request_params){.temperature = 1, .n_choices = 1};
     int code = check_model(a, w->model, e);
     if (code == 0)
-        code = check_request_id(w->request_id, e);
+        code = take_origin(w->request_id, w->priority, w->user, r, e);
     if (code == 0)
         code = check_input(a, w->text, w->tokens, e);
     if (code == 0)
         code = over_context(a, score_context(a, w, r, e), e);
     if (code == 0)
         code = score_choices(a, w, r, e);
+    return finish(code, r, ret, e);
+}
+
+/* ---- log-probabilities of a prompt ---- */
+
+/* [gMASK] sop, and behind it the input as the only choice: every row predicts the token that
+ * follows, the row of sop the first one. */
+static int echo_input(const struct admit *a, const struct wire_generate_request *w,
+                      struct request *r, struct err *e)
+{
+    size_t max = a->arch->max_seq - 1; /* [gMASK] sop, and all but the last token */
+    r->choices = alloc_array(1, sizeof *r->choices);
+    if (!r->choices)
+        return err_set(e, -ENOMEM, "out of memory");
+    r->n_choices_scored = 1;
+    struct token_list *l = &r->choices[0];
+    int code = w->text ? prompt_encode_masked(a->tokenizer, a->arch, w->text, strlen(w->text),
+                                              false, max, a->max_masks, l, e)
+                       : token_list_extend(l, w->tokens->ids, w->tokens->n_ids);
+    if (code == 0 && (l->n == 0 || l->n > max))
+        code =
+            err_set(e, -EINVAL, "prompt_logprobs: expected 1 to %zu tokens, found %zu", max, l->n);
+    return code == 0 ? prompt_unidirectional(a->arch, NULL, 0, a->arch->max_seq, &r->prompt, e)
+                     : code;
+}
+
+int admit_echo(const struct admit *a, const struct wire_generate_request *w, struct request **ret,
+               struct err *e)
+{
+    struct request *r = request_new(REQUEST_SCORE);
+    if (!r)
+        return err_set(e, -ENOMEM, "out of memory");
+    r->params = (struct request_params){
+        .temperature = 1, .n_choices = 1, .n_top_logprobs = w->prompt_logprobs};
+    int code = check_model(a, w->model, e);
     if (code == 0)
-        memcpy(r->client_id, w->request_id, strlen(w->request_id) + 1);
+        code = take_origin(w->request_id, w->priority, w->user, r, e);
+    if (code == 0)
+        code = check_input(a, w->text, w->tokens, e);
+    if (code == 0 && w->prompt_logprobs > PLAN_MAX_TOP_LOGPROBS)
+        code = err_set(e, -EINVAL, "prompt_logprobs: expected at most %d, found %u",
+                       PLAN_MAX_TOP_LOGPROBS, w->prompt_logprobs);
+    if (code == 0)
+        code = over_context(a, echo_input(a, w, r, e), e);
     return finish(code, r, ret, e);
 }
 

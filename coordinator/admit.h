@@ -32,6 +32,9 @@ int admit_init(struct admit *a, struct err *e);
 /* -EINVAL (any kind of bad input) or -ENOMEM, with a message for the client. */
 int admit_generate(const struct admit *a, const struct wire_generate_request *w,
                    struct request **ret, struct err *e);
+/* prompt_logprobs: the Score request whose only choice is the input as it was sent. */
+int admit_echo(const struct admit *a, const struct wire_generate_request *w, struct request **ret,
+               struct err *e);
 int admit_fill(const struct admit *a, const struct wire_fill_request *w, struct request **ret,
                struct err *e);
 int admit_score(const struct admit *a, const struct wire_score_request *w, struct request **ret,
@@ -40,5 +43,8 @@ int admit_tokenize(const struct admit *a, const struct wire_tokenize_request *w,
                    struct token_list *ret_ids, struct err *e);
 int admit_detokenize(const struct admit *a, const struct wire_detokenize_request *w,
                      struct buf *ret_text, struct err *e);
+
+/* request.tenant of an API key or a user's name. */
+uint64_t admit_tenant(const char *key);
 
 #endif

@@ -1,7 +1,8 @@
 /* front_rpc.c: the client API over gRPC: calls in, requests to the scheduler, messages out.
  *
  * A call and its request have lives of their own: the call ends when gRPC says so (on_done), the
- * request when the scheduler says so. The front_call between them goes when both have.
+ * request when the scheduler says so. The front_call between them goes when both have. A Generate
+ * with prompt_logprobs is two requests, one after the other: its prompt is scored, then it runs.
  */
 #include <assert.h>
 #include <errno.h>
@@ -28,6 +29,7 @@ struct front_call {
     enum method method;
     struct rpc_call *rpc;    /* NULL after on_done */
     struct request *request; /* NULL before and after */
+    struct request *waiting; /* owned: until the log-probabilities of its prompt are there */
     struct stream *stream;   /* owned */
     bool answered;           /* rpc_finish was called */
     int64_t stalled_ns;      /* the reader is behind since; 0 = it is not */
@@ -54,6 +56,7 @@ static void free_if_over(struct front_call *f)
         f->coordinator->calls = f->next;
     if (f->next)
         f->next->prev = f->prev;
+    assert(!f->waiting);
     stream_free(f->stream);
     free(f);
 }
@@ -78,8 +81,12 @@ static void reject(struct front_call *f, int code, const struct err *e)
 
 /* ---- requests that run ---- */
 
-static void set_deadline(const struct coordinator *c, const struct rpc_call *rpc, struct request *r)
+/* Deadline and owner: what the call says beside its message. */
+static void set_origin(const struct coordinator *c, const struct rpc_call *rpc, struct request *r)
 {
+    const char *key = rpc_metadata(rpc, "authorization");
+    if (key && *key)
+        r->tenant = admit_tenant(key);
     int64_t now = clock_now_ns(), deadline = rpc_deadline_ns(rpc);
     int64_t longest = now + c->config->coordinator.deadlines.max_request;
     r->arrived_ns = now;
@@ -90,37 +97,51 @@ static void set_deadline(const struct coordinator *c, const struct rpc_call *rpc
     r->deadline_ns = MIN(deadline, longest);
 }
 
-static void submit(struct front_call *f, struct request *r, bool return_ids)
+/* `next`: what runs once r, the score of its prompt, is there; NULL = nothing. */
+static void submit(struct front_call *f, struct request *r, struct request *next, bool return_ids)
 {
     struct coordinator *c = f->coordinator;
     struct err e = ERR_INIT;
-    set_deadline(c, f->rpc, r);
+    struct request *main = next ? next : r;
+    set_origin(c, f->rpc, r);
     r->user = f;
-    int code = stream_new(c->tokenizer, model_dir_arch(c->model), r, return_ids, &f->stream);
+    if (next) {
+        set_origin(c, f->rpc, next);
+        next->user = f;
+    }
+    int code = stream_new(c->tokenizer, model_dir_arch(c->model), main, return_ids, &f->stream);
     if (code < 0)
         err_set(&e, code, "out of memory");
     if (code == 0)
         code = sched_submit(c->sched, r, &e);
     if (code < 0) {
         request_free(r);
+        request_free(next);
         reject(f, code, &e);
         return;
     }
     f->request = r;
+    f->waiting = next;
     coordinator_pump(c);
 }
 
 static void on_generate(struct front_call *f, const uint8_t *data, size_t size, struct err *e,
                         int *ret_code)
 {
+    const struct admit *a = &f->coordinator->admit;
     struct wire_generate_request *w;
-    struct request *r = NULL;
+    struct request *r = NULL, *echo = NULL;
     *ret_code = wire_unpack_generate_request(data, size, &w, e);
     if (*ret_code < 0)
         return;
-    *ret_code = admit_generate(&f->coordinator->admit, w, &r, e);
+    if (w->has_prompt_logprobs)
+        *ret_code = admit_echo(a, w, &echo, e);
+    if (*ret_code == 0 && !(echo && w->prompt_only))
+        *ret_code = admit_generate(a, w, &r, e);
     if (*ret_code == 0)
-        submit(f, r, w->return_token_ids);
+        submit(f, echo ? echo : r, echo ? r : NULL, w->return_token_ids);
+    else
+        request_free(echo);
     wire_free_generate_request(w);
 }
 
@@ -134,7 +155,7 @@ static void on_fill(struct front_call *f, const uint8_t *data, size_t size, stru
         return;
     *ret_code = admit_fill(&f->coordinator->admit, w, &r, e);
     if (*ret_code == 0)
-        submit(f, r, w->return_token_ids);
+        submit(f, r, NULL, w->return_token_ids);
     wire_free_fill_request(w);
 }
 
@@ -148,7 +169,7 @@ static void on_score(struct front_call *f, const uint8_t *data, size_t size, str
         return;
     *ret_code = admit_score(&f->coordinator->admit, w, &r, e);
     if (*ret_code == 0)
-        submit(f, r, false);
+        submit(f, r, NULL, false);
     wire_free_score_request(w);
 }
 
@@ -168,6 +189,8 @@ static void end_request(struct front_call *f, struct request *r)
     answer(f, r->status, r->message);
     f->request = NULL;
     request_free(r);
+    request_free(f->waiting);
+    f->waiting = NULL;
     free_if_over(f);
 }
 
@@ -182,16 +205,49 @@ static void check_reader(struct front_call *f, struct request *r)
     sched_pause(c->sched, r, true);
 }
 
+/* The request that waited for the score of its prompt runs. */
+static void run_next(struct front_call *f, struct request *scored)
+{
+    struct coordinator *c = f->coordinator;
+    struct err e = ERR_INIT;
+    struct request *r = f->waiting;
+    request_free(scored);
+    f->waiting = NULL;
+    int code = sched_submit(c->sched, r, &e);
+    f->request = code < 0 ? NULL : r;
+    if (code < 0) {
+        request_free(r);
+        reject(f, code, &e);
+        return;
+    }
+    check_reader(f, r);
+    coordinator_pump(c);
+}
+
+/* Sends what is new of r. */
+static int send_news(struct front_call *f, struct request *r)
+{
+    bool is_echo = f->method == GENERATE && r->kind == REQUEST_SCORE;
+    int code = 1;
+    if (is_echo && r->state != REQUEST_DONE)
+        return 0;
+    for (bool more = true; more && code == 1; more = is_echo) {
+        struct buf out = {0};
+        code = is_echo ? stream_prompt(f->stream, r, f->waiting, &out)
+                       : stream_next(f->stream, r, &out);
+        if (code == 1)
+            rpc_send(f->rpc, out.data, out.size);
+        buf_deinit(&out);
+    }
+    return code;
+}
+
 void front_touched(struct coordinator *c, struct request *r)
 {
     struct front_call *f = r->user;
     bool well = r->state != REQUEST_DONE || r->status == RPC_OK;
     if (f->rpc && !f->answered && well) {
-        struct buf out = {0};
-        int code = stream_next(f->stream, r, &out);
-        if (code == 1)
-            rpc_send(f->rpc, out.data, out.size);
-        buf_deinit(&out);
+        int code = send_news(f, r);
         if (code < 0) {
             log_error("request %" PRIu64 ": cannot make its message: %s", r->id, err_name(code));
             answer(f, RPC_INTERNAL, "the answer could not be packed");
@@ -200,7 +256,11 @@ void front_touched(struct coordinator *c, struct request *r)
             check_reader(f, r);
         }
     }
-    if (r->state == REQUEST_DONE && !r->touched)
+    if (r->state != REQUEST_DONE || r->touched)
+        return;
+    if (f->waiting && f->rpc && !f->answered && r->status == RPC_OK)
+        run_next(f, r);
+    else
         end_request(f, r);
 }
 

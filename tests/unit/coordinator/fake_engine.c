@@ -26,6 +26,8 @@ struct results {
     struct result_candidate *candidates;
     struct result_logprob *top;
     float *scores;
+    int32_t *score_tokens; /* [max_tokens, PLAN_MAX_TOP_LOGPROBS] */
+    float *score_logprobs;
     struct step_result result;
 };
 
@@ -61,6 +63,9 @@ struct fake_engine *fake_engine_new(const struct plan_limits *limits)
             calloc((size_t)limits->n_slots * 2 * PLAN_MAX_BEAM_WIDTH, sizeof *r->candidates);
         r->top = calloc((size_t)limits->n_slots * PLAN_MAX_TOP_LOGPROBS, sizeof *r->top);
         r->scores = calloc(limits->max_tokens, sizeof *r->scores);
+        size_t n_best = (size_t)limits->max_tokens * PLAN_MAX_TOP_LOGPROBS;
+        r->score_tokens = calloc(n_best, sizeof *r->score_tokens);
+        r->score_logprobs = calloc(n_best, sizeof *r->score_logprobs);
     }
     return f;
 }
@@ -75,6 +80,8 @@ void fake_engine_free(struct fake_engine *f)
         free(f->results[i].candidates);
         free(f->results[i].top);
         free(f->results[i].scores);
+        free(f->results[i].score_tokens);
+        free(f->results[i].score_logprobs);
     }
     free(f);
 }
@@ -205,6 +212,28 @@ static uint64_t hash_row(struct fake_engine *f, const struct plan *p, uint32_t i
     return hash;
 }
 
+/* The k-th best token of a row is its target plus k. */
+static void score_item(struct fake_engine *f, const struct plan *p, uint32_t i,
+                       struct result_item *r, float *scores)
+{
+    const struct plan_item *it = &p->items[i];
+    size_t first = (size_t)(scores - f->now->scores) * PLAN_MAX_TOP_LOGPROBS;
+    int32_t *tokens = f->now->score_tokens + first;
+    float *logprobs = f->now->score_logprobs + first;
+    r->scores = scores;
+    r->score_tokens = tokens;
+    r->score_logprobs = logprobs;
+    for (uint32_t k = 0; k != it->n_tokens; k++) {
+        if (it->targets[k] < 0)
+            continue;
+        scores[r->n_scores++] = fake_logprob(hash_row(f, p, i, k), it->targets[k]);
+        for (uint32_t j = 0; j != it->sampling.n_top_logprobs; j++) {
+            tokens[r->n_score_tokens] = (it->targets[k] + (int32_t)j) % (int32_t)f->limits.vocab;
+            logprobs[r->n_score_tokens++] = -(float)j;
+        }
+    }
+}
+
 static void run_item(struct fake_engine *f, const struct plan *p, uint32_t i, float **scores)
 {
     const struct plan_item *it = &p->items[i];
@@ -223,11 +252,7 @@ static void run_item(struct fake_engine *f, const struct plan *p, uint32_t i, fl
         r->top = top;
         r->n_top = it->sampling.n_top_logprobs;
     } else if (it->output == PLAN_OUTPUT_SCORE) {
-        r->scores = *scores;
-        for (uint32_t k = 0; k != it->n_tokens; k++) {
-            if (it->targets[k] >= 0)
-                (*scores)[r->n_scores++] = fake_logprob(hash_row(f, p, i, k), it->targets[k]);
-        }
+        score_item(f, p, i, r, *scores);
         *scores += r->n_scores;
     }
     slot->sample = r->token;

@@ -62,7 +62,7 @@ static void test_default_forbidden(void **state)
 
 static struct wire_generate_request generate(const char *text)
 {
-    return (struct wire_generate_request){.model = "", .text = text, .request_id = ""};
+    return (struct wire_generate_request){.model = "", .text = text, .request_id = "", .user = ""};
 }
 
 static struct request *accept_generate(const struct wire_generate_request *w)
@@ -345,7 +345,8 @@ static void test_bad_generate(void **state)
 static void test_fill(void **state)
 {
     (void)state;
-    struct wire_fill_request w = {.model = "", .request_id = "", .text = "a [MASK] b [sMASK]"};
+    struct wire_fill_request w = {
+        .model = "", .request_id = "", .user = "", .text = "a [MASK] b [sMASK]"};
     struct request *r = NULL;
     struct err e = ERR_INIT;
     assert_int_equal(admit_fill(&admit, &w, &r, &e), 0);
@@ -363,7 +364,7 @@ static void test_fill(void **state)
 
     static const int32_t no_mask[] = {100}, with_sop[] = {100, 514, 516}, good[] = {100, 514, 513};
     struct wire_token_ids tokens = {no_mask, 1};
-    w = (struct wire_fill_request){.model = "", .request_id = "", .tokens = &tokens};
+    w = (struct wire_fill_request){.model = "", .request_id = "", .user = "", .tokens = &tokens};
     assert_int_equal(admit_fill(&admit, &w, &r, &e), -EINVAL);
     assert_non_null(strstr(e.message, "masks"));
     tokens = (struct wire_token_ids){with_sop, 3};
@@ -382,7 +383,7 @@ static void test_score(void **state)
     static const int32_t context[] = {100, 101}, choice[] = {102, 103}, bad[] = {640};
     struct wire_token_ids tokens = {context, 2};
     struct wire_token_ids choices[7] = {{choice, 2}, {choice, 1}};
-    struct wire_score_request w = {.model = "", .request_id = "", .tokens = &tokens};
+    struct wire_score_request w = {.model = "", .request_id = "", .user = "", .tokens = &tokens};
     w.choice_tokens = choices;
     w.n_choice_tokens = 2;
     struct request *r = NULL;
