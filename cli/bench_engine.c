@@ -308,8 +308,11 @@ static int run_step(struct bench *b, struct plan *p, uint64_t *ret_hash, struct 
         return r;
     b->step++;
     *ret_hash = 0;
-    for (uint32_t i = 0; i != result->n_items; i++)
-        *ret_hash = XXH3_64bits_withSeed(&result->items[i].token, sizeof(int32_t), *ret_hash);
+    for (uint32_t i = 0; i != result->n_items; i++) {
+        const struct result_item *item = &result->items[i];
+        *ret_hash = XXH3_64bits_withSeed(&item->token, sizeof item->token, *ret_hash);
+        *ret_hash = XXH3_64bits_withSeed(&item->logprob, sizeof item->logprob, *ret_hash);
+    }
     return 0;
 }
 
@@ -383,7 +386,7 @@ static int measure(struct bench *b, struct row *row, bool decode, struct err *e)
             r = bench_samples_add(&ms, (double)(clock_now_ns() - begin) / (double)NSEC_PER_MSEC);
         if (r == 0 && hash != row->hash)
             r = err_set(e, -EIO,
-                        "the same step chose other tokens: %016" PRIx64 ", then %016" PRIx64,
+                        "the same step had other results: %016" PRIx64 ", then %016" PRIx64,
                         row->hash, hash);
     }
     if (r == 0) {
@@ -438,7 +441,7 @@ static void print_results(const struct bench *b, FILE *out)
     if (b->ceiling > 0)
         fprintf(out, "memory ceiling of this run: %.2f GB/s read\n", b->ceiling / 1e9);
     fprintf(out, "\n%-8s %6s %10s %10s %6s %12s %9s %8s  %s\n", "", "tokens", "ms median",
-            "ms best", "steps", "tokens/s", "GB/s", "ceiling", "hash of the tokens");
+            "ms best", "steps", "tokens/s", "GB/s", "ceiling", "hash of tokens and logprobs");
     for (size_t i = 0; i != b->n_prefill; i++)
         print_row(b, out, "prefill", &b->prefill_rows[i]);
     for (size_t i = 0; i != b->n_batch; i++)
@@ -456,7 +459,7 @@ static json_t *rows_json(const struct bench *b, const struct row *rows, size_t n
         const struct row *r = &rows[i];
         json_t *o = json_pack("{s:I, s:o, s:f, s:f, s:o}", key, (json_int_t)r->n, "step_ms",
                               bench_summary_json(&r->ms, 1), "tokens_per_s", r->tokens_per_s,
-                              "weights_bytes_per_s", r->weights_per_s, "token_hash",
+                              "weights_bytes_per_s", r->weights_per_s, "result_hash",
                               json_sprintf("%016" PRIx64, r->hash));
         if (o && b->ceiling > 0)
             json_object_set_new(o, "share_of_ceiling", json_real(r->weights_per_s / b->ceiling));

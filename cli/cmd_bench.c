@@ -13,6 +13,9 @@ static const struct {
 } benches[] = {
     {"engine", bench_engine, "prefill and decode over batch sizes, without a server"},
     {"model", bench_model, "write a model directory with made-up weights"},
+#ifndef GLMD_ENGINE_ONLY
+    {"serve", bench_serve, "load on a running coordinator: latencies, throughput, goodput"},
+#endif
 };
 
 static void print_usage(FILE *out)

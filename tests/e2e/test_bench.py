@@ -1,0 +1,120 @@
+"""`glmd bench`: small runs, and that their numbers hang together."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from conftest import SOURCE, glmd
+
+DEMO = SOURCE / "deploy/demo/model"
+
+
+def engine(tmp_path, *options):
+    out = tmp_path / "engine.json"
+    glmd("bench", "engine", "--seconds", "0.05", "--batch", "1,3", "--prefill", "20", "--context", "40",
+         "--threads", "1", "--json", out, "--svg", tmp_path / "engine.svg", *options)
+    return json.loads(out.read_text())
+
+
+def hashes(result):
+    return [row["result_hash"] for row in result["prefill"] + result["decode"]]
+
+
+def test_engine_rows(tmp_path):
+    found = engine(tmp_path, "--synthetic", "glm-tiny")
+    assert found["model"]["synthetic"] and found["activations"] == "fp16"
+    assert [row["tokens"] for row in found["prefill"]] == [20]
+    assert [row["batch"] for row in found["decode"]] == [1, 3]
+    for row in found["decode"]:
+        ms = row["step_ms"]["median"]
+        assert row["step_ms"]["min"] <= ms <= row["step_ms"]["max"]
+        assert row["tokens_per_s"] == pytest.approx(row["batch"] * 1000 / ms)
+        assert row["weights_bytes_per_s"] == pytest.approx(found["weights_bytes"] * 1000 / ms)
+        assert row["share_of_ceiling"] == pytest.approx(
+            row["weights_bytes_per_s"] / found["memory_read_bytes_per_s"])
+    ElementTree.parse(tmp_path / "engine.svg")
+    assert hashes(engine(tmp_path, "--synthetic", "glm-tiny")) == hashes(found)
+    assert hashes(engine(tmp_path, "--synthetic", "glm-tiny", "--layers", "1")) != hashes(found)
+
+
+def test_a_written_model_runs(tmp_path):
+    model = tmp_path / "model"
+    glmd("bench", "model", "--synthetic", "glm-tiny", "--layers", "1", "--like", DEMO, "--out", model,
+         "--weights", "int8")
+    found = engine(tmp_path, "--model", model)
+    assert found["model"]["layers"] == 1 and not found["model"]["synthetic"]
+    inspected = glmd("inspect", model).stdout
+    assert "int8" in inspected
+
+
+def serve(c, tmp_path, *options):
+    out = tmp_path / "serve.json"
+    glmd("bench", "serve", "-c", c.target, "--json", out, "--svg", tmp_path / "serve.svg", *options)
+    ElementTree.parse(tmp_path / "serve.svg")
+    return json.loads(out.read_text())
+
+
+@pytest.fixture
+def fake(cluster, model):
+    return cluster(model("ckpt-fp16-tp1", "--weights", "int4"), tp=2, worker__slots=8,
+                   group__devices="fake:step_us=4000:end=0.5")
+
+
+def test_serve_random_prompts(fake, tmp_path):
+    found = serve(fake, tmp_path, "--num-prompts", "20", "--random-input-len", "12",
+                  "--random-output-len", "10", "--max-concurrency", "5", "--num-warmups", "2",
+                  "--goodput", "ttft:60000", "tpot:60000", "e2e:0.001")
+    assert (found["completed"], found["failed"], found["errors"]) == (20, 0, {})
+    assert found["max_concurrent_requests"] == 5
+    assert found["total_output_tokens"] == 20 * 10
+    assert found["total_input_tokens"] >= 20 * 12
+    assert found["output_throughput"] == pytest.approx(200 / found["duration"], rel=1e-6)
+    # a step takes 4 ms: one for the first token, one for each of the others
+    assert found["median_ttft_ms"] >= 4
+    assert found["median_tpot_ms"] >= 3.9
+    assert found["median_e2e_ms"] >= found["median_ttft_ms"] + 9 * 3.9
+    assert found["p99_e2e_ms"] >= found["median_e2e_ms"]
+    assert found["request_goodput"] == 0  # nothing ends within a microsecond
+    at_rate = serve(fake, tmp_path, "--num-prompts", "10", "--request-rate", "100",
+                    "--random-output-len", "2", "--goodput", "ttft:60000")
+    assert at_rate["request_rate"] == 100
+    assert at_rate["request_goodput"] == pytest.approx(at_rate["request_throughput"])
+
+
+def test_serve_a_file(fake, tmp_path):
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text('{"prompt": "The river", "max_tokens": 3}\n\n{"prompt": "今天"}\n')
+    found = serve(fake, tmp_path, "--dataset", lines, "--num-prompts", "5", "--random-output-len", "4",
+                  "--ignore-end")
+    assert found["completed"] == 5
+    assert found["total_output_tokens"] == 3 * 3 + 2 * 4
+    ended = serve(fake, tmp_path, "--dataset", lines, "--num-prompts", "5", "--random-output-len", "40")
+    assert ended["total_output_tokens"] < 3 * 3 + 2 * 40  # every other token ends a text
+    lines.write_text('{"prompt": 5}\n')
+    refused = glmd("bench", "serve", "-c", fake.target, "--dataset", lines, check=False)
+    assert refused.returncode == 1 and "prompts.jsonl:1" in refused.stderr
+
+
+def test_serve_counts_failures(fake, tmp_path):
+    result = glmd("bench", "serve", "-c", fake.target, "--num-prompts", "3", "--random-input-len", "5000",
+                  "--json", tmp_path / "x.json", check=False)
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert result.returncode == 1 and "no request ended well" in result.stderr
+    assert (found["completed"], found["failed"]) == (0, 3)
+    assert sum(found["errors"].values()) == 3
+
+
+@pytest.mark.parametrize("args", [
+    ["engine"], ["engine", "--synthetic", "glm-9"], ["engine", "--synthetic", "glm-tiny", "--batch", "0,1"],
+    ["model", "--synthetic", "glm-tiny"], ["serve", "--goodput", "ttft"], ["serve", "--request-rate", "0"],
+    ["serve", "--ignore-end", "--stop-at-end"], ["nothing"], [],
+])
+def test_wrong_command_lines(args):
+    result = glmd("bench", *args, check=False)
+    assert result.returncode in (1, 2) and result.stderr and not result.stdout
+
+
+def test_help():
+    for name in ("engine", "model", "serve"):
+        assert f"usage: glmd bench {name}" in glmd("bench", name, "--help").stdout
