@@ -253,6 +253,8 @@ void client_print_stats(const struct wire_usage *u, size_t n_first, const uint64
     if (u->decode_seconds > 0 && u->completion_tokens > n_first)
         fprintf(stderr, ": %.1f tokens/s",
                 (double)(u->completion_tokens - n_first) / u->decode_seconds);
+    if (u->scored_tokens)
+        fprintf(stderr, "; %" PRIu32 " tokens scored", u->scored_tokens);
     if (seed)
         fprintf(stderr, "; seed %" PRIu64, *seed);
     fputc('\n', stderr);
@@ -264,8 +266,9 @@ void client_add_usage(json_t *object, const struct wire_usage *u, const uint64_t
         json_object_set_new(object, "seed", json_sprintf("%" PRIu64, *seed));
     if (u)
         json_object_set_new(object, "usage",
-                            json_pack("{s:I, s:I, s:f, s:f}", "prompt_tokens",
+                            json_pack("{s:I, s:I, s:I, s:f, s:f}", "prompt_tokens",
                                       (json_int_t)u->prompt_tokens, "completion_tokens",
-                                      (json_int_t)u->completion_tokens, "prefill_seconds",
+                                      (json_int_t)u->completion_tokens, "scored_tokens",
+                                      (json_int_t)u->scored_tokens, "prefill_seconds",
                                       u->prefill_seconds, "decode_seconds", u->decode_seconds));
 }

@@ -2,7 +2,7 @@
 set(client_sources common.c)
 set(client_libs glmd_model_prompt glmd_tokenizer glmd_model glmd_base)
 if(NOT GLMD_ENGINE_ONLY)
-  list(APPEND client_sources client.c sampling_options.c)
+  list(APPEND client_sources client.c run_options.c sampling_options.c)
   list(APPEND client_libs glmd_proto PkgConfig::UV)
 endif()
 glmd_library(glmd_client

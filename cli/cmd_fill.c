@@ -8,9 +8,8 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
-#include "cli/client.h"
 #include "cli/common.h"
-#include "cli/sampling_options.h"
+#include "cli/run_options.h"
 #include "proto/rpc/wire.h"
 
 static const char usage[] =
@@ -24,46 +23,32 @@ static const char usage[] =
     "      --max-length N        of the whole sequence in tokens, text included (default 256)\n"
     "      --all                 print all results with their scores (--beams)\n"
     "      --calls               token ids into and out of every generation call (with --json)\n"
-    "  -q, --quiet               do not show the blanks while they grow\n"
-    "      --stats               tokens per second, on standard error\n"
-    "      --json                one JSON object at the end\n"
-    "  -h, --help\n" CLIENT_HELP SAMPLING_HELP;
+    "  -q, --quiet               do not show the blanks while they grow\n" RUN_HELP;
 
 struct fill {
-    struct client_target target;
-    struct sampling_options sampling;
+    struct run_options run;
     struct wire_fill_request request;
-    bool all, calls, quiet, stats, json;
+    bool all, calls, quiet;
     /* the answer */
     bool showing; /* a blank is under way on standard error */
     uint32_t shown_blank;
-    bool has_seed;
-    uint64_t seed;
     struct wire_fill_response *last; /* owned: the message with the results */
 };
 
 /* ---- options ---- */
 
-enum { OPT_MAX_LENGTH = 256, OPT_ALL, OPT_CALLS, OPT_STATS, OPT_JSON };
+enum { OPT_MAX_LENGTH = 256, OPT_ALL, OPT_CALLS };
 
 static const struct option options[] = {{"max-length", required_argument, NULL, OPT_MAX_LENGTH},
                                         {"all", no_argument, NULL, OPT_ALL},
                                         {"calls", no_argument, NULL, OPT_CALLS},
                                         {"quiet", no_argument, NULL, 'q'},
-                                        {"stats", no_argument, NULL, OPT_STATS},
-                                        {"json", no_argument, NULL, OPT_JSON},
-                                        {"help", no_argument, NULL, 'h'},
-                                        CLIENT_OPTIONS,
-                                        SAMPLING_OPTIONS,
+                                        RUN_OPTIONS,
                                         {0}};
 
-static int take_option(struct fill *f, const char *verb, int c, const char *value)
+static int take_option(void *context, const char *verb, int c, const char *value)
 {
-    int code = client_option(&f->target, c, value);
-    if (code < 0)
-        code = sampling_option(&f->sampling, verb, c, value);
-    if (code >= 0)
-        return code;
+    struct fill *f = context;
     switch (c) {
     case OPT_MAX_LENGTH:
         return cli_option_u32(verb, "--max-length", value, 1, UINT32_MAX, &f->request.max_length);
@@ -76,12 +61,6 @@ static int take_option(struct fill *f, const char *verb, int c, const char *valu
     case 'q':
         f->quiet = true;
         return 0;
-    case OPT_STATS:
-        f->stats = true;
-        return 0;
-    case OPT_JSON:
-        f->json = true;
-        return 0;
     default:
         return EXIT_USAGE; /* getopt has said why */
     }
@@ -90,22 +69,16 @@ static int take_option(struct fill *f, const char *verb, int c, const char *valu
 /* -1: go on; otherwise an exit code. */
 static int parse_args(int argc, char **argv, struct fill *f)
 {
-    client_target_init(&f->target, argv[0]);
-    sampling_options_init(&f->sampling);
-    for (int c; (c = getopt_long(argc, argv, "hq" CLIENT_SHORT_OPTIONS, options, NULL)) != -1;) {
-        if (c == 'h') {
-            fputs(usage, stdout);
-            return EXIT_OK;
-        }
-        int code = take_option(f, argv[0], c, optarg);
-        if (code)
-            return code;
-    }
-    if (f->calls && !f->json)
+    const struct run_verb verb = {.usage = usage,
+                                  .short_options = "q" RUN_SHORT_OPTIONS,
+                                  .options = options,
+                                  .take = take_option,
+                                  .context = f};
+    int code = run_options_parse(&f->run, argc, argv, &verb);
+    if (code < 0 && f->calls && !f->run.json)
         return cli_usage_error(argv[0], "--calls needs --json");
-    f->quiet = f->quiet || f->json || !isatty(STDERR_FILENO);
-    int code = sampling_options_check(&f->sampling, argv[0]);
-    return code ? code : -1;
+    f->quiet = f->quiet || f->run.json || !isatty(STDERR_FILENO);
+    return code;
 }
 
 /* ---- the answer ---- */
@@ -131,8 +104,8 @@ static int on_message(void *context, const uint8_t *data, size_t size, struct er
     for (uint32_t i = 0; i < m->n_blanks; i++)
         show_blank(f, &m->blanks[i]);
     if (m->has_seed) {
-        f->has_seed = true;
-        f->seed = m->seed;
+        f->run.has_seed = true;
+        f->run.seed = m->seed;
     }
     if (m->n_results) {
         wire_free_fill_response(f->last);
@@ -177,8 +150,8 @@ static int print_json(const struct fill *f)
             json_array_append_new(calls, call_to_json(&f->last->calls[i]));
         json_object_set_new(root, "calls", calls);
     }
-    client_add_usage(root, f->last->usage, f->has_seed ? &f->seed : NULL);
-    return cli_print_json(f->target.verb, root);
+    client_add_usage(root, f->last->usage, f->run.has_seed ? &f->run.seed : NULL);
+    return cli_print_json(f->run.target.verb, root);
 }
 
 static int print_results(const struct fill *f)
@@ -198,29 +171,23 @@ static int print_results(const struct fill *f)
 static int run(struct fill *f)
 {
     struct buf packed = {0};
-    f->request.sampling = &f->sampling.wire;
-    f->request.return_token_ids = f->json;
-    if (wire_pack_fill_request(&f->request, &packed) < 0) {
-        buf_deinit(&packed);
-        fprintf(stderr, "glmd %s: out of memory\n", f->target.verb);
-        return EXIT_FAILED;
-    }
-    const struct client_call call = {.path = "/glmd.v1.Inference/Fill",
-                                     .request = &packed,
-                                     .on_message = on_message,
-                                     .context = f};
-    int code = client_run(&f->target, &call);
+    f->request.sampling = &f->run.sampling.wire;
+    f->request.priority = f->run.priority;
+    f->request.user = f->run.user;
+    f->request.return_token_ids = f->run.json;
+    int r = wire_pack_fill_request(&f->request, &packed);
+    int code = run_call(&f->run, "/glmd.v1.Inference/Fill", r, &packed, on_message, f);
     buf_deinit(&packed);
     if (f->showing)
         fputc('\n', stderr);
     if (code == EXIT_OK && !f->last) {
-        fprintf(stderr, "glmd %s: the server sent no result\n", f->target.verb);
+        fprintf(stderr, "glmd %s: the server sent no result\n", f->run.target.verb);
         return EXIT_FAILED;
     }
     if (code == EXIT_OK)
-        code = f->json ? print_json(f) : print_results(f);
-    if (f->stats && f->last && f->last->usage)
-        client_print_stats(f->last->usage, 0, f->has_seed ? &f->seed : NULL);
+        code = f->run.json ? print_json(f) : print_results(f);
+    if (f->run.stats && f->last && f->last->usage)
+        client_print_stats(f->last->usage, 0, f->run.has_seed ? &f->run.seed : NULL);
     return code;
 }
 

@@ -7,9 +7,8 @@
 
 #include "base/util.h"
 #include "cli/cli.h"
-#include "cli/client.h"
 #include "cli/common.h"
-#include "cli/sampling_options.h"
+#include "cli/run_options.h"
 #include "proto/rpc/wire.h"
 
 enum { MAX_CHOICES = 64 };
@@ -24,35 +23,37 @@ static const char usage[] =
     "\n"
     "      --max-tokens N        at most N new tokens (default: what fits, at most 256)\n"
     "      --n N                 N choices, 1 to 16; with --beams: how many are printed\n"
+    "      --best-of N           the best --n of N samples, by mean log-probability\n"
     "      --unidirectional      causal prompt: [gMASK] in front of the text\n"
-    "      --ignore-end          end tokens neither end the text nor appear\n"
     "      --logprobs            log-probability of each token (with --json)\n"
     "      --top-logprobs K      and of the K best ones, 0 to 20 (with --json)\n"
-    "      --stats               tokens per second, on standard error\n"
-    "      --json                one JSON object at the end\n"
-    "  -h, --help\n" CLIENT_HELP SAMPLING_HELP;
+    "      --prompt-logprobs K   log-probability of each token of TEXT, and of the K best ones, 0 "
+    "to\n"
+    "                            20 (with --json; otherwise their sum)\n"
+    "      --prompt-only         nothing is generated: only --prompt-logprobs\n" RUN_HELP;
 
 /* One choice as it grows. */
 struct choice {
     struct buf text;
     json_t *tokens, *logprobs; /* --json */
     enum wire_finish_reason finish_reason;
+    json_t *ended_by; /* --json: the stop text, or the token */
     bool has_score;
     double score;
 };
 
 struct generate {
-    struct client_target target;
-    struct sampling_options sampling;
+    struct run_options run;
     struct wire_generate_request request;
-    bool stats, json;
     /* the answer */
     struct choice choices[MAX_CHOICES];
     size_t n_choices;
-    bool has_seed, has_usage;
-    uint64_t seed;
+    bool has_usage;
     struct wire_usage usage;
-    bool streamed; /* text has gone to standard output */
+    json_t *prompt_logprobs; /* --prompt-logprobs */
+    uint32_t n_scored;       /* tokens */
+    double prompt_logprob;   /* their sum */
+    bool streamed;           /* text has gone to standard output */
 };
 
 /* ---- options ---- */
@@ -60,57 +61,51 @@ struct generate {
 enum {
     OPT_MAX_TOKENS = 256,
     OPT_N,
+    OPT_BEST_OF,
     OPT_UNI,
-    OPT_IGNORE_END,
     OPT_LOGPROBS,
     OPT_TOP,
-    OPT_STATS,
-    OPT_JSON
+    OPT_PROMPT_LOGPROBS,
+    OPT_PROMPT_ONLY,
 };
 
-static const struct option options[] = {{"max-tokens", required_argument, NULL, OPT_MAX_TOKENS},
-                                        {"n", required_argument, NULL, OPT_N},
-                                        {"unidirectional", no_argument, NULL, OPT_UNI},
-                                        {"ignore-end", no_argument, NULL, OPT_IGNORE_END},
-                                        {"logprobs", no_argument, NULL, OPT_LOGPROBS},
-                                        {"top-logprobs", required_argument, NULL, OPT_TOP},
-                                        {"stats", no_argument, NULL, OPT_STATS},
-                                        {"json", no_argument, NULL, OPT_JSON},
-                                        {"help", no_argument, NULL, 'h'},
-                                        CLIENT_OPTIONS,
-                                        SAMPLING_OPTIONS,
-                                        {0}};
+static const struct option options[] = {
+    {"max-tokens", required_argument, NULL, OPT_MAX_TOKENS},
+    {"n", required_argument, NULL, OPT_N},
+    {"best-of", required_argument, NULL, OPT_BEST_OF},
+    {"unidirectional", no_argument, NULL, OPT_UNI},
+    {"logprobs", no_argument, NULL, OPT_LOGPROBS},
+    {"top-logprobs", required_argument, NULL, OPT_TOP},
+    {"prompt-logprobs", required_argument, NULL, OPT_PROMPT_LOGPROBS},
+    {"prompt-only", no_argument, NULL, OPT_PROMPT_ONLY},
+    RUN_OPTIONS,
+    {0}};
 
-/* 0 or EXIT_USAGE. */
-static int take_option(struct generate *g, const char *verb, int c, const char *value)
+static int take_option(void *context, const char *verb, int c, const char *value)
 {
-    int code = client_option(&g->target, c, value);
-    if (code < 0)
-        code = sampling_option(&g->sampling, verb, c, value);
-    if (code >= 0)
-        return code;
+    struct generate *g = context;
+    struct wire_sampling_parameters *s = &g->run.sampling.wire;
     switch (c) {
     case OPT_MAX_TOKENS:
         return cli_option_u32(verb, "--max-tokens", value, 1, UINT32_MAX, &g->request.max_tokens);
     case OPT_N:
         return cli_option_u32(verb, "--n", value, 1, MAX_CHOICES, &g->request.n);
+    case OPT_BEST_OF:
+        return cli_option_u32(verb, "--best-of", value, 1, MAX_CHOICES, &g->request.best_of);
     case OPT_UNI:
         g->request.unidirectional = true;
         return 0;
-    case OPT_IGNORE_END:
-        g->sampling.wire.ignore_end = true;
-        return 0;
     case OPT_LOGPROBS:
-        g->sampling.wire.logprobs = true;
+        s->logprobs = true;
         return 0;
     case OPT_TOP:
-        g->sampling.wire.logprobs = true;
-        return cli_option_u32(verb, "--top-logprobs", value, 0, 20, &g->sampling.wire.top_logprobs);
-    case OPT_STATS:
-        g->stats = true;
-        return 0;
-    case OPT_JSON:
-        g->json = true;
+        s->logprobs = true;
+        return cli_option_u32(verb, "--top-logprobs", value, 0, 20, &s->top_logprobs);
+    case OPT_PROMPT_LOGPROBS:
+        g->request.has_prompt_logprobs = true;
+        return cli_option_u32(verb, "--prompt-logprobs", value, 0, 20, &g->request.prompt_logprobs);
+    case OPT_PROMPT_ONLY:
+        g->request.prompt_only = true;
         return 0;
     default:
         return EXIT_USAGE; /* getopt has said why */
@@ -120,19 +115,15 @@ static int take_option(struct generate *g, const char *verb, int c, const char *
 /* -1: go on; otherwise an exit code. */
 static int parse_args(int argc, char **argv, struct generate *g)
 {
-    client_target_init(&g->target, argv[0]);
-    sampling_options_init(&g->sampling);
-    for (int c; (c = getopt_long(argc, argv, "h" CLIENT_SHORT_OPTIONS, options, NULL)) != -1;) {
-        if (c == 'h') {
-            fputs(usage, stdout);
-            return EXIT_OK;
-        }
-        int code = take_option(g, argv[0], c, optarg);
-        if (code)
-            return code;
-    }
-    int code = sampling_options_check(&g->sampling, argv[0]);
-    return code ? code : -1;
+    const struct run_verb verb = {.usage = usage,
+                                  .short_options = RUN_SHORT_OPTIONS,
+                                  .options = options,
+                                  .take = take_option,
+                                  .context = g};
+    int code = run_options_parse(&g->run, argc, argv, &verb);
+    if (code < 0 && g->request.prompt_only && !g->request.has_prompt_logprobs)
+        return cli_usage_error(argv[0], "--prompt-only needs --prompt-logprobs");
+    return code;
 }
 
 /* ---- the answer ---- */
@@ -178,12 +169,31 @@ static int take_delta(struct generate *g, const struct wire_choice_delta *d, str
         to->has_score = true;
         to->score = d->score;
     }
-    if (!g->json && g->request.n <= 1 && d->index == 0) {
+    if (*d->stop || d->has_stop_token) {
+        json_decref(to->ended_by);
+        to->ended_by = *d->stop ? json_string(d->stop) : json_integer(d->stop_token);
+    }
+    if (!g->run.json && g->request.n <= 1 && d->index == 0) {
         g->streamed = true;
         return client_print(stdout, d->text) < 0 ? err_set(e, -EIO, "cannot write the text") : 0;
     }
-    if (buf_append_str(&to->text, d->text) < 0 || (g->json && keep_json(to, d) < 0))
+    if (buf_append_str(&to->text, d->text) < 0 || (g->run.json && keep_json(to, d) < 0))
         return err_set(e, -ENOMEM, "out of memory");
+    return 0;
+}
+
+/* Tokens of the prompt come in front of everything else. */
+static int take_prompt(struct generate *g, const struct wire_generate_response *m, struct err *e)
+{
+    if (m->n_prompt_logprobs && !g->prompt_logprobs)
+        g->prompt_logprobs = json_array();
+    for (uint32_t i = 0; i < m->n_prompt_logprobs; i++) {
+        const struct wire_token_logprob *l = &m->prompt_logprobs[i];
+        g->n_scored++;
+        g->prompt_logprob += (double)l->logprob;
+        if (g->run.json && json_array_append_new(g->prompt_logprobs, logprob_to_json(l)) < 0)
+            return err_set(e, -ENOMEM, "out of memory");
+    }
     return 0;
 }
 
@@ -194,11 +204,12 @@ static int on_message(void *context, const uint8_t *data, size_t size, struct er
     int r = wire_unpack_generate_response(data, size, &m, e);
     if (r < 0)
         return r;
+    r = take_prompt(g, m, e);
     for (uint32_t i = 0; i < m->n_choices && r == 0; i++)
         r = take_delta(g, &m->choices[i], e);
     if (m->has_seed) {
-        g->has_seed = true;
-        g->seed = m->seed;
+        g->run.has_seed = true;
+        g->run.seed = m->seed;
     }
     if (m->usage) {
         g->has_usage = true;
@@ -210,19 +221,6 @@ static int on_message(void *context, const uint8_t *data, size_t size, struct er
 
 /* ---- printing ---- */
 
-static const char *finish_name(enum wire_finish_reason reason)
-{
-    switch (reason) {
-    case WIRE_FINISH_STOP:
-        return "stop";
-    case WIRE_FINISH_LENGTH:
-        return "length";
-    case WIRE_FINISH_UNSPECIFIED:
-        break;
-    }
-    return "unfinished";
-}
-
 static int print_json(const struct generate *g)
 {
     json_t *choices = json_array();
@@ -230,15 +228,28 @@ static int print_json(const struct generate *g)
         const struct choice *c = &g->choices[i];
         json_t *o = json_pack("{s:i, s:s%, s:s, s:O?, s:O?}", "index", (int)i, "text",
                               c->text.data ? c->text.data : "", c->text.size, "finish_reason",
-                              finish_name(c->finish_reason), "tokens", c->tokens, "logprobs",
-                              g->sampling.wire.logprobs ? c->logprobs : NULL);
+                              run_finish_name(c->finish_reason), "tokens", c->tokens, "logprobs",
+                              g->run.sampling.wire.logprobs ? c->logprobs : NULL);
+        if (c->ended_by)
+            json_object_set(o, "ended_by", c->ended_by);
         if (c->has_score)
             json_object_set_new(o, "score", json_real(c->score));
         json_array_append_new(choices, o);
     }
     json_t *root = json_pack("{s:o}", "choices", choices);
-    client_add_usage(root, g->has_usage ? &g->usage : NULL, g->has_seed ? &g->seed : NULL);
-    return cli_print_json(g->target.verb, root);
+    if (g->prompt_logprobs)
+        json_object_set(root, "prompt_logprobs", g->prompt_logprobs);
+    client_add_usage(root, g->has_usage ? &g->usage : NULL, g->run.has_seed ? &g->run.seed : NULL);
+    return cli_print_json(g->run.target.verb, root);
+}
+
+/* On standard error beside a text, as a result of its own without one. */
+static void print_prompt_logprob(const struct generate *g)
+{
+    if (g->n_scored)
+        fprintf(g->request.prompt_only ? stdout : stderr,
+                "prompt: %" PRIu32 " tokens, log-probability %.5f, %.5f a token\n", g->n_scored,
+                g->prompt_logprob, g->prompt_logprob / g->n_scored);
 }
 
 static int print_choices(const struct generate *g)
@@ -259,30 +270,25 @@ static int print_choices(const struct generate *g)
 static int run(struct generate *g)
 {
     struct buf packed = {0};
-    int code;
-    g->request.sampling = &g->sampling.wire;
-    g->request.return_token_ids = g->json;
-    if (wire_pack_generate_request(&g->request, &packed) < 0) {
-        fprintf(stderr, "glmd %s: out of memory\n", g->target.verb);
-        code = EXIT_FAILED;
-    } else {
-        const struct client_call call = {.path = "/glmd.v1.Inference/Generate",
-                                         .request = &packed,
-                                         .on_message = on_message,
-                                         .context = g};
-        code = client_run(&g->target, &call);
-    }
+    g->request.sampling = &g->run.sampling.wire;
+    g->request.priority = g->run.priority;
+    g->request.user = g->run.user;
+    g->request.return_token_ids = g->run.json;
+    int r = wire_pack_generate_request(&g->request, &packed);
+    int code = run_call(&g->run, "/glmd.v1.Inference/Generate", r, &packed, on_message, g);
     buf_deinit(&packed);
     if (g->streamed)
         putchar('\n');
-    else if (code == EXIT_OK && !g->json)
+    else if (code == EXIT_OK && !g->run.json)
         code = print_choices(g);
-    if (code == EXIT_OK && g->json)
+    if (code == EXIT_OK && g->run.json)
         code = print_json(g);
+    else if (code == EXIT_OK)
+        print_prompt_logprob(g);
     fflush(stdout); /* the text stands before what goes to standard error */
     /* the first token of each choice belongs to the prefill */
-    if (g->stats && g->has_usage)
-        client_print_stats(&g->usage, g->n_choices, g->has_seed ? &g->seed : NULL);
+    if (g->run.stats && g->has_usage)
+        client_print_stats(&g->usage, g->n_choices, g->run.has_seed ? &g->run.seed : NULL);
     return code;
 }
 
@@ -306,7 +312,9 @@ int cmd_generate(int argc, char **argv)
         buf_deinit(&g->choices[i].text);
         json_decref(g->choices[i].tokens);
         json_decref(g->choices[i].logprobs);
+        json_decref(g->choices[i].ended_by);
     }
+    json_decref(g->prompt_logprobs);
     buf_deinit(&text);
     free(g);
     return code;

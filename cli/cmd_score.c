@@ -21,6 +21,8 @@ static const char usage[] =
     "or with -, the text is read from standard input.\n"
     "\n"
     "      --choice TEXT         a continuation; at least one\n"
+    "      --priority N          -100 to 100: greater ones first (default 0)\n"
+    "      --user NAME           whom fairness counts this for\n"
     "      --gmask               use [gMASK] and running positions instead of [MASK]\n"
     "      --tokens              also the log-probability of each token\n"
     "      --json                one JSON object\n"
@@ -48,6 +50,8 @@ static int add_choice(struct score *s, const char *verb, const char *text)
 static int parse_args(int argc, char **argv, struct score *s)
 {
     static const struct option options[] = {{"choice", required_argument, NULL, 'C'},
+                                            {"priority", required_argument, NULL, 'p'},
+                                            {"user", required_argument, NULL, 'u'},
                                             {"gmask", no_argument, NULL, 'g'},
                                             {"tokens", no_argument, NULL, 't'},
                                             {"json", no_argument, NULL, 'j'},
@@ -59,11 +63,16 @@ static int parse_args(int argc, char **argv, struct score *s)
         int code = client_option(&s->target, c, optarg);
         if (c == 'C')
             code = add_choice(s, argv[0], optarg);
+        if (c == 'p')
+            code = cli_option_i32(argv[0], "--priority", optarg, -100, 100, &s->request.priority);
         if (code > 0)
             return code;
         if (code == 0)
             continue;
         switch (c) {
+        case 'u':
+            s->request.user = optarg;
+            break;
         case 'g':
             s->request.use_gmask = true;
             break;

@@ -76,6 +76,20 @@ int cli_option_u32(const char *verb, const char *option, const char *text, uint3
     return 0;
 }
 
+int cli_option_i32(const char *verb, const char *option, const char *text, int32_t min, int32_t max,
+                   int32_t *ret)
+{
+    uint64_t value;
+    bool negative = *text == '-';
+    if (cli_parse_u64(text + negative, 0, INT32_MAX, &value) == 0) {
+        *ret = negative ? -(int32_t)value : (int32_t)value;
+        if (*ret >= min && *ret <= max)
+            return 0;
+    }
+    return cli_usage_error(verb, "%s %s: expected a whole number from %d to %d", option, text, min,
+                           max);
+}
+
 int cli_option_double(const char *verb, const char *option, const char *text, double min,
                       double max, double *ret)
 {

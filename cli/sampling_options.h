@@ -6,13 +6,15 @@
 
 #include "proto/rpc/wire_inference.h"
 
-enum { SAMPLING_MAX_BIAS = 1024 };
+enum { SAMPLING_MAX_BIAS = 1024, SAMPLING_MAX_STOP = 16, SAMPLING_MAX_STOP_IDS = 64 };
 
 struct sampling_options {
     struct wire_sampling_parameters wire; /* points into this struct */
     struct wire_beam_parameters beam;
     struct wire_id_ranges any_id;
     struct plan_bias bias[SAMPLING_MAX_BIAS];
+    const char *stop[SAMPLING_MAX_STOP]; /* borrowed from the command line */
+    int32_t stop_ids[SAMPLING_MAX_STOP_IDS];
 };
 
 enum { SAMPLING_OPTION_FIRST = 2000 };
@@ -29,17 +31,33 @@ enum { SAMPLING_OPTION_FIRST = 2000 };
         {"length-penalty", required_argument, NULL, SAMPLING_OPTION_FIRST + 9},                    \
         {"no-repeat-ngram", required_argument, NULL, SAMPLING_OPTION_FIRST + 10},                  \
         {"sampled-beams", no_argument, NULL, SAMPLING_OPTION_FIRST + 11},                          \
+        {"no-consider-end", no_argument, NULL, SAMPLING_OPTION_FIRST + 12},                        \
+        {"ignore-end", no_argument, NULL, SAMPLING_OPTION_FIRST + 13},                             \
+        {"min-p", required_argument, NULL, SAMPLING_OPTION_FIRST + 14},                            \
+        {"repetition-penalty", required_argument, NULL, SAMPLING_OPTION_FIRST + 15},               \
+        {"presence-penalty", required_argument, NULL, SAMPLING_OPTION_FIRST + 16},                 \
+        {"frequency-penalty", required_argument, NULL, SAMPLING_OPTION_FIRST + 17},                \
+        {"stop", required_argument, NULL, SAMPLING_OPTION_FIRST + 18},                             \
+        {"stop-id", required_argument, NULL, SAMPLING_OPTION_FIRST + 19},                          \
     {                                                                                              \
-        "no-consider-end", no_argument, NULL, SAMPLING_OPTION_FIRST + 12                           \
+        "include-stop", no_argument, NULL, SAMPLING_OPTION_FIRST + 20                              \
     }
 #define SAMPLING_HELP                                                                              \
     "How tokens are chosen:\n"                                                                     \
     "      --temperature T       0 = greedy, up to 10 (default 1)\n"                               \
     "      --top-k K             among the K best; 0 = off (default), 1 = greedy\n"                \
     "      --top-p P             among the best that make up P; 0 or 1 = off (default 0.7)\n"      \
+    "      --min-p P             among those at least P times as likely as the best; 0 = off\n"    \
+    "      --repetition-penalty R  0.01 to 100: divides the logits of tokens that were there\n"    \
+    "      --presence-penalty P  -2 to 2: taken from the logits of tokens of the output\n"         \
+    "      --frequency-penalty F  -2 to 2: as often as the token is there\n"                       \
     "      --seed N              the same seed gives the same output (default: drawn)\n"           \
     "      --greedy              the best token always: --top-k 1\n"                               \
     "      --min-tokens N        no end before N tokens\n"                                         \
+    "      --ignore-end          end tokens neither end the text nor appear\n"                     \
+    "      --stop TEXT           ends in front of this text; may be repeated, up to 16 times\n"    \
+    "      --stop-id ID          ends at this token; may be repeated, up to 64 times\n"            \
+    "      --include-stop        keep the text of --stop\n"                                        \
     "      --logit-bias ID=B     add B (-100 to 100) to a token's logit; may be repeated\n"        \
     "      --any-token           also tokens that are no text (image codes, other specials)\n"     \
     "      --beams B             beam search with B beams (1 to 64) instead of sampling\n"         \

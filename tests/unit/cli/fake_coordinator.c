@@ -55,6 +55,19 @@ static void on_generate(struct rpc_call *c, const uint8_t *data, size_t size)
     assert_int_equal(wire_unpack_generate_request(data, size, &f->generate, NULL), 0);
     if (special(c, f->generate->text))
         return;
+    if (f->generate->has_prompt_logprobs) {
+        static const struct wire_top_logprob top = {.token = 7, .logprob = -0.5f, .text = "x"};
+        static const struct wire_token_logprob prompt[] = {
+            {.token = 9, .logprob = -1.5f, .top = &top, .n_top = 1},
+            {.token = 7, .logprob = -0.5f}};
+        bool only = f->generate->prompt_only;
+        SEND(c, generate_response, .prompt_logprobs = prompt, .n_prompt_logprobs = 2,
+             .usage = only ? &usage : NULL);
+        if (only) {
+            rpc_finish(c, RPC_OK, "");
+            return;
+        }
+    }
     static const int32_t tokens[] = {100, 101};
     struct wire_choice_delta first[] = {
         {.index = 0, .text = "Gr\xc3\xbc", .tokens = tokens, .n_tokens = 1},
@@ -65,7 +78,12 @@ static void on_generate(struct rpc_call *c, const uint8_t *data, size_t size)
     if (strcmp(f->generate->text, "forever") == 0)
         return; /* the client will cancel */
     struct wire_choice_delta last[] = {
-        {.index = 0, .text = "\xc3\x9f\x1b[0m", .finish_reason = WIRE_FINISH_STOP},
+        {.index = 0,
+         .text = "\xc3\x9f\x1b[0m",
+         .finish_reason = WIRE_FINISH_STOP,
+         .stop = f->generate->sampling->n_stop ? f->generate->sampling->stop[0] : "",
+         .has_stop_token = !f->generate->sampling->n_stop,
+         .stop_token = 517},
         {.index = 1,
          .text = "",
          .finish_reason = WIRE_FINISH_LENGTH,

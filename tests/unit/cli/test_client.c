@@ -70,6 +70,63 @@ static void test_generate(void **state)
     assert_null(s->invalid_ids);
 }
 
+static void test_generate_ends_and_penalties(void **state)
+{
+    struct fake_coordinator *f = *state;
+    struct child c = {0};
+    RUN(&c, NULL, "generate", "--min-p", "0.125", "--repetition-penalty", "1.25",
+        "--presence-penalty", "-0.5", "--frequency-penalty", "2", "--stop", "\n\n", "--stop", "河",
+        "--stop-id", "20", "--include-stop", "--ignore-end", "--best-of", "5", "--priority", "-7",
+        "--user", "someone", "--json", "Hello");
+    check_exit(&c, 0);
+    json_t *root = parse(&c);
+    json_t *choice = json_array_get(json_object_get(root, "choices"), 0);
+    assert_string_equal(json_string_value(json_object_get(choice, "ended_by")), "\n\n");
+    assert_null(json_object_get(root, "prompt_logprobs"));
+    json_decref(root);
+    child_deinit(&c);
+    const struct wire_sampling_parameters *s = f->generate->sampling;
+    assert_true(s->min_p == 0.125f && s->repetition_penalty == 1.25f &&
+                s->presence_penalty == -0.5f && s->frequency_penalty == 2);
+    assert_int_equal(s->n_stop, 2);
+    assert_string_equal(s->stop[1], "河");
+    assert_int_equal(s->n_stop_token_ids, 1);
+    assert_int_equal(s->stop_token_ids[0], 20);
+    assert_true(s->include_stop && s->ignore_end);
+    assert_int_equal(f->generate->best_of, 5);
+    assert_int_equal(f->generate->priority, -7);
+    assert_string_equal(f->generate->user, "someone");
+    assert_false(f->generate->has_prompt_logprobs);
+}
+
+static void test_generate_prompt_logprobs(void **state)
+{
+    struct fake_coordinator *f = *state;
+    struct child c = {0};
+    RUN(&c, NULL, "generate", "--prompt-logprobs", "1", "--json", "Hello");
+    check_exit(&c, 0);
+    json_t *root = parse(&c);
+    json_t *prompt = json_object_get(root, "prompt_logprobs");
+    assert_int_equal(json_array_size(prompt), 2);
+    json_t *first = json_array_get(prompt, 0);
+    assert_int_equal(json_integer_value(json_object_get(first, "token")), 9);
+    assert_int_equal(json_array_size(json_object_get(first, "top")), 1);
+    json_t *choice = json_array_get(json_object_get(root, "choices"), 0);
+    assert_int_equal(json_integer_value(json_object_get(choice, "ended_by")), 517);
+    json_decref(root);
+    child_deinit(&c);
+    assert_int_equal(f->generate->prompt_logprobs, 1);
+    assert_false(f->generate->prompt_only);
+
+    c = (struct child){0};
+    RUN(&c, NULL, "generate", "--prompt-logprobs", "0", "--prompt-only", "Hello");
+    check_exit(&c, 0);
+    check_text(&c.out_text, "prompt: 2 tokens, log-probability -2.00000, -1.00000 a token\n");
+    child_deinit(&c);
+    assert_true(f->generate->has_prompt_logprobs && f->generate->prompt_only);
+    assert_int_equal(f->generate->prompt_logprobs, 0);
+}
+
 static void test_generate_reads_standard_input(void **state)
 {
     struct fake_coordinator *f = *state;
@@ -285,6 +342,13 @@ static void test_wrong_command_lines(void **state)
         {"generate", {"--n", "65", "x"}, "from 1 to 64"},
         {"generate", {"--logit-bias", "5", "x"}, "expected ID=BIAS"},
         {"generate", {"--length-penalty", "1", "x"}, "need --beams"},
+        {"generate", {"--beams=2", "--stop=a", "x"}, "do not go with --beams"},
+        {"generate", {"--stop", "", "x"}, "--stop: expected 1 to 256 bytes"},
+        {"generate", {"--stop-id", "-1", "x"}, "--stop-id -1: expected a whole number"},
+        {"generate", {"--repetition-penalty", "0", "x"}, "expected a number from 0.01 to 100"},
+        {"generate", {"--prompt-only", "x"}, "needs --prompt-logprobs"},
+        {"fill", {"--priority", "101", "x"}, "--priority 101: expected a whole number from -100"},
+        {"score", {"--priority", "x", "y"}, "--priority x: expected a whole"},
         {"generate", {"two", "words"}, "put it in quotes"},
         {"generate", {"--nonsense"}, "nonsense"},
         {"generate", {""}, "the text is empty"},
@@ -333,6 +397,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_generate_ends_and_penalties),
+        cmocka_unit_test(test_generate_prompt_logprobs),
         cmocka_unit_test(test_generate_reads_standard_input),
         cmocka_unit_test(test_generate_choices),
         cmocka_unit_test(test_generate_json),
