@@ -20,36 +20,27 @@ static void pump_touched(struct coordinator *c)
         front_touched(c, r);
 }
 
-/* The scheduler drives one group; others that are ready stand by. */
-static void attach_one(struct coordinator *c)
+/* Steps of one group, as many as may be out. */
+static void pump_group(struct coordinator *c, uint32_t group)
 {
-    for (uint32_t i = 0; !sched_attached(c->sched) && i != fleet_max_groups(c->fleet); i++) {
-        if (!fleet_is_ready(c->fleet, i) || fleet_is_draining(c->fleet, i))
-            continue;
-        struct plan_limits limits;
-        struct err e = ERR_INIT;
-        uint64_t epoch;
-        fleet_limits(c->fleet, i, &limits, &epoch);
-        if (sched_attach(c->sched, &limits, epoch, &e) < 0)
-            log_error("group %s cannot be used: %s", fleet_name(c->fleet, i), e.message);
-        else
-            c->attached = i;
+    const struct plan *p;
+    while (sched_attached(c->sched, group) && fleet_can_send(c->fleet, group)) {
+        int64_t now = clock_now_ns();
+        sched_drain(c->sched, group, fleet_is_draining(c->fleet, group));
+        if (!sched_plan(c->sched, group, now, &p))
+            return;
+        uint32_t n_tokens = 0;
+        for (uint32_t i = 0; i != p->n_items; i++)
+            n_tokens += p->items[i].n_tokens;
+        fleet_send_step(c->fleet, group, p, n_tokens, now);
     }
 }
 
 static void pump_steps(struct coordinator *c)
 {
-    const struct plan *p;
-    attach_one(c);
-    while (sched_attached(c->sched) && fleet_can_send(c->fleet, c->attached)) {
-        int64_t now = clock_now_ns();
-        if (!sched_plan(c->sched, now, &p))
-            return;
-        uint32_t n_tokens = 0;
-        for (uint32_t i = 0; i != p->n_items; i++)
-            n_tokens += p->items[i].n_tokens;
-        fleet_send_step(c->fleet, c->attached, p, n_tokens, now);
-    }
+    uint32_t n_groups = fleet_max_groups(c->fleet);
+    for (uint32_t i = 0; i != n_groups; i++)
+        pump_group(c, i);
 }
 
 static void tell_drained(struct coordinator *c)
@@ -100,7 +91,11 @@ static bool on_group_ready(void *context, uint32_t group, const struct plan_limi
                            uint32_t n_stages, uint64_t epoch)
 {
     struct coordinator *c = context;
-    (void)limits, (void)n_stages, (void)epoch;
+    struct err e = ERR_INIT;
+    if (sched_attach(c->sched, group, limits, n_stages, epoch, &e) < 0) {
+        log_error("group %s cannot be used: %s", fleet_name(c->fleet, group), e.message);
+        return false;
+    }
     set_group_health(c, group);
     set_health(c);
     coordinator_pump(c);
@@ -111,8 +106,7 @@ static bool on_step_result(void *context, uint32_t group, const struct step_resu
                            struct err *e)
 {
     struct coordinator *c = context;
-    (void)group;
-    if (sched_commit(c->sched, result, clock_now_ns(), e) < 0)
+    if (sched_commit(c->sched, group, result, clock_now_ns(), e) < 0)
         return false;
     coordinator_pump(c);
     return true;
@@ -121,11 +115,7 @@ static bool on_step_result(void *context, uint32_t group, const struct step_resu
 static void on_group_down(void *context, uint32_t group, const char *why)
 {
     struct coordinator *c = context;
-    char message[256];
-    snprintf(message, sizeof message, "the group of workers was lost while the request ran: %.180s",
-             why);
-    if (sched_attached(c->sched) && c->attached == group)
-        sched_detach(c->sched, message);
+    sched_detach(c->sched, group, why);
     set_group_health(c, group);
     set_health(c);
     coordinator_pump(c);
@@ -135,7 +125,7 @@ static void on_group_gone(void *context, uint32_t group, const char *name)
 {
     struct coordinator *c = context;
     char service[CONFIG_MAX_GROUP_NAME + 8];
-    (void)group;
+    sched_forget(c->sched, group);
     snprintf(service, sizeof service, "group/%s", name);
     rpc_health_set(c->server, service, RPC_SERVING_UNKNOWN);
 }

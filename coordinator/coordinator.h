@@ -59,7 +59,6 @@ struct coordinator { /* must not move */
     /* owned */
     struct admit admit;
     struct sched *sched;
-    uint32_t attached; /* the group that the scheduler drives, if any */
     struct fleet *fleet;
     struct rpc_server *server, *worker_server; /* the same unless worker_listen is set */
     struct rpc_method methods[16];
@@ -76,7 +75,7 @@ struct coordinator { /* must not move */
     void *stopped_context;
     int64_t started_ns;
     struct wire_request_counters counters;
-    struct rate prefill_rate, decode_rate;
+    struct rate prefill_rates[SCHED_MAX_GROUPS], decode_rates[SCHED_MAX_GROUPS];
     int64_t rates_ns;
     struct front_call *calls; /* all open client calls with a request */
 };

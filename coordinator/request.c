@@ -76,7 +76,12 @@ uint32_t request_slots(const struct request *r, uint32_t n_slots_total)
 {
     if (r->kind == REQUEST_SCORE)
         return MIN(MIN(r->n_choices_scored, MAX(n_slots_total / 2, 1u)), (uint32_t)BEAM_MAX);
-    return r->params.beam ? r->params.n_beams : r->params.n_choices;
+    if (r->params.beam)
+        return r->params.n_beams;
+    uint32_t n = r->n_outputs ? 0 : r->params.n_choices;
+    for (uint32_t i = 0; i != r->n_outputs; i++)
+        n += r->outputs[i].finish == FINISH_NONE;
+    return n;
 }
 
 static uint32_t longest_target(const struct request *r)

@@ -5,6 +5,8 @@
  * touched, and frees it after REQUEST_DONE.
  *
  *   NEW --submit--> QUEUED --admit--> RUNNING --last token, failure, cancellation--> DONE
+ *                     ^                  |
+ *                     +-- group is lost -+   outputs stay, the cache is computed again
  *
  * A running request executes *rounds*: one prompt and its outputs. Generate and Score have one;
  * Fill has one for each blank, each starting from the text that the previous round filled. Within a
@@ -14,7 +16,8 @@
  *   RUN      every sequence runs whatever of prompt + output is not in its cache yet
  *
  * so that the first step of a single sequence, a decode step and the replay of a sequence in a new
- * epoch are the same thing. Prompt and output token ids stay here for the request's whole life.
+ * epoch are the same thing. A prefix runs as one item, what is behind it may be cut into parts.
+ * Prompt and output token ids stay here for the request's whole life.
  */
 #ifndef GLMD_COORDINATOR_REQUEST_H
 #define GLMD_COORDINATOR_REQUEST_H
@@ -94,9 +97,10 @@ struct output {
     double logprob_sum;    /* of the n_sampled tokens that were chosen, the last one included */
     uint32_t n_sampled;    /* without beams */
     double score;          /* beams: penalized; Score: sum of log-probabilities */
-    float *token_scores;   /* Score: [n_target] */
+    float *token_scores;   /* Score: [n_target], n_scored of them known */
     int32_t *best_tokens;  /* Score: [n_target, n_top_logprobs]; NULL when not asked for */
     float *best_logprobs;  /* likewise */
+    uint32_t n_scored;
     const int32_t *target; /* Score: borrowed from the request */
     uint32_t n_target;
 };
@@ -151,6 +155,8 @@ struct request {
     /* the scheduler's */
     enum request_state state;
     enum request_phase phase;
+    uint32_t group; /* where it runs */
+    uint32_t n_losses; /* groups that were lost while a step of it was out */
     bool paused; /* the reader is behind: the sequences keep their memory and wait */
     uint32_t round;
     uint32_t n_context; /* tokens that all sequences of the round share */
@@ -159,7 +165,7 @@ struct request {
     struct seq *seqs; /* [n_seqs] */
     uint32_t n_seqs;
     struct block_table context; /* Score: the shared context while choices run */
-    uint32_t next_choice;       /* Score: the next one to start */
+    uint32_t next_choice;       /* Score: those in front of it have been started */
     struct beam_search *search;
     uint32_t beam_step;
     struct plan_copy copies[BEAM_MAX]; /* to run before the next step of this request */
@@ -184,7 +190,7 @@ struct request *request_new(enum request_kind kind);
 /* Not while the scheduler has it. */
 void request_free(struct request *r);
 
-/* Sequences that run at once. Score: bounded by what the group has. */
+/* Sequences that run at once from here on. Score: bounded by what the group has. */
 uint32_t request_slots(const struct request *r, uint32_t n_slots_total);
 /* Largest number of tokens that one sequence can have in the cache. */
 uint32_t request_max_tokens(const struct request *r);

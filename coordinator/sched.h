@@ -20,7 +20,12 @@
  * ranks run steps in order, and a step's copies and writes come after everything the step before
  * did; nobody reads a cell that he has not written or copied in the same table before.
  *
- * A scheduler serves one group. Between epochs (sched_detach, sched_attach) requests wait.
+ * Groups. One queue feeds all groups; a group is a copy of the model on some ranks, with slots,
+ * blocks and limits of its own. A request runs on one of them. When a group is lost (sched_detach),
+ * its requests go back to the front of the queue with their outputs; the next group that has room
+ * computes their caches again, prompt and output, and the streams continue as if nothing had
+ * happened. Groups may have several pipeline stages: n_stages + 1 steps are out at once then, each
+ * with its share of the sequences, and nothing runs ahead of its sample.
  */
 #ifndef GLMD_COORDINATOR_SCHED_H
 #define GLMD_COORDINATOR_SCHED_H
@@ -32,7 +37,14 @@
 #include "coordinator/request.h"
 #include "model/arch.h"
 
-enum { SCHED_MAX_IN_FLIGHT = 2 };
+enum {
+    SCHED_MAX_GROUPS = 1024,
+    SCHED_MAX_STAGES = 32,
+    SCHED_MAX_IN_FLIGHT = SCHED_MAX_STAGES + 1,
+    /* A request that was in a step of a lost group this often is not tried again: it may be what
+     * kills them. */
+    SCHED_MAX_LOSSES = 2,
+};
 
 struct sched; /* opaque */
 
@@ -41,24 +53,41 @@ struct sched_config {
     uint32_t max_queue;
 };
 
-struct sched_stats {
-    uint32_t n_waiting, n_running;
-    uint32_t n_slots, n_slots_used;
-    uint32_t n_blocks, n_blocks_used;
+struct sched_group_stats {
+    bool attached;
+    uint32_t n_running;
+    uint32_t n_slots, n_slots_used;   /* 0 unless attached */
+    uint32_t n_blocks, n_blocks_used; /* likewise */
     uint64_t n_steps;
     uint64_t n_prefill_tokens, n_decode_tokens;
     uint64_t n_discarded; /* items computed for sequences that had ended */
 };
 
+struct sched_stats { /* sums over all groups, and the queue */
+    uint32_t n_attached;
+    uint32_t n_waiting, n_running;
+    uint32_t n_slots, n_slots_used;
+    uint32_t n_blocks, n_blocks_used;
+    uint64_t n_steps;
+    uint64_t n_prefill_tokens, n_decode_tokens, n_discarded;
+    uint64_t n_resumed; /* times that a request went on after its group was lost */
+};
+
 int sched_new(const struct sched_config *config, struct sched **ret);
 void sched_free(struct sched *s); /* requests must have ended */
 
-/* A group is ready: steps can be planned. -EINVAL: its limits contradict the model. Waiting
- * requests that can never run with these limits end at once. */
-int sched_attach(struct sched *s, const struct plan_limits *limits, uint64_t epoch, struct err *e);
-/* The epoch is over: running requests end with UNAVAILABLE and this message; waiting ones stay. */
-void sched_detach(struct sched *s, const char *why);
-bool sched_attached(const struct sched *s);
+/* Group number `group` is ready: steps can be planned for it. -EINVAL: its limits contradict the
+ * model. Waiting requests that can run on no group that is or was there end at once. */
+int sched_attach(struct sched *s, uint32_t group, const struct plan_limits *limits,
+                 uint32_t n_stages, uint64_t epoch, struct err *e);
+/* The epoch of a group is over: its requests wait again, unless they have seen SCHED_MAX_LOSSES of
+ * these; those end with INTERNAL and this reason. */
+void sched_detach(struct sched *s, uint32_t group, const char *why);
+bool sched_attached(const struct sched *s, uint32_t group);
+/* A draining group starts no more requests, and goes on with those that it has. */
+void sched_drain(struct sched *s, uint32_t group, bool draining);
+/* The number of a group that is not attached may be another one's from now on. */
+void sched_forget(struct sched *s, uint32_t group);
 
 /* -ENOBUFS: the queue is full; -E2BIG: it can never run (the message says which limit). Otherwise
  * the scheduler holds the request until REQUEST_DONE. */
@@ -74,15 +103,18 @@ void sched_pause(struct sched *s, struct request *r, bool paused);
 /* Ends every request whose deadline has passed. Returns the earliest deadline left, 0 = none. */
 int64_t sched_expire(struct sched *s, int64_t now_ns);
 
-/* Plans the next step; false when there is nothing to do (or SCHED_MAX_IN_FLIGHT plans are out).
- * The plan is valid until the next call. -ENOMEM ends the request that hit it, not the step. */
-bool sched_plan(struct sched *s, int64_t now_ns, const struct plan **ret_plan);
+/* Plans the next step of a group; false when there is nothing to do for it, or n_stages + 1 plans
+ * are out. Valid until the next call for the group. -ENOMEM ends the request that hit it, not the
+ * step. Whenever something has changed (a request came or ended, a group came, a result was
+ * committed), call it for every group until it says false. */
+bool sched_plan(struct sched *s, uint32_t group, int64_t now_ns, const struct plan **ret_plan);
 
-/* The result of the oldest plan that is out. -EBADMSG: it does not answer that plan: the group
- * cannot be trusted any more, nothing was committed. */
-int sched_commit(struct sched *s, const struct step_result *result, int64_t now_ns, struct err *e);
+/* The result of the oldest plan of a group that is out. -EBADMSG: it does not answer that plan: the
+ * group cannot be trusted any more, nothing was committed. */
+int sched_commit(struct sched *s, uint32_t group, const struct step_result *result, int64_t now_ns,
+                 struct err *e);
 
-uint32_t sched_n_in_flight(const struct sched *s);
+uint32_t sched_n_in_flight(const struct sched *s, uint32_t group);
 uint32_t sched_n_requests(const struct sched *s); /* waiting and running */
 
 /* Requests with something new, each once, in the order of their events; NULL when there are no
@@ -90,6 +122,7 @@ uint32_t sched_n_requests(const struct sched *s); /* waiting and running */
 struct request *sched_next_touched(struct sched *s);
 
 void sched_stats(const struct sched *s, struct sched_stats *ret);
+void sched_group_stats(const struct sched *s, uint32_t group, struct sched_group_stats *ret);
 
 /* Conservation: blocks, slots, reservations and lists agree. For tests; O(everything). */
 bool sched_consistent(const struct sched *s);

@@ -1,4 +1,13 @@
-/* sched_internal.h: the scheduler's state, shared by sched.c, sched_plan.c and sched_commit.c. */
+/* sched_internal.h: the scheduler's state, shared by its files:
+ *
+ *   sched.c         requests: submit, end, pause, deadlines, rounds
+ *   sched_group.c   groups: attach, detach, limits, slots
+ *   sched_queue.c   who starts next, and where
+ *   sched_plan.c    what goes into the next step
+ *   sched_item.c    one item of it
+ *   sched_commit.c  step results
+ *   sched_check.c   invariants
+ */
 #ifndef GLMD_COORDINATOR_SCHED_INTERNAL_H
 #define GLMD_COORDINATOR_SCHED_INTERNAL_H
 
@@ -9,13 +18,20 @@ struct request_list {
     uint32_t n;
 };
 
+enum step_role {
+    STEP_PART,    /* tokens into the cache; more of the sequence follows */
+    STEP_CONTEXT, /* the end of the context that all sequences share */
+    STEP_SAMPLE,
+    STEP_BEAM,
+    STEP_SCORE,
+};
+
 /* What an item of a plan was for; `request` is NULL when it has ended since. */
 struct step_item {
     struct request *request;
     uint32_t seq;
     uint32_t slot, slot_gen;
-    uint32_t n_tokens;
-    enum plan_output output;
+    enum step_role role;
     uint32_t n_targets;
     uint32_t n_top; /* best tokens beside each score */
 };
@@ -28,39 +44,37 @@ struct step_group {
 
 struct step_record {
     uint64_t step;
-    uint32_t n_tokens;
     struct step_item *items; /* owned, [n_slots] */
     uint32_t n_items;
     struct step_group *groups; /* owned, [n_slots] */
     uint32_t n_groups;
 };
 
-struct sched {
-    struct sched_config config;
-    int32_t end_tokens[2];
-    uint32_t n_end_tokens;
-
-    struct request_list waiting, running;
-    struct request *first_touched, *last_touched;
-    uint64_t next_request_id;
+/* One group of ranks: its memory, the steps that are out, the requests that run on it. */
+struct sched_group {
+    bool attached;
+    bool known; /* `limits` are those of now, or of the last time */
+    bool draining;
+    struct plan_limits limits;
+    struct request_list running; /* in the order in which they started */
 
     /* the epoch; sized by sched_attach */
-    bool attached;
-    struct plan_limits limits;
+    uint32_t n_stages, max_in_flight;
     uint64_t epoch, step;
     struct blocks blocks;
     uint32_t *slot_gens;  /* [n_slots] */
     uint32_t *free_slots; /* stack */
     uint32_t n_free_slots;
-    uint32_t n_reserved_slots; /* by running requests, taken or not */
-    bool last_exclusive;       /* the last step left the decodes out for a long prefill */
-    struct step_record records[SCHED_MAX_IN_FLIGHT];
+    uint32_t n_reserved_slots;   /* by running requests, taken or not */
+    bool last_exclusive;         /* the last step left the decodes out for a long prefill */
+    struct step_record *records; /* [max_in_flight], a ring */
     uint32_t first_record, n_in_flight;
 
     /* the plan that is being built, and its memory */
     struct plan plan;
     struct plan_item *items; /* [n_slots] */
-    struct plan_beam_group *groups;
+    uint32_t max_items;      /* of this step; a beam search is not cut */
+    struct plan_beam_group *beam_groups;
     struct plan_copy *copies; /* [n_slots + BEAM_MAX] */
     uint32_t n_copies, capacity_copies;
     int32_t *tokens, *positions, *targets; /* [max_tokens] */
@@ -75,9 +89,19 @@ struct sched {
     uint64_t n_steps, n_prefill_tokens, n_decode_tokens, n_discarded;
 };
 
-void list_push(struct request_list *l, struct request *r);
-void list_remove(struct request_list *l, struct request *r);
-void sched_touch(struct sched *s, struct request *r);
+struct sched {
+    struct sched_config config;
+    int32_t end_tokens[2];
+    uint32_t n_end_tokens;
+
+    struct request_list waiting;
+    struct request *first_touched, *last_touched;
+    uint64_t next_request_id;
+    struct sched_stats totals; /* what is counted for all groups, and of those that are forgotten */
+
+    struct sched_group *groups[SCHED_MAX_GROUPS]; /* owned; NULL = never attached */
+    uint32_t n_groups;                            /* in use are those below */
+};
 
 static inline bool is_end_token(const struct sched *s, int32_t token)
 {
@@ -88,17 +112,59 @@ static inline bool is_end_token(const struct sched *s, int32_t token)
     return false;
 }
 
-void seq_take_slot(struct sched *s, struct seq *q);
-void seq_drop_slot(struct sched *s, struct seq *q);
+/* ---- sched.c ---- */
+
+void list_push(struct request_list *l, struct request *r);
+void list_push_front(struct request_list *l, struct request *r);
+void list_remove(struct request_list *l, struct request *r);
+void sched_touch(struct sched *s, struct request *r);
+
 /* Ends a sequence: its slot and blocks are free, the reservations stay with the request. */
-void seq_stop(struct sched *s, struct request *r, struct seq *q);
+void seq_stop(struct sched_group *g, struct request *r, struct seq *q);
+
+/* Sequence `seq` takes a slot and goes on with what is in its cache; beam `seq`, or the choice that
+ * is the seq-th of those without an end. */
+void seq_begin(struct sched_group *g, struct request *r, uint32_t seq, uint32_t n_cached);
+
+/* A request whose slots and blocks are reserved starts to run, or goes on after it was requeued. */
+void sched_start(struct sched *s, uint32_t group, struct request *r, int64_t now_ns);
+/* A running request waits again, at the front; its outputs stay. */
+void sched_requeue(struct sched *s, struct request *r);
+
+/* Adds a group's numbers to a sum. */
+void sched_add_group_stats(const struct sched *s, uint32_t group, struct sched_stats *sum);
+
+/* Every output of the round is finished. */
+void round_end(struct sched *s, struct request *r, int64_t now_ns);
+
+/* ---- sched_group.c ---- */
+
+/* The group that a running request runs on. */
+static inline struct sched_group *group_of(const struct sched *s, const struct request *r)
+{
+    return s->groups[r->group];
+}
+
+/* Whether some group that is or was attached can run the request: 0, or -E2BIG with the limit. */
+int sched_check_fits(const struct sched *s, const struct request *r, struct err *e);
+int sched_group_check_fits(const struct sched_group *g, const struct request *r, struct err *e);
+void sched_group_free(struct sched_group *g);
+
+void seq_take_slot(struct sched_group *g, struct seq *q);
+void seq_drop_slot(struct sched_group *g, struct seq *q);
+
+/* ---- sched_item.c ---- */
+
+/* Tokens that a sequence could run now: of prompt and output, what is not in its cache or on the
+ * way, or the sample that is out. */
+uint32_t seq_pending(const struct sched_group *g, const struct request *r, const struct seq *q);
+/* Adds an item with the first n of them to the plan; false when memory ran out. */
+bool plan_add_item(struct sched *s, struct sched_group *g, struct step_record *rec,
+                   struct request *r, uint32_t seq, uint32_t n);
+
+/* ---- sched_queue.c ---- */
 
 /* Starts waiting requests, in order, while everything they can need is there. */
 void sched_admit(struct sched *s, int64_t now_ns);
-
-/* Starts the current round of a running request; ends the request when memory runs out. */
-void round_begin(struct sched *s, struct request *r);
-/* Every output of the round is finished. */
-void round_end(struct sched *s, struct request *r, int64_t now_ns);
 
 #endif

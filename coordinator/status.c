@@ -36,28 +36,31 @@ void status_tick(struct coordinator *c, int64_t now_ns)
 {
     if (now_ns - c->rates_ns < NSEC_PER_SEC)
         return;
-    struct sched_stats s;
-    sched_stats(c->sched, &s);
     double elapsed = (double)(now_ns - c->rates_ns) / (double)NSEC_PER_SEC;
-    update_rate(&c->prefill_rate, s.n_prefill_tokens, elapsed);
-    update_rate(&c->decode_rate, s.n_decode_tokens, elapsed);
+    for (uint32_t i = 0; i != fleet_max_groups(c->fleet); i++) {
+        struct sched_group_stats s;
+        sched_group_stats(c->sched, i, &s);
+        update_rate(&c->prefill_rates[i], s.n_prefill_tokens, elapsed);
+        update_rate(&c->decode_rates[i], s.n_decode_tokens, elapsed);
+    }
     c->rates_ns = now_ns;
 }
 
-/* What the scheduler knows of a group. */
+/* What the scheduler knows of a group. One queue feeds all of them: whoever waits, waits for each.
+ */
 static void add_sched_stats(const struct coordinator *c, uint32_t group,
-                            struct wire_group_status *g)
+                            const struct sched_stats *all, struct wire_group_status *g)
 {
-    struct sched_stats s;
-    sched_stats(c->sched, &s);
-    if (!sched_attached(c->sched) || c->attached != group)
+    struct sched_group_stats s;
+    sched_group_stats(c->sched, group, &s);
+    if (!s.attached)
         return;
     g->kv_blocks_total = s.n_blocks;
     g->kv_blocks_free = s.n_blocks - s.n_blocks_used;
     g->running = s.n_running;
-    g->waiting = s.n_waiting;
-    g->prefill_tokens_per_second = c->prefill_rate.per_second;
-    g->decode_tokens_per_second = c->decode_rate.per_second;
+    g->waiting = all->n_waiting;
+    g->prefill_tokens_per_second = c->prefill_rates[group].per_second;
+    g->decode_tokens_per_second = c->decode_rates[group].per_second;
     g->steps = s.n_steps;
     g->prefill_tokens = s.n_prefill_tokens;
     g->decode_tokens = s.n_decode_tokens;
@@ -65,8 +68,8 @@ static void add_sched_stats(const struct coordinator *c, uint32_t group,
     g->slots_used = s.n_slots_used;
 }
 
-static int pack_groups(const struct coordinator *c, struct wire_status_response *response,
-                       struct buf *out)
+static int pack_groups(const struct coordinator *c, const struct sched_stats *all,
+                       struct wire_status_response *response, struct buf *out)
 {
     const uint32_t max = fleet_max_groups(c->fleet);
     struct fleet_group_status **known = alloc_array(max, sizeof(struct fleet_group_status *));
@@ -83,7 +86,7 @@ static int pack_groups(const struct coordinator *c, struct wire_status_response 
         }
         fleet_status(c->fleet, i, clock_now_ns(), known[n]);
         groups[n] = known[n]->group;
-        add_sched_stats(c, i, &groups[n++]);
+        add_sched_stats(c, i, all, &groups[n++]);
     }
     response->groups = groups;
     response->n_groups = n;
@@ -98,6 +101,10 @@ static int pack_groups(const struct coordinator *c, struct wire_status_response 
 
 static int pack_status(const struct coordinator *c, struct buf *out)
 {
+    struct sched_stats all;
+    sched_stats(c->sched, &all);
+    struct wire_request_counters counters = c->counters;
+    counters.resumed = all.n_resumed;
     struct wire_model_info model;
     status_model(c, &model);
     struct wire_status_response response = {
@@ -105,10 +112,10 @@ static int pack_status(const struct coordinator *c, struct buf *out)
         .uptime_seconds = (double)(clock_now_ns() - c->started_ns) / (double)NSEC_PER_SEC,
         .cluster = c->config->cluster.name,
         .model = &model,
-        .requests = &c->counters,
+        .requests = &counters,
         .draining = c->draining,
     };
-    return pack_groups(c, &response, out);
+    return pack_groups(c, &all, &response, out);
 }
 
 static void on_message(struct rpc_call *call, const uint8_t *data, size_t size)

@@ -5,9 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "coordinator/sched.h"
-
-enum { N_RESULTS = SCHED_MAX_IN_FLIGHT + 1 };
+enum { N_RESULTS = 8 }; /* steps out at once, and one */
 
 struct cell {
     int32_t token, position;

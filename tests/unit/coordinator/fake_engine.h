@@ -15,7 +15,7 @@ struct fake_engine *fake_engine_new(const struct plan_limits *limits);
 void fake_engine_free(struct fake_engine *f);
 
 /* Runs a plan; aborts with a message when the plan is one that a rank would refuse. The result is
- * valid until SCHED_MAX_IN_FLIGHT more are. */
+ * valid until seven more are. */
 const struct step_result *fake_engine_step(struct fake_engine *f, const struct plan *p);
 
 /* ---- the model ---- */

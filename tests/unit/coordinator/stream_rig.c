@@ -102,12 +102,12 @@ void rig_run(const struct tokenizer *tokenizer, struct request *r, bool return_i
     struct err e = ERR_INIT;
     struct fake_engine *engine = fake_engine_new(&limits);
     assert_int_equal(sched_new(&config, &s), 0);
-    assert_int_equal(sched_attach(s, &limits, 1, &e), 0);
+    assert_int_equal(sched_attach(s, 0, &limits, 1, 1, &e), 0);
     assert_int_equal(stream_new(tokenizer, &golden_arch, r, return_ids, &stream), 0);
     assert_int_equal(sched_submit(s, r, &e), 0);
     const struct plan *p;
-    for (unsigned n = 1; sched_plan(s, (int64_t)n, &p); n++) {
-        assert_int_equal(sched_commit(s, fake_engine_step(engine, p), (int64_t)n, &e), 0);
+    for (unsigned n = 1; sched_plan(s, 0, (int64_t)n, &p); n++) {
+        assert_int_equal(sched_commit(s, 0, fake_engine_step(engine, p), (int64_t)n, &e), 0);
         if (n % stride && r->state != REQUEST_DONE)
             continue;
         struct buf out = {0};
@@ -121,7 +121,7 @@ void rig_run(const struct tokenizer *tokenizer, struct request *r, bool return_i
     while (sched_next_touched(s))
         ;
     stream_free(stream);
-    sched_detach(s, "end");
+    sched_detach(s, 0, "end");
     sched_free(s);
     fake_engine_free(engine);
 }
