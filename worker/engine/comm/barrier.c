@@ -3,15 +3,10 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <limits.h>
-#include <linux/futex.h>
 #include <sched.h>
-#include <stdbool.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "base/clock.h"
+#include "worker/engine/comm/futex.h"
 
 /* About 20 us: two ranks of an idle host meet within it, and a sleep costs 10-50 us. */
 enum { SPINS = 500 };
@@ -24,27 +19,6 @@ uint32_t comm_barrier_spins(int size)
     return CPU_COUNT(&allowed) >= size ? SPINS : 0;
 }
 
-static void relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-static void wake_all(_Atomic uint32_t *word)
-{
-    syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
-}
-
-/* Sleeps while *word == value, at most `timeout_ns`. */
-static void sleep_while(_Atomic uint32_t *word, uint32_t value, int64_t timeout_ns)
-{
-    struct timespec timeout = {timeout_ns / NSEC_PER_SEC, timeout_ns % NSEC_PER_SEC};
-    syscall(SYS_futex, word, FUTEX_WAIT, value, &timeout, NULL, 0);
-}
-
 int comm_barrier_fail(struct comm_barrier *b, int code)
 {
     assert(code < 0);
@@ -52,7 +26,7 @@ int comm_barrier_fail(struct comm_barrier *b, int code)
     atomic_compare_exchange_strong(&b->failed, &none, code);
     /* Waiters compare generations: a change lets nobody fall asleep on the old one. */
     atomic_fetch_add(&b->generation, 1);
-    wake_all(&b->generation);
+    futex_wake_all(&b->generation);
     return atomic_load(&b->failed);
 }
 
@@ -66,20 +40,20 @@ int comm_barrier_wait(struct comm_barrier *b, int size, uint32_t spins, int64_t 
         atomic_store(&b->n_arrived, 0);
         /* Loses only against a failure, which has moved the generation on already. */
         atomic_compare_exchange_strong(&b->generation, &generation, generation + 1);
-        wake_all(&b->generation);
+        futex_wake_all(&b->generation);
         return atomic_load(&b->failed);
     }
     for (uint32_t i = 0; i != spins; i++) {
         if (atomic_load_explicit(&b->generation, memory_order_acquire) != generation)
             return atomic_load(&b->failed);
-        relax();
+        futex_relax();
     }
     int64_t deadline_ns = clock_now_ns() + timeout_ns;
     while (atomic_load_explicit(&b->generation, memory_order_acquire) == generation) {
         int64_t left_ns = deadline_ns - clock_now_ns();
         if (left_ns <= 0)
             return comm_barrier_fail(b, -ETIMEDOUT);
-        sleep_while(&b->generation, generation, left_ns);
+        futex_sleep_while(&b->generation, generation, left_ns);
     }
     return atomic_load(&b->failed);
 }

@@ -323,7 +323,8 @@ int comm_tcp_new(int listen_fd, const char *const *peers, const uint8_t token[16
     if (t->abort_fd < 0 || !t->scratch)
         r = err_set(e, -ENOMEM, "out of memory or descriptors");
     if (r == 0)
-        r = tcp_join(listen_fd, peers, token, rank, size, clock_now_ns() + timeout_ns, t->fds, e);
+        r = tcp_join(listen_fd, peers, token, TCP_CHANNEL_STAGE, rank, size,
+                     clock_now_ns() + timeout_ns, t->fds, e);
     if (r < 0) {
         /* tcp_join has closed what it opened */
         for (int i = 0; i != COMM_MAX_RANKS; i++)

@@ -2,8 +2,12 @@
  *
  * Rank r connects to every rank below it and accepts every rank above. The one who connects says
  * hello (who it is, of which group, and the token); the one who accepts answers with its own rank
- * and the token, or closes. Everything that arrives before a valid hello is a stranger: it gets 64
- * bytes of attention at most, a place among few, and never holds up the others.
+ * and the token, or closes. Everything that arrives before a valid hello is a stranger: it gets a
+ * hello's bytes of attention at most, a place among few, and never holds up the others.
+ *
+ * A rank of several stages joins twice, its stage and then its column, at the same socket. One that
+ * comes for the other channel, or between the two, gets an answer without a channel and tries again
+ * a little later.
  */
 #include <assert.h>
 #include <fcntl.h>
@@ -28,21 +32,23 @@ enum {
     ADDRESS_BYTES = 320,
 };
 
-/* Both directions send this: 32 bytes, integers in network order. */
+/* Both directions send this: 36 bytes, integers in network order. */
 struct hello {
     uint32_t magic;
     uint32_t version;
+    uint32_t channel;
     uint32_t rank; /* the sender's */
     uint32_t size;
     uint8_t token[COMM_TOKEN_BYTES];
 };
-static_assert(sizeof(struct hello) == 32, "the hello on the wire");
+static_assert(sizeof(struct hello) == 36, "the hello on the wire");
 
 #define HELLO_MAGIC   UINT32_C(0x676c6d63)
-#define HELLO_VERSION 1
+#define HELLO_VERSION 2
 
 struct join { /* this rank's side of the mesh while it forms */
     const uint8_t *token;
+    enum tcp_channel channel;
     int rank, size;
     int64_t deadline_ns;
     int *fds; /* [size], -1 = not connected yet */
@@ -51,19 +57,38 @@ struct join { /* this rank's side of the mesh while it forms */
 
 static struct hello make_hello(const struct join *j)
 {
-    struct hello h = {htonl(HELLO_MAGIC),
-                      htonl(HELLO_VERSION),
-                      htonl((uint32_t)j->rank),
-                      htonl((uint32_t)j->size),
-                      {0}};
+    struct hello h = {htonl(HELLO_MAGIC),          htonl(HELLO_VERSION),
+                      htonl((uint32_t)j->channel), htonl((uint32_t)j->rank),
+                      htonl((uint32_t)j->size),    {0}};
     memcpy(h.token, j->token, COMM_TOKEN_BYTES);
     return h;
 }
 
-static bool hello_is_ours(const struct join *j, const struct hello *h)
+/* Says "later" to one who may not have shown the token: without ours. */
+static void send_later(int fd)
+{
+    struct hello h = {.magic = htonl(HELLO_MAGIC), .version = htonl(HELLO_VERSION)};
+    ssize_t sent = send(fd, &h, sizeof h, MSG_NOSIGNAL);
+    (void)sent; /* it tries again anyway */
+}
+
+static bool hello_is_later(const struct hello *h)
 {
     return ntohl(h->magic) == HELLO_MAGIC && ntohl(h->version) == HELLO_VERSION &&
-           ntohl(h->size) == (uint32_t)j->size && comm_token_equal(h->token, j->token);
+           ntohl(h->channel) == TCP_CHANNEL_NONE;
+}
+
+/* Of this group and epoch, whatever it came for. */
+static bool hello_is_known(const struct join *j, const struct hello *h)
+{
+    return ntohl(h->magic) == HELLO_MAGIC && ntohl(h->version) == HELLO_VERSION &&
+           comm_token_equal(h->token, j->token);
+}
+
+static bool hello_is_ours(const struct join *j, const struct hello *h)
+{
+    return hello_is_known(j, h) && ntohl(h->channel) == (uint32_t)j->channel &&
+           ntohl(h->size) == (uint32_t)j->size;
 }
 
 static void prepare(int fd)
@@ -168,7 +193,7 @@ static int connect_to(const struct join *j, const struct addrinfo *a, int *ret_f
     return 0;
 }
 
-/* The handshake of the connecting side. */
+/* The handshake of the connecting side. -EAGAIN: the peer says "later". */
 static int introduce(struct join *j, int fd, int peer)
 {
     struct hello h = make_hello(j);
@@ -178,7 +203,28 @@ static int introduce(struct join *j, int fd, int peer)
     if (r < 0)
         /* The peer closes on a hello that it does not like. */
         return r == -ETIMEDOUT ? r : -EACCES;
+    if (hello_is_later(&h))
+        return -EAGAIN;
     return hello_is_ours(j, &h) && ntohl(h.rank) == (uint32_t)peer ? 0 : -EACCES;
+}
+
+/* One attempt: connected and introduced. */
+static int try_peer(struct join *j, const struct addrinfo *list, int peer, int *ret_fd,
+                    bool *ret_connected)
+{
+    int fd = -1;
+    int r = -EHOSTUNREACH;
+    for (const struct addrinfo *a = list; a && r < 0; a = a->ai_next)
+        r = connect_to(j, a, &fd);
+    *ret_connected = r == 0;
+    if (r < 0)
+        return r;
+    r = introduce(j, fd, peer);
+    if (r < 0)
+        close(fd);
+    else
+        *ret_fd = fd;
+    return r;
 }
 
 static int reach_peer(struct join *j, const char *address, int peer, struct err *e)
@@ -188,29 +234,24 @@ static int reach_peer(struct join *j, const char *address, int peer, struct err 
     if (r < 0)
         return r;
     int fd = -1;
+    bool connected;
     for (;;) {
-        for (const struct addrinfo *a = list; a; a = a->ai_next) {
-            r = connect_to(j, a, &fd);
-            if (r == 0)
-                break;
-        }
-        if (r == 0 || clock_now_ns() >= j->deadline_ns)
+        r = try_peer(j, list, peer, &fd, &connected);
+        bool again = !connected || r == -EAGAIN;
+        if (r == 0 || !again || clock_now_ns() >= j->deadline_ns)
             break;
-        poll(NULL, 0, ms_left(j, RETRY_MS)); /* it does not listen yet */
+        poll(NULL, 0, ms_left(j, RETRY_MS)); /* it does not listen yet, or not for this */
     }
     freeaddrinfo(list);
-    if (r < 0)
+    if (r < 0 && (!connected || r == -EAGAIN))
         return err_set(e, -ETIMEDOUT, "cannot reach rank %d at %s in time: %s", peer, address,
-                       err_name(r));
-    r = introduce(j, fd, peer);
-    if (r < 0) {
-        close(fd);
-        if (r == -ETIMEDOUT)
-            return err_set(e, r, "rank %d at %s did not answer the handshake in time", peer,
-                           address);
+                       r == -EAGAIN ? "it is still busy with another part of the group"
+                                    : err_name(r));
+    if (r == -ETIMEDOUT)
+        return err_set(e, r, "rank %d at %s did not answer the handshake in time", peer, address);
+    if (r < 0)
         return err_set(e, r, "rank %d at %s refused the handshake: another group, epoch or rank",
                        peer, address);
-    }
     j->fds[peer] = fd;
     return 0;
 }
@@ -260,12 +301,16 @@ static int listen_to(struct join *j, struct stranger *s, int *ret_rank)
     s->n_read += (size_t)n;
     if (s->n_read < sizeof s->hello)
         return 0;
+    if (hello_is_known(j, &s->hello) && ntohl(s->hello.channel) != (uint32_t)j->channel) {
+        send_later(s->fd);
+        return -EAGAIN;
+    }
     uint32_t rank = ntohl(s->hello.rank);
     if (!hello_is_ours(j, &s->hello) || rank <= (uint32_t)j->rank || rank >= (uint32_t)j->size ||
         j->fds[rank] >= 0)
         return -EACCES;
     struct hello answer = make_hello(j);
-    /* 32 bytes into an empty socket buffer: short only if the connection is gone. */
+    /* A hello into an empty socket buffer: short only if the connection is gone. */
     if (send(s->fd, &answer, sizeof answer, MSG_NOSIGNAL) != (ssize_t)sizeof answer)
         return -ECONNRESET;
     *ret_rank = (int)rank;
@@ -301,7 +346,7 @@ static void serve_door(struct join *j, struct door *d, int wait_ms)
             j->fds[rank] = d->strangers[i].fd;
         } else {
             close(d->strangers[i].fd);
-            j->n_refused++;
+            j->n_refused += r != -EAGAIN;
         }
         drop(d, i);
     }
@@ -318,8 +363,10 @@ static int accept_peers(struct join *j, int listen_fd, struct err *e)
     struct door d = {.listen_fd = listen_fd};
     while (n_missing(j) && clock_now_ns() < j->deadline_ns)
         serve_door(j, &d, ms_left(j, 1000));
-    for (uint32_t i = 0; i != d.n_strangers; i++)
+    for (uint32_t i = 0; i != d.n_strangers; i++) {
+        send_later(d.strangers[i].fd);
         close(d.strangers[i].fd);
+    }
     fcntl(listen_fd, F_SETFL, flags);
     uint32_t missing = n_missing(j);
     if (missing)
@@ -330,10 +377,15 @@ static int accept_peers(struct join *j, int listen_fd, struct err *e)
 }
 
 int tcp_join(int listen_fd, const char *const *peers, const uint8_t token[COMM_TOKEN_BYTES],
-             int rank, int size, int64_t deadline_ns, int *ret_fds, struct err *e)
+             enum tcp_channel channel, int rank, int size, int64_t deadline_ns, int *ret_fds,
+             struct err *e)
 {
-    struct join j = {
-        .token = token, .rank = rank, .size = size, .deadline_ns = deadline_ns, .fds = ret_fds};
+    struct join j = {.token = token,
+                     .channel = channel,
+                     .rank = rank,
+                     .size = size,
+                     .deadline_ns = deadline_ns,
+                     .fds = ret_fds};
     for (int i = 0; i != size; i++)
         ret_fds[i] = -1;
     int r = 0;
