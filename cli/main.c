@@ -27,6 +27,7 @@ static const struct verb verbs[] = {
 #endif
     {"inspect", cmd_inspect, "architecture, tensors, sizes, checksums of a model directory"},
     {"logits", cmd_logits, "run the engine on given cases, write logits"},
+    {"plan", cmd_plan, "whether and how a model fits on devices"},
 #ifndef GLMD_ENGINE_ONLY
     {"score", cmd_score, "log-probabilities of given continuations"},
     {"status", cmd_status, "groups, ranks, memory, speed of a running coordinator"},

@@ -43,9 +43,10 @@ static size_t cuda_rope_bytes(uint32_t max_seq, uint32_t half_dim)
 static size_t cuda_kv_block_bytes(enum k_mode mode, const struct k_kv_params *p)
 {
     (void)mode;
-    if (p->type != K_KV_AUTO && p->type != K_KV_F16)
-        return 0;
-    return (size_t)p->n_layers * p->n_kv_heads * 2 * p->block_tokens * p->head_dim * CUDA_HALF;
+    size_t vectors = (size_t)p->n_layers * p->n_kv_heads * p->block_tokens * 2;
+    if (p->type == K_KV_I8) /* and a scale */
+        return vectors * (p->head_dim + CUDA_HALF);
+    return p->type == K_KV_F32 ? 0 : vectors * p->head_dim * CUDA_HALF;
 }
 
 static size_t cuda_product_bytes(uint32_t max_rows, enum k_weight type, uint32_t rows,

@@ -19,7 +19,7 @@ def server(model, module_cluster):
 
 
 VERBS = ["compare", "config", "convert", "detokenize", "fill", "generate", "inspect", "logits",
-         "score", "status", "tokenize"]
+         "plan", "score", "status", "tokenize"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -107,8 +107,8 @@ static void test_demo_model(void **state)
     model_dir_close(dir);
 }
 
-/* Not written yet: said, and not planned with. */
-static void test_cuda_has_no_int8_cache(void **state)
+/* What is planned for GPUs has the scales of the CPU's INT8 cache, and no FP32 cache. */
+static void test_cuda_cache(void **state)
 {
     (void)state;
     const struct quant_scheme scheme = {.weights = QUANT_INT4};
@@ -116,7 +116,7 @@ static void test_cuda_has_no_int8_cache(void **state)
                                   .scheme = &scheme,
                                   .sizes = k_sizes("cuda:0"),
                                   .mode = K_MODE_FP16,
-                                  .kv_type = K_KV_I8,
+                                  .kv_type = K_KV_F32,
                                   .tp_size = 8,
                                   .layer_end = arch_glm_130b.n_layers};
     struct plan_limits limits;
@@ -124,14 +124,16 @@ static void test_cuda_has_no_int8_cache(void **state)
     struct err e = ERR_INIT;
     footprint_limits(rank.arch, 1, 0, &limits);
     assert_int_equal(footprint_of(&rank, &limits, &f, &e), -EINVAL);
-    assert_string_equal(e.message, "backend cuda has no KV cache in int8");
+    assert_string_equal(e.message, "backend cuda has no KV cache in fp32");
     rank.kv_type = K_KV_F16;
     assert_int_equal(footprint_of(&rank, &limits, &f, &e), 0);
     rank.sizes = k_sizes("cpu");
     rank.kv_type = K_KV_I8;
-    uint64_t fp16 = f.kv_block;
+    assert_int_equal(f.kv_block, 16 * 70 * 12 * 2 * 256);
     assert_int_equal(footprint_of(&rank, &limits, &f, &e), 0);
-    assert_int_equal(fp16, 16 * 70 * 12 * 2 * 256);
+    assert_int_equal(f.kv_block, 16 * 70 * 12 * 2 * (128 + 2));
+    rank.sizes = k_sizes("cuda");
+    assert_int_equal(footprint_of(&rank, &limits, &f, &e), 0);
     assert_int_equal(f.kv_block, 16 * 70 * 12 * 2 * (128 + 2));
 }
 
@@ -140,7 +142,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden_models),
         cmocka_unit_test(test_demo_model),
-        cmocka_unit_test(test_cuda_has_no_int8_cache),
+        cmocka_unit_test(test_cuda_cache),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

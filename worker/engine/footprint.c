@@ -77,10 +77,11 @@ int footprint_of(const struct footprint_rank *r, const struct plan_limits *limit
     *ret = (struct footprint){0};
     size_t product = 0, n_tensors = shard_n_tensors(a);
     for (size_t i = 0; i != n_tensors && code == 0; i++) {
+        if (!holds(r, i, n_tensors))
+            continue;
         struct shard_tensor t;
         shard_tensor_at(a, i, &t);
-        if (holds(r, i, n_tensors))
-            code = add_tensor(r, &t, limits->max_tokens, &ret->weights, &product, e);
+        code = add_tensor(r, &t, limits->max_tokens, &ret->weights, &product, e);
     }
     if (code < 0)
         return code;

@@ -30,7 +30,7 @@ struct footprint_rank {
 /* Bytes. Where host_memory is set in the device's sizes, host bytes are in the same memory. */
 struct footprint {
     uint64_t weights;
-    uint64_t kv_block;     /* of one block of PLAN_KV_BLOCK_TOKENS tokens */
+    uint64_t kv_block;     /* of one block of PLAN_KV_BLOCK_TOKENS tokens; 0: no such cache */
     uint64_t scratch;      /* on the device */
     uint64_t scratch_host; /* in the memory of the host */
 };
