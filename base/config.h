@@ -97,6 +97,9 @@ struct config {
         int64_t reconnect_max;
     } worker;
     struct {
+        int64_t prefill_budget;
+    } scheduler;
+    struct {
         int64_t step;
         int64_t heartbeat;
         int64_t lease;

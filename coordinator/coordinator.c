@@ -221,7 +221,11 @@ static int open_scheduler(struct coordinator *c, struct err *e)
 {
     const struct arch *a = model_dir_arch(c->model);
     const struct sched_config sched = {
-        .arch = a, .max_queue = (uint32_t)c->config->coordinator.limits.max_queue};
+        .arch = a,
+        .max_queue = (uint32_t)c->config->coordinator.limits.max_queue,
+        .prefill_budget_ns = c->config->scheduler.prefill_budget,
+        .slices = false, /* the engine cannot run them yet */
+    };
     struct fleet_config fleet = {
         .config = c->config,
         .arch = a,

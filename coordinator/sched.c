@@ -163,6 +163,7 @@ static void stop_running(struct sched_group *g, struct request *r)
     g->n_reserved_slots -= r->n_slots_reserved;
     r->n_slots_reserved = 0;
     r->n_copies = 0;
+    prefill_drop_slice(g, r);
     forget_in_flight(g, r);
     list_remove(&g->running, r);
 }

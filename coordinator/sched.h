@@ -9,6 +9,16 @@
  * token of every live sequence plus as many waiting prefills as fit the group's step size; a
  * prefill that does not fit beside the decodes gets a step of its own, never two in a row.
  *
+ * Prompts beside streams. While streams run, the prompts in a step may cost prefill_budget_ns: as
+ * many as fit, or a part of one, or, of a bidirectional prompt that costs more, as many layers as
+ * fit, at least one (plan.h, "Slices"). What a token costs in a layer is measured on the steps that
+ * were committed. So the time from one token of a stream to the next is at most
+ *
+ *   a step of decodes + prefill_budget_ns + the prompt's time in one layer
+ *
+ * however long a prompt arrives, as far as the measurement holds. Without streams, with several
+ * stages, or where ranks cannot run slices, a prompt runs whole. One prompt is sliced at a time.
+ *
  * One step ahead. Step n + 1 is planned while n runs: a sampling sequence with one token out gets
  * its next item with PLAN_TOKEN_PREVIOUS in that token's place. Whatever ends the sequence (end
  * token, stop id, stop string, cancellation) then leaves at most one token behind that was computed
@@ -51,6 +61,8 @@ struct sched; /* opaque */
 struct sched_config {
     const struct arch *arch; /* borrowed */
     uint32_t max_queue;
+    int64_t prefill_budget_ns; /* time that prompts may add to a step; see above */
+    bool slices;               /* the ranks run sliced items */
 };
 
 struct sched_group_stats {

@@ -332,6 +332,7 @@ static void commit_item(struct sched *s, struct sched_group *g, const struct ste
         break;
     case STEP_BEAM: /* with its group */
     case STEP_PART:
+    case STEP_SLICE:
         break;
     }
 }
@@ -346,6 +347,7 @@ int sched_commit(struct sched *s, uint32_t group, const struct step_result *resu
     int code = check_result(g, rec, result, e);
     if (code < 0)
         return code;
+    prefill_measure(g, rec, now_ns);
     for (uint32_t i = 0; i != rec->n_items; i++)
         commit_item(s, g, &rec->items[i], &result->items[i], now_ns);
     for (uint32_t i = 0; i != rec->n_groups; i++) {

@@ -198,6 +198,9 @@ int sched_attach(struct sched *s, uint32_t group, const struct plan_limits *limi
     g->epoch = epoch;
     g->step = 0;
     g->last_exclusive = false;
+    g->sliced = NULL;
+    g->step_ns = g->work_ns = 0; /* another epoch may be on other devices */
+    g->last_commit_ns = 0;
     end_what_never_fits(s);
     return 0;
 }

@@ -4,6 +4,7 @@
  *   sched_group.c   groups: attach, detach, limits, slots
  *   sched_queue.c   who starts next, and where
  *   sched_plan.c    what goes into the next step
+ *   sched_prefill.c how much of a prompt, so that streams do not stall
  *   sched_item.c    one item of it
  *   sched_commit.c  step results
  *   sched_check.c   invariants
@@ -19,6 +20,7 @@ struct request_list {
 };
 
 enum step_role {
+    STEP_SLICE,   /* some layers of a sliced prompt, not the last ones */
     STEP_PART,    /* tokens into the cache; more of the sequence follows */
     STEP_CONTEXT, /* the end of the context that all sequences share */
     STEP_SAMPLE,
@@ -44,6 +46,9 @@ struct step_group {
 
 struct step_record {
     uint64_t step;
+    int64_t planned_ns;
+    uint32_t n_decode;       /* tokens */
+    uint64_t n_work;         /* of the others: tokens times layers */
     struct step_item *items; /* owned, [n_slots] */
     uint32_t n_items;
     struct step_group *groups; /* owned, [n_slots] */
@@ -70,7 +75,21 @@ struct sched_group {
     struct step_record *records; /* [max_in_flight], a ring */
     uint32_t first_record, n_in_flight;
 
+    /* what steps cost; 0 = not known yet */
+    double step_ns; /* of decodes alone */
+    double work_ns; /* a prompt token's way through one layer */
+    int64_t last_commit_ns;
+
+    /* the prompt that runs some layers at a time, if any: the first n_sliced tokens of a sequence
+     */
+    struct request *sliced;
+    uint32_t sliced_seq, n_sliced, next_layer;
+
     /* the plan that is being built, and its memory */
+    bool unlimited;     /* no stream waits for this step */
+    uint64_t work_left; /* of the budget for prefills: tokens times layers */
+    bool work_used;
+    bool prefill_full; /* whoever comes next has to wait for the next step */
     struct plan plan;
     struct plan_item *items; /* [n_slots] */
     uint32_t max_items;      /* of this step; a beam search is not cut */
@@ -161,6 +180,37 @@ uint32_t seq_pending(const struct sched_group *g, const struct request *r, const
 /* Adds an item with the first n of them to the plan; false when memory ran out. */
 bool plan_add_item(struct sched *s, struct sched_group *g, struct step_record *rec,
                    struct request *r, uint32_t seq, uint32_t n);
+
+/* Adds the sliced prompt, for the layers from g->next_layer on. */
+bool plan_add_slice(struct sched *s, struct sched_group *g, struct step_record *rec,
+                    uint32_t layer_end);
+
+/* ---- sched_prefill.c ---- */
+
+/* Whether the sequence is being run some layers at a time. */
+static inline bool is_sliced(const struct sched_group *g, const struct request *r, uint32_t seq)
+{
+    return g->sliced == r && g->sliced_seq == seq;
+}
+
+/* The part of a pending prefill that cannot be cut by tokens: a prefix. 0 = there is no prefill. */
+uint32_t prefill_indivisible(const struct sched_group *g, const struct request *r,
+                             const struct seq *q);
+/* What the prefills of the next step may cost. */
+void prefill_begin(const struct sched *s, struct sched_group *g);
+/* As much of a pending prefill as the step has room and time for, perhaps nothing; a prompt may
+ * become the group's sliced one. False when memory ran out. */
+bool prefill_add(struct sched *s, struct sched_group *g, struct step_record *rec, struct request *r,
+                 uint32_t seq);
+/* Whether n tokens more fit into the step and its budget. */
+bool prefill_fits(const struct sched_group *g, uint64_t n);
+void prefill_pay(struct sched_group *g, uint32_t n_tokens, uint32_t n_layers);
+/* The next layers of the sliced prompt, behind everything else; false when memory ran out. */
+bool prefill_add_slice(struct sched *s, struct sched_group *g, struct step_record *rec);
+/* The sliced prompt, if it is this request's, begins again or never ends. */
+void prefill_drop_slice(struct sched_group *g, const struct request *r);
+/* What a step has taken. */
+void prefill_measure(struct sched_group *g, const struct step_record *rec, int64_t now_ns);
 
 /* ---- sched_queue.c ---- */
 

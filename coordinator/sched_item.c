@@ -175,19 +175,18 @@ static enum step_role role_of(const struct request *r, bool all)
     return r->params.beam ? STEP_BEAM : STEP_SAMPLE;
 }
 
-bool plan_add_item(struct sched *s, struct sched_group *g, struct step_record *rec,
-                   struct request *r, uint32_t seq, uint32_t n)
+static bool add_item(struct sched *s, struct sched_group *g, struct step_record *rec,
+                     struct request *r, uint32_t seq, uint32_t n, enum step_role role)
 {
     static const enum plan_output outputs[] = {
-        [STEP_PART] = PLAN_OUTPUT_NONE,     [STEP_CONTEXT] = PLAN_OUTPUT_NONE,
-        [STEP_SAMPLE] = PLAN_OUTPUT_SAMPLE, [STEP_BEAM] = PLAN_OUTPUT_BEAM,
-        [STEP_SCORE] = PLAN_OUTPUT_SCORE,
+        [STEP_SLICE] = PLAN_OUTPUT_NONE,   [STEP_PART] = PLAN_OUTPUT_NONE,
+        [STEP_CONTEXT] = PLAN_OUTPUT_NONE, [STEP_SAMPLE] = PLAN_OUTPUT_SAMPLE,
+        [STEP_BEAM] = PLAN_OUTPUT_BEAM,    [STEP_SCORE] = PLAN_OUTPUT_SCORE,
     };
     struct seq *q = &r->seqs[seq];
     uint32_t idx = rec->n_items, pending = seq_pending(g, r, q);
     assert(n && n <= pending && q->slot != REQUEST_SLOT_NONE && idx < g->limits.n_slots);
     assert(g->n_tokens + n <= g->limits.max_tokens);
-    enum step_role role = role_of(r, n == pending);
     flush_copies(g, r);
     struct plan_item *it = &g->items[idx];
     *it = (struct plan_item){
@@ -217,9 +216,29 @@ bool plan_add_item(struct sched *s, struct sched_group *g, struct step_record *r
     block_table_extend(&g->blocks, &r->lease, &q->table, q->n_cached + n);
     it->blocks = q->table.ids;
     it->n_blocks = blocks_for_tokens(q->n_cached + n);
-    q->n_cached += n;
+    q->n_cached += role == STEP_SLICE ? 0 : n;
     q->n_samples_out += role == STEP_SAMPLE;
     rec->n_items++;
     g->n_tokens += n;
+    return true;
+}
+
+bool plan_add_item(struct sched *s, struct sched_group *g, struct step_record *rec,
+                   struct request *r, uint32_t seq, uint32_t n)
+{
+    bool all = n == seq_pending(g, r, &r->seqs[seq]);
+    return add_item(s, g, rec, r, seq, n, role_of(r, all));
+}
+
+bool plan_add_slice(struct sched *s, struct sched_group *g, struct step_record *rec,
+                    uint32_t layer_end)
+{
+    struct request *r = g->sliced;
+    uint32_t idx = rec->n_items;
+    bool last = layer_end == g->limits.n_layers;
+    bool all = g->n_sliced == seq_pending(g, r, &r->seqs[g->sliced_seq]);
+    if (!add_item(s, g, rec, r, g->sliced_seq, g->n_sliced, last ? role_of(r, all) : STEP_SLICE))
+        return false;
+    g->items[idx].sliced = true;
     return true;
 }

@@ -43,15 +43,6 @@ static uint32_t decode_tokens(const struct sched_group *g)
     return n;
 }
 
-/* The part of a pending prefill that cannot be cut: a prefix. 0 = there is no prefill. */
-static uint32_t indivisible(const struct sched_group *g, const struct request *r,
-                            const struct seq *q)
-{
-    if (seq_pending(g, r, q) == 0)
-        return 0;
-    return q->n_cached == 0 ? MAX(r->prompt.prefix_len, 1u) : 1;
-}
-
 /* Score: an idle sequence and a choice for it. */
 static bool next_choice(struct request *r, uint32_t *ret_seq)
 {
@@ -68,13 +59,15 @@ static bool next_choice(struct request *r, uint32_t *ret_seq)
 /* Tokens that the oldest waiting prefill needs at least in a step. */
 static uint32_t first_prefill(const struct sched_group *g)
 {
+    if (g->sliced)
+        return g->n_sliced;
     for (struct request *r = g->running.first; r; r = r->next) {
         if (r->paused)
             continue;
         for (uint32_t i = 0; i != r->n_seqs; i++) {
             const struct seq *q = &r->seqs[i];
             if (!has_decodes(r) || !is_decode(g, r, q)) {
-                uint32_t n = indivisible(g, r, q);
+                uint32_t n = prefill_indivisible(g, r, q);
                 if (n)
                     return n;
             }
@@ -114,32 +107,19 @@ static bool add_beams(struct sched *s, struct sched_group *g, struct step_record
     return true;
 }
 
-/* As much of a pending prefill as the step has room for; false when memory ran out. Beams keep
- * their last token for a step that has all of them. */
-static bool add_part(struct sched *s, struct sched_group *g, struct step_record *rec,
-                     struct request *r, uint32_t seq)
-{
-    struct seq *q = &r->seqs[seq];
-    uint32_t n = seq_pending(g, r, q), room = g->limits.max_tokens - g->n_tokens;
-    if (n && r->params.beam && r->phase == REQUEST_RUN)
-        n--;
-    n = MIN(n, room);
-    if (n == 0 || n < indivisible(g, r, q))
-        return true;
-    return plan_add_item(s, g, rec, r, seq, n);
-}
-
 static bool add_beam_prefill(struct sched *s, struct sched_group *g, struct step_record *rec,
                              struct request *r)
 {
     uint64_t n = 0;
     for (uint32_t i = 0; i != r->n_seqs; i++)
         n += seq_pending(g, r, &r->seqs[i]);
-    if (n && r->phase == REQUEST_RUN && n <= g->limits.max_tokens - g->n_tokens)
+    if (n && r->phase == REQUEST_RUN && g->sliced != r && prefill_fits(g, n)) {
+        prefill_pay(g, (uint32_t)n, g->limits.n_layers);
         return add_beams(s, g, rec, r);
+    }
     bool ok = true;
     for (uint32_t i = 0; ok && i != r->n_seqs; i++)
-        ok = add_part(s, g, rec, r, i);
+        ok = prefill_add(s, g, rec, r, i);
     return ok;
 }
 
@@ -149,9 +129,9 @@ static bool add_choices(struct sched *s, struct sched_group *g, struct step_reco
 {
     bool ok = true;
     for (uint32_t i = 0; ok && i != r->n_seqs; i++)
-        ok = add_part(s, g, rec, r, i);
+        ok = prefill_add(s, g, rec, r, i);
     uint32_t seq;
-    while (ok && g->n_tokens < g->limits.max_tokens && rec->n_items < g->max_items &&
+    while (ok && prefill_fits(g, 1) && !g->prefill_full && rec->n_items < g->max_items &&
            next_choice(r, &seq)) {
         struct seq *q = &r->seqs[seq];
         q->output = r->next_choice++;
@@ -161,7 +141,7 @@ static bool add_choices(struct sched *s, struct sched_group *g, struct step_reco
         if (block_table_fork(&g->blocks, &r->lease, &q->table, &r->context, r->n_context,
                              &r->copies[r->n_copies]))
             r->n_copies++;
-        ok = add_part(s, g, rec, r, seq);
+        ok = prefill_add(s, g, rec, r, seq);
     }
     return ok;
 }
@@ -176,7 +156,7 @@ static bool add_prefill(struct sched *s, struct sched_group *g, struct step_reco
     bool ok = true;
     for (uint32_t i = 0; ok && i != r->n_seqs && rec->n_items < g->max_items; i++) {
         if (!is_decode(g, r, &r->seqs[i]) || !has_decodes(r))
-            ok = add_part(s, g, rec, r, i);
+            ok = prefill_add(s, g, rec, r, i);
     }
     return ok;
 }
@@ -228,6 +208,16 @@ static uint32_t max_items(const struct sched_group *g)
     return MAX((n_live + g->n_stages - 1) / g->n_stages, 1u);
 }
 
+/* Nobody reads what a paused request says: its slices would only keep others waiting. The layers
+ * that have run count for nothing, and the slot's next item is another generation's. */
+static void restart_prefill(struct sched_group *g, struct request *r)
+{
+    struct seq *q = &r->seqs[g->sliced_seq];
+    prefill_drop_slice(g, r);
+    seq_drop_slot(g, q);
+    seq_take_slot(g, q);
+}
+
 static void add_decodes(struct sched *s, struct sched_group *g, struct step_record *rec)
 {
     for (struct request *r = g->running.first, *next; r && rec->n_items < g->max_items; r = next) {
@@ -238,43 +228,61 @@ static void add_decodes(struct sched *s, struct sched_group *g, struct step_reco
     }
 }
 
-/* In the order in which they started: nobody overtakes one that does not fit. */
+/* In the order in which they started: nobody overtakes one that does not fit. The sliced prompt is
+ * the oldest; while it is under way, it is the only one. */
 static void add_prefills(struct sched *s, struct sched_group *g, struct step_record *rec)
 {
     for (struct request *r = g->running.first, *next; r && rec->n_items < g->max_items; r = next) {
         next = r->next;
         if (r->paused)
             continue;
-        if (g->n_tokens == g->limits.max_tokens)
-            return;
+        if (g->prefill_full || g->sliced || g->n_tokens == g->limits.max_tokens)
+            break;
         struct mark m = mark_of(g, rec);
-        if (!add_prefill(s, g, rec, r)) {
+        if (!add_prefill(s, g, rec, r))
             take_back(s, g, rec, r, m);
-            continue;
-        }
-        for (uint32_t i = 0; i != r->n_seqs; i++) {
-            const struct seq *q = &r->seqs[i];
-            if (q->n_cached == 0 && seq_pending(g, r, q))
-                return;
-        }
     }
+    struct request *r = g->sliced;
+    if (r && r->paused)
+        restart_prefill(g, r);
+    if (!g->sliced || rec->n_items == g->limits.n_slots)
+        return;
+    struct mark m = mark_of(g, rec);
+    if (!prefill_add_slice(s, g, rec))
+        take_back(s, g, rec, r, m);
 }
 
-static void complete_plan(struct sched_group *g, struct step_record *rec)
+/* Counts what the plan holds and gives its items their lists. */
+static void count_items(struct sched_group *g, struct step_record *rec)
 {
-    uint32_t n_decode = 0;
+    uint32_t n_prefill = 0;
+    rec->n_decode = 0;
+    rec->n_work = 0;
     for (uint32_t i = 0; i != rec->n_items; i++) {
         struct plan_item *it = &g->items[i];
+        enum step_role role = rec->items[i].role;
         if (it->sampling.n_banned)
             it->sampling.banned = g->banned + g->banned_at[i];
         if (it->sampling.n_history)
             it->sampling.history = g->history + g->history_at[i];
-        n_decode += it->start > 0 && it->n_tokens == 1 && rec->items[i].role >= STEP_SAMPLE &&
-                    rec->items[i].role != STEP_SCORE;
+        uint32_t n_layers =
+            it->sliced ? g->plan.layer_end - g->plan.layer_begin : g->limits.n_layers;
+        if (it->start > 0 && it->n_tokens == 1 && (role == STEP_SAMPLE || role == STEP_BEAM)) {
+            rec->n_decode++;
+        } else {
+            rec->n_work += (uint64_t)it->n_tokens * n_layers;
+            n_prefill += role == STEP_SLICE ? 0 : it->n_tokens;
+        }
     }
+    g->n_prefill_tokens += n_prefill;
+    g->n_decode_tokens += rec->n_decode;
+}
+
+static void complete_plan(struct sched_group *g, struct step_record *rec, int64_t now_ns)
+{
+    count_items(g, rec);
+    rec->planned_ns = now_ns;
     rec->step = ++g->step;
-    g->n_prefill_tokens += g->n_tokens - n_decode;
-    g->n_decode_tokens += n_decode;
     g->n_steps++;
     g->n_in_flight++;
     g->plan = (struct plan){
@@ -286,6 +294,8 @@ static void complete_plan(struct sched_group *g, struct step_record *rec)
         .n_items = rec->n_items,
         .groups = g->beam_groups,
         .n_groups = rec->n_groups,
+        .layer_begin = g->plan.layer_begin,
+        .layer_end = g->plan.layer_end,
     };
     struct err e = ERR_INIT;
     int r = plan_validate(&g->plan, &g->limits, &e);
@@ -304,7 +314,9 @@ bool sched_plan(struct sched *s, uint32_t group, int64_t now_ns, const struct pl
     struct step_record *rec = &g->records[(g->first_record + g->n_in_flight) % g->max_in_flight];
     rec->n_items = rec->n_groups = 0;
     g->n_tokens = g->n_copies = g->n_banned = g->n_history = 0;
+    g->plan.layer_begin = g->plan.layer_end = 0;
     g->max_items = max_items(g);
+    prefill_begin(s, g);
     bool exclusive =
         !g->last_exclusive && first_prefill(g) > g->limits.max_tokens - decode_tokens(g);
     if (!exclusive)
@@ -313,7 +325,7 @@ bool sched_plan(struct sched *s, uint32_t group, int64_t now_ns, const struct pl
     g->last_exclusive = exclusive && rec->n_items;
     if (rec->n_items == 0)
         return false;
-    complete_plan(g, rec);
+    complete_plan(g, rec, now_ns);
     *ret_plan = &g->plan;
     return true;
 }

@@ -34,6 +34,10 @@ struct fake_engine {
     struct cell *cells; /* [n_blocks, 16] */
     struct slot *slots;
     uint64_t epoch, step;
+    struct {
+        uint32_t slot, gen, n_tokens;
+        uint32_t next_layer; /* 0 = none is under way */
+    } sliced;
     struct results results[N_RESULTS];
     struct results *now;
 };
@@ -192,6 +196,29 @@ static void check_slot(struct fake_engine *f, const struct plan *p, uint32_t i)
     *s = (struct slot){true, it->slot_gen, it->start + it->n_tokens, it->prefix_len, s->sample};
 }
 
+/* The next layers of the sliced item, which are the last ones when this says true. */
+static bool check_slice(struct fake_engine *f, const struct plan *p, uint32_t i)
+{
+    const struct plan_item *it = &p->items[i];
+    require(i + 1 == p->n_items, "one item is sliced at a time", p, i);
+    if (p->layer_begin == 0) {
+        struct slot *s = &f->slots[it->slot];
+        require(!s->used || it->slot_gen > s->gen, "old generation", p, i);
+        f->sliced.slot = it->slot;
+        f->sliced.gen = it->slot_gen;
+        f->sliced.n_tokens = it->n_tokens;
+    } else {
+        require(f->sliced.next_layer == p->layer_begin, "wrong layers", p, i);
+        require(f->sliced.slot == it->slot && f->sliced.gen == it->slot_gen &&
+                    f->sliced.n_tokens == it->n_tokens,
+                "another sliced item", p, i);
+    }
+    bool last = p->layer_end == f->limits.n_layers;
+    f->sliced.next_layer = last ? 0 : p->layer_end;
+    require(last || it->output == PLAN_OUTPUT_NONE, "an output before the last layer", p, i);
+    return last;
+}
+
 static struct cell *cell_at(struct fake_engine *f, const struct plan_item *it, uint32_t index)
 {
     uint32_t block = it->blocks[index / PLAN_KV_BLOCK_TOKENS];
@@ -283,6 +310,7 @@ const struct step_result *fake_engine_step(struct fake_engine *f, const struct p
         memset(f->slots, 0, f->limits.n_slots * sizeof *f->slots);
         f->epoch = p->epoch;
         f->step = 0;
+        f->sliced.next_layer = 0;
     }
     require(p->step == f->step + 1, "step out of order", p, 0);
     f->step = p->step;
@@ -292,8 +320,11 @@ const struct step_result *fake_engine_step(struct fake_engine *f, const struct p
                PLAN_KV_BLOCK_TOKENS * sizeof *f->cells);
     for (uint32_t i = 0; i != p->n_items; i++) {
         const struct plan_item *it = &p->items[i];
-        check_slot(f, p, i);
-        for (uint32_t k = 0; k != it->n_tokens; k++) {
+        bool runs = !it->sliced || check_slice(f, p, i);
+        if (runs)
+            check_slot(f, p, i);
+        /* Slices write their cells in every layer: the first one's must be there at the end. */
+        for (uint32_t k = 0; k != it->n_tokens && (!it->sliced || p->layer_begin == 0); k++) {
             int32_t token =
                 it->tokens[k] == PLAN_TOKEN_PREVIOUS ? f->slots[it->slot].sample : it->tokens[k];
             *cell_at(f, it, it->start + k) = (struct cell){token, it->positions[k], true};

@@ -19,7 +19,8 @@
 
 static struct sched *new_sched(const struct plan_limits *limits)
 {
-    struct sched_config config = {.arch = &fixture_arch, .max_queue = 2};
+    struct sched_config config = {
+        .arch = &fixture_arch, .max_queue = 2, .prefill_budget_ns = NSEC_PER_SEC};
     struct sched *s;
     assert_int_equal(sched_new(&config, &s), 0);
     if (limits) {
@@ -272,7 +273,7 @@ static void step(struct sched *s, uint32_t group, struct fake_engine *f, int64_t
     const struct plan *p;
     struct err e = ERR_INIT;
     assert_true(sched_plan(s, group, now, &p));
-    if (sched_commit(s, group, fake_engine_step(f, p), now, &e) < 0)
+    if (sched_commit(s, group, fake_engine_step(f, p), now + 1, &e) < 0)
         fail_msg("%s", e.message);
 }
 

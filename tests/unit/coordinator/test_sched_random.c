@@ -47,7 +47,7 @@ struct run {
 };
 
 static struct totals {
-    uint32_t n_ok, n_ended;
+    uint32_t n_ok, n_ended, n_slices;
     struct sched_stats stats;
 } totals;
 
@@ -180,6 +180,7 @@ static bool plan(struct run *t, uint32_t group)
     if (!g->engine || g->n_pending == g->max_pending || !sched_plan(t->s, group, t->now, &p))
         return false;
     const struct step_result *result = fake_engine_step(g->engine, p);
+    totals.n_slices += p->layer_end != 0;
     t->trace = t->trace * 31 + result->state_hash;
     g->pending[g->n_pending++] = result;
     return true;
@@ -255,7 +256,12 @@ static uint64_t run_seed(uint64_t seed, uint32_t n_actions)
 {
     struct run t = {.seed = seed, .now = NSEC_PER_SEC};
     fixture_random = seed * 2654435761u + 1;
-    struct sched_config config = {.arch = &fixture_arch, .max_queue = 8};
+    struct sched_config config = {
+        .arch = &fixture_arch,
+        .max_queue = 8,
+        .prefill_budget_ns = (1 + rnd(12)) * NSEC_PER_MSEC,
+        .slices = rnd(3) != 0,
+    };
     assert_int_equal(sched_new(&config, &t.s), 0);
     t.n_groups = 1 + rnd(MAX_GROUPS);
     for (uint32_t i = 0; i != t.n_groups; i++)
@@ -294,12 +300,12 @@ static void test_random_interleavings(void **state)
     const struct sched_stats *sum = &totals.stats;
     printf(
         "%d seeds from %llu: %u requests equal to the reference, %u ended otherwise; %llu steps, "
-        "%llu discarded items, %llu resumed\n",
+        "%u with slices, %llu discarded items, %llu resumed\n",
         N_SEEDS, (unsigned long long)first_seed(), totals.n_ok, totals.n_ended,
-        (unsigned long long)sum->n_steps, (unsigned long long)sum->n_discarded,
+        (unsigned long long)sum->n_steps, totals.n_slices, (unsigned long long)sum->n_discarded,
         (unsigned long long)sum->n_resumed);
     assert_true(totals.n_ok > 3000);
-    assert_true(sum->n_resumed > 100 && sum->n_discarded > 100);
+    assert_true(sum->n_resumed > 100 && sum->n_discarded > 100 && totals.n_slices > 1000);
 }
 
 static void test_same_seed_same_plans(void **state)

@@ -1,0 +1,260 @@
+/* test_sched_latency.c: the bound on the time between two tokens of a stream, on a virtual clock: a
+ * device that takes what its steps cost, and a scheduler that has one step more out than runs. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/util.h"
+#include "coordinator/sched.h"
+#include "fake_engine.h"
+#include "sched_fixture.h"
+
+enum { N_STREAMS = 16, LONG_PROMPT = 2048 };
+
+#define DECODE_NS (50 * NSEC_PER_MSEC) /* a step of decodes */
+#define WORK_NS   (20 * NSEC_PER_USEC) /* a prompt's token in one layer */
+#define BUDGET_NS (100 * NSEC_PER_MSEC)
+
+static struct arch arch; /* 70 layers, as GLM-130B has */
+
+static const struct plan_limits limits = {
+    .n_slots = 24,
+    .n_blocks = 2048,
+    .max_tokens = 2048, /* less than the long prompt beside the decodes */
+    .max_seq = 4096,
+    .vocab = 640,
+    .n_layers = 70,
+};
+
+struct device {
+    struct sched *s;
+    struct fake_engine *engine;
+    const struct step_result *results[2];
+    int64_t done_ns[2]; /* when the steps that are out will be over */
+    uint32_t n_out;
+    int64_t now, free_ns;
+    uint32_t n_sliced; /* plans with slices */
+};
+
+static int64_t cost_of(const struct plan *p)
+{
+    int64_t work = 0;
+    bool decodes = false;
+    for (uint32_t i = 0; i != p->n_items; i++) {
+        const struct plan_item *it = &p->items[i];
+        int64_t n_layers = it->sliced ? p->layer_end - p->layer_begin : limits.n_layers;
+        if (it->start > 0 && it->n_tokens == 1)
+            decodes = true;
+        else
+            work += (int64_t)it->n_tokens * n_layers;
+    }
+    return (decodes ? DECODE_NS : 0) + work * WORK_NS;
+}
+
+static void plan_all(struct device *d)
+{
+    const struct plan *p;
+    while (sched_plan(d->s, 0, d->now, &p)) {
+        d->n_sliced += p->layer_end != 0;
+        d->free_ns = MAX(d->free_ns, d->now) + cost_of(p);
+        d->done_ns[d->n_out] = d->free_ns;
+        d->results[d->n_out++] = fake_engine_step(d->engine, p);
+    }
+}
+
+/* The next step that is out is over. */
+static void run_step(struct device *d)
+{
+    struct err e = ERR_INIT;
+    plan_all(d);
+    assert_true(d->n_out > 0);
+    d->now = d->done_ns[0];
+    assert_int_equal(sched_commit(d->s, 0, d->results[0], d->now, &e), 0);
+    d->n_out--;
+    d->done_ns[0] = d->done_ns[1];
+    d->results[0] = d->results[1];
+}
+
+static struct request *new_stream(struct device *d, uint32_t n_prompt, uint32_t max_new)
+{
+    struct request *r = request_new(REQUEST_GENERATE);
+    struct token_list ids = {0};
+    struct err e = ERR_INIT;
+    for (uint32_t i = 0; i + 2 < n_prompt; i++)
+        token_list_append(&ids, 100);
+    assert_int_equal(prompt_from_ids(&arch, ids.ids, ids.n, 4096, &r->prompt, &e), 0);
+    token_list_deinit(&ids);
+    r->params = (struct request_params){
+        .temperature = 1, .top_k = 1, .n_choices = 1, .max_new = max_new, .ignore_end = true};
+    assert_int_equal(sched_submit(d->s, r, &e), 0);
+    return r;
+}
+
+static void open_device(struct device *d, bool slices)
+{
+    arch = fixture_arch;
+    arch.n_layers = limits.n_layers;
+    arch.max_seq = limits.max_seq;
+    struct sched_config config = {
+        .arch = &arch, .max_queue = 64, .prefill_budget_ns = BUDGET_NS, .slices = slices};
+    struct err e = ERR_INIT;
+    *d = (struct device){.now = NSEC_PER_SEC, .engine = fake_engine_new(&limits)};
+    assert_int_equal(sched_new(&config, &d->s), 0);
+    assert_int_equal(sched_attach(d->s, 0, &limits, 1, 1, &e), 0);
+}
+
+static void close_device(struct device *d)
+{
+    for (struct request *r; (r = sched_next_touched(d->s));)
+        request_free(r);
+    sched_free(d->s);
+    fake_engine_free(d->engine);
+}
+
+/* The longest time between two tokens of the streams while the device goes on until `last` has its
+ * first token. */
+static int64_t longest_gap(struct device *d, struct request *const *streams, uint32_t n,
+                           const struct request *last)
+{
+    int64_t gap = 0, token_ns[N_STREAMS];
+    size_t n_tokens[N_STREAMS];
+    for (uint32_t i = 0; i != n; i++) {
+        token_ns[i] = d->now;
+        n_tokens[i] = streams[i]->outputs[0].tokens.n;
+    }
+    while (last->n_completion_tokens < 3) {
+        run_step(d);
+        for (uint32_t i = 0; i != n; i++) {
+            if (streams[i]->outputs[0].tokens.n != n_tokens[i]) {
+                gap = MAX(gap, d->now - token_ns[i]);
+                token_ns[i] = d->now;
+                n_tokens[i] = streams[i]->outputs[0].tokens.n;
+            }
+        }
+    }
+    return gap;
+}
+
+static void run_case(uint32_t n_prompt, bool measured, bool slices, int64_t bound_ns)
+{
+    struct device d;
+    struct request *streams[N_STREAMS];
+    open_device(&d, slices);
+    for (uint32_t i = 0; i != N_STREAMS; i++)
+        streams[i] = new_stream(&d, 10, 1000);
+    for (uint32_t i = 0; i != (measured ? 20 : 2); i++)
+        run_step(&d);
+    struct request *r = new_stream(&d, n_prompt, 20);
+    int64_t start = d.now, gap = longest_gap(&d, streams, N_STREAMS, r);
+    printf("prompt of %u tokens beside %d streams: first token after %.2f s, longest gap %.0f ms, "
+           "bound %.0f ms, %u sliced steps\n",
+           n_prompt, N_STREAMS, (double)(r->first_token_ns - start) / 1e9, (double)gap / 1e6,
+           (double)bound_ns / 1e6, d.n_sliced);
+    if (slices && gap > bound_ns)
+        fail_msg("expected gaps of at most %lld ns, found %lld", (long long)bound_ns,
+                 (long long)gap);
+    if (!slices && gap <= bound_ns)
+        fail_msg("expected a gap above %lld ns without slices, found %lld", (long long)bound_ns,
+                 (long long)gap);
+    sched_end(d.s, r, RPC_CANCELLED, "enough");
+    for (uint32_t i = 0; i != N_STREAMS; i++)
+        sched_end(d.s, streams[i], RPC_CANCELLED, "enough");
+    close_device(&d);
+}
+
+static void test_gap_beside_a_long_prompt(void **state)
+{
+    (void)state;
+    const int64_t granule = LONG_PROMPT * WORK_NS, bound = DECODE_NS + BUDGET_NS + granule;
+    run_case(LONG_PROMPT, true, true, bound);
+    run_case(LONG_PROMPT - 100, true, true, bound); /* has room beside the decodes */
+    run_case(LONG_PROMPT, false, true, bound);      /* costs are hardly known yet */
+    run_case(LONG_PROMPT, true, false, bound);      /* the test can fail */
+}
+
+/* Many short prompts at once share the budget, too. */
+static void test_gap_beside_many_prompts(void **state)
+{
+    (void)state;
+    struct device d;
+    struct request *streams[4], *r = NULL;
+    open_device(&d, true);
+    for (uint32_t i = 0; i != 4; i++)
+        streams[i] = new_stream(&d, 10, 1000);
+    for (uint32_t i = 0; i != 10; i++)
+        run_step(&d);
+    for (uint32_t i = 0; i != 20; i++)
+        r = new_stream(&d, 60, 10); /* 84 ms each */
+    int64_t gap = longest_gap(&d, streams, 4, r), bound = DECODE_NS + BUDGET_NS + 60 * WORK_NS;
+    printf("20 prompts of 60 tokens beside 4 streams: longest gap %.0f ms, bound %.0f ms\n",
+           (double)gap / 1e6, (double)bound / 1e6);
+    assert_true(gap <= bound);
+    for (uint32_t i = 0; i != 4; i++)
+        sched_end(d.s, streams[i], RPC_CANCELLED, "enough");
+    while (sched_n_requests(d.s))
+        run_step(&d);
+    close_device(&d);
+}
+
+/* With nobody to disturb, a prompt runs in one step; the rest of a sliced one, too. */
+static void test_no_slices_without_streams(void **state)
+{
+    (void)state;
+    struct device d;
+    open_device(&d, true);
+    struct request *stream = new_stream(&d, 100, 1000);
+    run_step(&d);
+    assert_int_equal(d.n_sliced, 0);
+    struct request *r = new_stream(&d, 1500, 4);
+    run_step(&d);
+    run_step(&d);
+    run_step(&d);
+    assert_true(d.n_sliced > 0);
+    uint32_t n = d.n_sliced;
+    sched_end(d.s, stream, RPC_CANCELLED, "gone");
+    while (r->n_completion_tokens == 0)
+        run_step(&d);
+    assert_int_equal(d.n_sliced, n + 1);
+    while (sched_n_requests(d.s))
+        run_step(&d);
+    close_device(&d);
+}
+
+/* A sliced prompt whose client goes away leaves nothing behind. */
+static void test_cancelled_slices(void **state)
+{
+    (void)state;
+    struct device d;
+    open_device(&d, true);
+    struct request *stream = new_stream(&d, 100, 1000);
+    for (uint32_t i = 0; i != 5; i++)
+        run_step(&d);
+    struct request *a = new_stream(&d, 1500, 4), *b = new_stream(&d, 1600, 4);
+    for (uint32_t i = 0; i != 6; i++)
+        run_step(&d);
+    assert_int_equal(a->n_completion_tokens, 0);
+    sched_end(d.s, a, RPC_CANCELLED, "gone");
+    assert_true(sched_consistent(d.s));
+    while (b->state != REQUEST_DONE)
+        run_step(&d);
+    assert_int_equal(b->status, RPC_OK);
+    sched_end(d.s, stream, RPC_CANCELLED, "enough");
+    close_device(&d);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_gap_beside_a_long_prompt),
+        cmocka_unit_test(test_gap_beside_many_prompts),
+        cmocka_unit_test(test_no_slices_without_streams),
+        cmocka_unit_test(test_cancelled_slices),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
