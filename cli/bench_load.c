@@ -36,7 +36,6 @@ struct load {
     struct stream *streams; /* owned, [n_prompts] */
     double *arrivals;       /* owned, seconds from the begin */
     uint32_t next;          /* to be begun */
-    uint32_t n_open;
     bool stopping, closing;
     int failure;
     struct err *err;
@@ -137,7 +136,7 @@ static void on_done(struct rpc_call *c, enum rpc_status status, const char *mess
     s->outcome->ok = status == RPC_OK || (l->stopping && l->config->duration_ns);
     if (!s->outcome->ok)
         note_error(l, status, message);
-    l->n_open--;
+    l->result->n_open--;
     pump(l);
 }
 
@@ -152,6 +151,7 @@ static int send_request(struct stream *s)
                                                   .tokens = p->text ? NULL : &tokens,
                                                   .sampling = &sampling,
                                                   .max_tokens = p->max_tokens,
+                                                  .n = p->n_choices,
                                                   .return_token_ids = true};
     struct buf packed = {0};
     int r = wire_pack_generate_request(&request, &packed);
@@ -174,8 +174,8 @@ static void begin(struct load *l, uint32_t idx)
     int r = rpc_open(l->channel, "/glmd.v1.Inference/Generate",
                      (int64_t)(timeout * (double)NSEC_PER_SEC), true, &callbacks, s, &s->call);
     if (r == 0) {
-        l->n_open++;
-        l->result->max_open = MAX(l->result->max_open, l->n_open);
+        l->result->n_open++;
+        l->result->max_open = MAX(l->result->max_open, l->result->n_open);
         r = send_request(s);
     }
     if (r < 0)
@@ -195,7 +195,7 @@ static void pump(struct load *l)
     const struct load_config *c = l->config;
     double now = (double)(clock_now_ns() - l->result->begin_ns) / (double)NSEC_PER_SEC;
     while (!l->stopping && l->next != c->n_prompts && l->arrivals[l->next] <= now &&
-           (!c->max_concurrency || l->n_open < c->max_concurrency))
+           (!c->max_concurrency || l->result->n_open < c->max_concurrency))
         begin(l, l->next++);
     if (l->closing)
         return;
@@ -203,7 +203,7 @@ static void pump(struct load *l)
     if (more && l->arrivals[l->next] > now)
         uv_timer_start(&l->start_timer, on_start,
                        (uint64_t)((l->arrivals[l->next] - now) * 1000) + 1, 0);
-    if (!more && !l->n_open)
+    if (!more && !l->result->n_open)
         uv_stop(&l->loop);
 }
 
@@ -234,7 +234,7 @@ static void on_interrupt(uv_signal_t *signal, int number)
 static void on_tick(uv_timer_t *t)
 {
     struct load *l = t->data;
-    int r = l->config->on_tick(l->config->context, l->n_open, l->result->n_tokens);
+    int r = l->config->on_tick(l->config->context, l->result);
     if (r < 0)
         fail_all(l, r, "measuring");
 }
@@ -313,7 +313,7 @@ int load_run(const struct load_config *config, struct load_result *ret, struct e
         start_timers(&l);
         ret->begin_ns = clock_now_ns();
         pump(&l);
-        if (l.n_open || l.next != config->n_prompts)
+        if (ret->n_open || l.next != config->n_prompts)
             uv_run(&l.loop, UV_RUN_DEFAULT);
         ret->end_ns = clock_now_ns();
         r = l.failure;

@@ -14,6 +14,7 @@ static const struct {
     {"engine", bench_engine, "prefill and decode over batch sizes, without a server"},
     {"model", bench_model, "write a model directory with made-up weights"},
 #ifndef GLMD_ENGINE_ONLY
+    {"rpc", bench_rpc, "what a coordinator costs, with ranks on fake devices"},
     {"serve", bench_serve, "load on a running coordinator: latencies, throughput, goodput"},
 #endif
 };

@@ -1,6 +1,7 @@
 """`glmd bench`: small runs, and that their numbers hang together."""
 
 import json
+import os
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -105,10 +106,47 @@ def test_serve_counts_failures(fake, tmp_path):
     assert sum(found["errors"].values()) == 3
 
 
+def test_rpc(tmp_path):
+    """A coordinator of its own, four ranks; nothing is left behind."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    out = tmp_path / "rpc.json"
+    result = glmd("bench", "rpc", "--like", DEMO, "--ranks", "4", "--batch", "16", "--choices", "4",
+                  "--streams", "40", "--seconds", "1", "--step-us", "4000", "--decode-us", "10",
+                  "--json", out, "--svg", tmp_path / "rpc.svg",
+                  env={**os.environ, "TMPDIR": str(scratch)})
+    assert "planning and dispatch of a step at batch 16" in result.stdout
+    found = json.loads(out.read_text())
+    ElementTree.parse(tmp_path / "rpc.svg")
+    assert (found["ranks"], found["batch"], found["open_streams"]) == (4, 16, 40)
+    assert found["apart"]["messages_per_step"] == pytest.approx(16, rel=0.2)
+    assert found["together"]["messages_per_step"] == pytest.approx(4, rel=0.2)
+    assert found["together"]["tokens"] == pytest.approx(4 * found["together"]["messages"], rel=0.05)
+    for phase in ("apart", "together", "open"):
+        window = found[phase]
+        assert window["seconds"] >= 0.9 and window["steps"] > 0
+        assert 0 < window["cpu_share"] < 8
+        assert 0 < window["cpu_us_per_step"]
+    assert found["step_cpu_us"] + found["apart"]["messages_per_step"] * found["message_cpu_us"] == \
+        pytest.approx(found["apart"]["cpu_us_per_step"], rel=1e-6)
+    assert 1e6 < found["rss_start_bytes"] <= found["rss_end_bytes"] < 1e9
+    assert list(scratch.iterdir()) == []
+
+
+def test_rpc_says_why_it_cannot_start(tmp_path):
+    refused = glmd("bench", "rpc", "--like", DEMO, "--set", "no.such=1", check=False,
+                   env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert refused.returncode == 1 and "no.such" in refused.stderr
+    missing = glmd("bench", "rpc", "--like", tmp_path, check=False)
+    assert missing.returncode == 1 and str(tmp_path) in missing.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("args", [
     ["engine"], ["engine", "--synthetic", "glm-9"], ["engine", "--synthetic", "glm-tiny", "--batch", "0,1"],
     ["model", "--synthetic", "glm-tiny"], ["serve", "--goodput", "ttft"], ["serve", "--request-rate", "0"],
-    ["serve", "--ignore-end", "--stop-at-end"], ["nothing"], [],
+    ["serve", "--ignore-end", "--stop-at-end"], ["rpc"], ["rpc", "--like", "x", "--batch", "5"], ["rpc", "--like", "x", "--ranks", "3"],
+    ["nothing"], [],
 ])
 def test_wrong_command_lines(args):
     result = glmd("bench", *args, check=False)
@@ -116,5 +154,5 @@ def test_wrong_command_lines(args):
 
 
 def test_help():
-    for name in ("engine", "model", "serve"):
+    for name in ("engine", "model", "rpc", "serve"):
         assert f"usage: glmd bench {name}" in glmd("bench", name, "--help").stdout
