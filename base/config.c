@@ -64,9 +64,9 @@ static const struct conf_option options[] = {
      4096, NULL, "Most choices of a Score request."},
     {"coordinator.limits.max_connections", CONF_UINT, AT(coordinator.limits.max_connections),
      "1024", 1, 65536, NULL, "Calls open at once, workers included; one more is refused."},
-    {"coordinator.limits.max_groups", CONF_UINT, AT(coordinator.limits.max_groups), "64", 1, 1024,
+    {"coordinator.limits.max_groups", CONF_UINT, AT(coordinator.limits.max_groups), "64", 1, 64,
      NULL, "Groups (copies of the model) at once; a rank that names one more is refused."},
-    {"coordinator.limits.max_ranks", CONF_UINT, AT(coordinator.limits.max_ranks), "512", 1, 16384,
+    {"coordinator.limits.max_ranks", CONF_UINT, AT(coordinator.limits.max_ranks), "512", 1, 4096,
      NULL, "Ranks of all groups together."},
     {"coordinator.limits.max_stream_bytes", CONF_SIZE, AT(coordinator.limits.max_stream_bytes),
      "256KiB", 4 * KIB, 64 * MIB, NULL,
@@ -91,10 +91,11 @@ static const struct conf_option options[] = {
     {"group.tensor_parallel", CONF_UINT, AT(group.tensor_parallel), "1", 1, 64, NULL,
      "Ranks that share each layer. Must divide the model's heads, hidden size, inner size and "
      "vocabulary."},
-    {"group.pipeline_parallel", CONF_UINT, AT(group.pipeline_parallel), "1", 1, 64, NULL,
+    {"group.pipeline_parallel", CONF_UINT, AT(group.pipeline_parallel), "1", 1, CONFIG_MAX_STAGES,
+     NULL,
      "Stages that share the layers. A group has tensor_parallel x pipeline_parallel ranks, at most "
      "64: rank = stage * tensor_parallel + number within the stage."},
-    {"group.stage_layers", CONF_LIST, AT(group.stage_layers), "", 0, 64, NULL,
+    {"group.stage_layers", CONF_LIST, AT(group.stage_layers), "", 0, CONFIG_MAX_STAGES, NULL,
      "Layers of each stage, first to last, as [24, 24, 22]; their sum is the model's. Empty: "
      "shared out evenly; what does not divide goes to the stages in the middle."},
     {"group.workers", CONF_ENUM, AT(group.workers), "spawn", 0, 0, workers_choices,

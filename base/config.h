@@ -114,7 +114,8 @@ struct config {
 
 enum {
     CONFIG_MAX_GROUP_RANKS = 64, /* tensor_parallel * pipeline_parallel */
-    CONFIG_MAX_GROUP_NAME = 64,  /* bytes of group.name */
+    CONFIG_MAX_STAGES = 32,
+    CONFIG_MAX_GROUP_NAME = 64, /* bytes of group.name */
     CONFIG_MAX_REPLICAS = 64,
 };
 

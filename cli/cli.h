@@ -12,11 +12,13 @@ enum {
 
 /* argv[0] is the verb. Options are parsed with getopt_long; `--help` prints usage and returns
  * EXIT_OK. */
+int cmd_abort(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_compare(int argc, char **argv);
 int cmd_config(int argc, char **argv);
 int cmd_convert(int argc, char **argv);
 int cmd_detokenize(int argc, char **argv);
+int cmd_drain(int argc, char **argv);
 int cmd_fill(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);

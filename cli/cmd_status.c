@@ -17,7 +17,8 @@ static const char usage[] =
     "usage: glmd status [OPTIONS]\n"
     "\n"
     "Shows groups, ranks, memory, age of the running step and speed of a coordinator. The exit\n"
-    "code is its health: 0 every group is ready, 3 not, or no coordinator answers.\n"
+    "code is its health: 0 at least one group serves (which do not is said), 3 none does, or no\n"
+    "coordinator answers.\n"
     "\n"
     "  -w, --watch [SECONDS]     again and again, every 2 seconds or as given; Ctrl-C ends it\n"
     "      --json                one JSON object\n"
@@ -95,7 +96,8 @@ static int on_message(void *context, const uint8_t *data, size_t size, struct er
 
 static const char *group_state_name(enum wire_group_state state)
 {
-    static const char *const names[] = {"unknown", "forming", "ready", "degraded"};
+    static const char *const names[] = {"unknown",  "forming",  "ready",
+                                        "degraded", "draining", "gone"};
     return (size_t)state < ARRAY_LEN(names) ? names[state] : "unknown";
 }
 
@@ -108,10 +110,10 @@ static const char *rank_state_name(enum wire_rank_state state)
 
 static bool healthy(const struct wire_status_response *r)
 {
-    bool ready = r->n_groups > 0 && !r->draining;
+    bool ready = false;
     for (uint32_t i = 0; i < r->n_groups; i++)
-        ready = ready && r->groups[i].state == WIRE_GROUP_READY;
-    return ready;
+        ready = ready || r->groups[i].state == WIRE_GROUP_READY;
+    return ready && !r->draining;
 }
 
 struct text {
@@ -168,8 +170,26 @@ static void print_head(const struct wire_status_response *r)
                m->digest);
     if (q)
         printf("requests  %" PRIu64 " arrived, %" PRIu64 " finished, %" PRIu64 " failed, %" PRIu64
-               " cancelled, %" PRIu64 " rejected, %" PRIu64 " resumed\n",
-               q->total, q->finished, q->failed, q->cancelled, q->rejected, q->resumed);
+               " cancelled (%" PRIu64 " by operators), %" PRIu64 " rejected, %" PRIu64 " resumed\n",
+               q->total, q->finished, q->failed, q->cancelled, q->aborted, q->rejected, q->resumed);
+}
+
+/* "1 of 3 groups serves; not: b (forming), c (gone)" */
+static void print_groups_line(const struct wire_status_response *r)
+{
+    uint32_t n_ready = 0;
+    for (uint32_t i = 0; i < r->n_groups; i++)
+        n_ready += r->groups[i].state == WIRE_GROUP_READY;
+    printf("groups    %" PRIu32 " of %" PRIu32 " serve%s", n_ready, r->n_groups,
+           n_ready == 1 ? "s" : "");
+    const char *before = "; not: ";
+    for (uint32_t i = 0; i < r->n_groups; i++) {
+        if (r->groups[i].state == WIRE_GROUP_READY)
+            continue;
+        printf("%s%s (%s)", before, r->groups[i].id, group_state_name(r->groups[i].state));
+        before = ", ";
+    }
+    putchar('\n');
 }
 
 /* What a rank is doing: the age of its step, or how far it has loaded. */
@@ -203,8 +223,16 @@ static void print_rank(const struct wire_rank_status *r)
 
 static void print_group(const struct wire_group_status *g)
 {
-    printf("\ngroup %s  %s  epoch %" PRIu64 "  TP %" PRIu32 "\n", g->id, group_state_name(g->state),
+    printf("\ngroup %s  %s  epoch %" PRIu64 "  TP %" PRIu32, g->id, group_state_name(g->state),
            g->epoch, g->tp_size);
+    if (g->pp_size > 1) {
+        printf(" x PP %" PRIu32 ", layers", g->pp_size);
+        for (uint32_t i = 0; i < g->n_stage_layers; i++)
+            printf("%s%" PRIu32, i ? "+" : " ", g->stage_layers[i]);
+    }
+    putchar('\n');
+    if (g->state == WIRE_GROUP_GONE)
+        return; /* nothing runs there, and nobody holds anything */
     printf("  running %" PRIu32 ", waiting %" PRIu32 "; KV blocks %" PRIu32 " of %" PRIu32
            " used; slots %" PRIu32 " of %" PRIu32 " used\n",
            g->running, g->waiting, g->kv_blocks_total - MIN(g->kv_blocks_free, g->kv_blocks_total),
@@ -230,6 +258,7 @@ static int print_screen(const struct status *s)
     if (s->watch_seconds > 0 && isatty(STDOUT_FILENO))
         fputs("\033[H\033[2J", stdout);
     print_head(r);
+    print_groups_line(r);
     for (uint32_t i = 0; i < r->n_groups; i++)
         print_group(&r->groups[i]);
     if (r->n_groups == 0)
@@ -242,15 +271,16 @@ static int print_screen(const struct status *s)
 static json_t *rank_to_json(const struct wire_rank_status *r)
 {
     return json_pack(
-        "{s:I, s:s, s:s, s:I, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:I, s:I}",
-        "rank", (json_int_t)r->rank, "state", rank_state_name(r->state), "host", r->host, "pid",
-        (json_int_t)r->pid, "device", r->device, "description", r->description, "weights_bytes",
-        (json_int_t)r->weights_bytes, "kv_bytes", (json_int_t)r->kv_bytes, "scratch_bytes",
-        (json_int_t)r->scratch_bytes, "loaded_bytes", (json_int_t)r->loaded_bytes, "total_bytes",
-        (json_int_t)r->total_bytes, "step", (json_int_t)r->step, "step_age_ms",
-        (json_int_t)r->step_age_ms, "compute_ms_avg", r->compute_ms_avg, "last_error",
-        r->last_error, "restarts", (json_int_t)r->restarts, "fenced_messages",
-        (json_int_t)r->fenced_messages);
+        "{s:I, s:I, s:s, s:s, s:I, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:I, "
+        "s:I}",
+        "rank", (json_int_t)r->rank, "stage", (json_int_t)r->stage, "state",
+        rank_state_name(r->state), "host", r->host, "pid", (json_int_t)r->pid, "device", r->device,
+        "description", r->description, "weights_bytes", (json_int_t)r->weights_bytes, "kv_bytes",
+        (json_int_t)r->kv_bytes, "scratch_bytes", (json_int_t)r->scratch_bytes, "loaded_bytes",
+        (json_int_t)r->loaded_bytes, "total_bytes", (json_int_t)r->total_bytes, "step",
+        (json_int_t)r->step, "step_age_ms", (json_int_t)r->step_age_ms, "compute_ms_avg",
+        r->compute_ms_avg, "last_error", r->last_error, "restarts", (json_int_t)r->restarts,
+        "fenced_messages", (json_int_t)r->fenced_messages);
 }
 
 static json_t *group_to_json(const struct wire_group_status *g)
@@ -258,11 +288,15 @@ static json_t *group_to_json(const struct wire_group_status *g)
     json_t *ranks = json_array();
     for (uint32_t i = 0; i < g->n_ranks; i++)
         json_array_append_new(ranks, rank_to_json(&g->ranks[i]));
+    json_t *layers = json_array();
+    for (uint32_t i = 0; i < g->n_stage_layers; i++)
+        json_array_append_new(layers, json_integer(g->stage_layers[i]));
     return json_pack(
-        "{s:s, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I, "
+        "{s:s, s:I, s:s, s:I, s:I, s:o, s:I, s:I, s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I, "
         "s:s, s:o}",
         "id", g->id, "epoch", (json_int_t)g->epoch, "state", group_state_name(g->state), "tp_size",
-        (json_int_t)g->tp_size, "kv_blocks_total", (json_int_t)g->kv_blocks_total, "kv_blocks_free",
+        (json_int_t)g->tp_size, "pp_size", (json_int_t)g->pp_size, "stage_layers", layers,
+        "kv_blocks_total", (json_int_t)g->kv_blocks_total, "kv_blocks_free",
         (json_int_t)g->kv_blocks_free, "running", (json_int_t)g->running, "waiting",
         (json_int_t)g->waiting, "prefill_tokens_per_second", g->prefill_tokens_per_second,
         "decode_tokens_per_second", g->decode_tokens_per_second, "steps", (json_int_t)g->steps,
@@ -291,12 +325,12 @@ static int print_json(const struct status *s)
                                       (json_int_t)m->hidden_size));
     const struct wire_request_counters *q = r->requests;
     if (q)
-        json_object_set_new(root, "requests",
-                            json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "total",
-                                      (json_int_t)q->total, "finished", (json_int_t)q->finished,
-                                      "failed", (json_int_t)q->failed, "cancelled",
-                                      (json_int_t)q->cancelled, "rejected", (json_int_t)q->rejected,
-                                      "resumed", (json_int_t)q->resumed));
+        json_object_set_new(
+            root, "requests",
+            json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "total", (json_int_t)q->total,
+                      "finished", (json_int_t)q->finished, "failed", (json_int_t)q->failed,
+                      "cancelled", (json_int_t)q->cancelled, "rejected", (json_int_t)q->rejected,
+                      "resumed", (json_int_t)q->resumed, "aborted", (json_int_t)q->aborted));
     return cli_print_json(s->target.verb, root);
 }
 

@@ -14,6 +14,9 @@ struct verb {
 };
 
 static const struct verb verbs[] = {
+#ifndef GLMD_ENGINE_ONLY
+    {"abort", cmd_abort, "end a request of a running coordinator"},
+#endif
     {"bench", cmd_bench, "measure the engine, a coordinator, a running server"},
     {"compare", cmd_compare, "how two model directories differ in output"},
 #ifndef GLMD_ENGINE_ONLY
@@ -22,6 +25,7 @@ static const struct verb verbs[] = {
     {"convert", cmd_convert, "published checkpoint -> model directory"},
     {"detokenize", cmd_detokenize, "token ids -> text"},
 #ifndef GLMD_ENGINE_ONLY
+    {"drain", cmd_drain, "take a group out of service, its requests first"},
     {"fill", cmd_fill, "fill the blanks of a text"},
     {"generate", cmd_generate, "continue a text"},
 #endif

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/random.h"
 #include "base/util.h"
 
 #define TICK_NS (100 * NSEC_PER_MSEC)
@@ -43,6 +44,19 @@ static void pump_steps(struct coordinator *c)
         pump_group(c, i);
 }
 
+/* A group that drains leaves once nothing of it runs. */
+static void release_drained(struct coordinator *c)
+{
+    for (uint32_t i = 0; i != fleet_max_groups(c->fleet); i++) {
+        struct sched_group_stats s;
+        if (!fleet_is_ready(c->fleet, i) || !fleet_is_draining(c->fleet, i))
+            continue;
+        sched_group_stats(c->sched, i, &s);
+        if (s.n_running == 0)
+            fleet_release(c->fleet, i, "drained");
+    }
+}
+
 static void tell_drained(struct coordinator *c)
 {
     if (c->told_drained)
@@ -62,6 +76,7 @@ void coordinator_pump(struct coordinator *c)
         pump_touched(c);
         pump_steps(c);
         pump_touched(c); /* planning may have ended some */
+        release_drained(c);
     }
     c->pumping = false;
     if (c->draining && !c->stopping && sched_n_requests(c->sched) == 0)
@@ -171,6 +186,17 @@ void coordinator_drain(struct coordinator *c, int64_t now_ns)
     coordinator_pump(c);
 }
 
+uint32_t coordinator_drain_group(struct coordinator *c, uint32_t group, int64_t deadline_ns)
+{
+    struct sched_group_stats s;
+    fleet_drain(c->fleet, group, deadline_ns);
+    sched_group_stats(c->sched, group, &s);
+    set_group_health(c, group);
+    set_health(c);
+    coordinator_pump(c);
+    return s.n_running;
+}
+
 static void on_server_stopped(void *context)
 {
     struct coordinator *c = context;
@@ -256,6 +282,10 @@ int coordinator_init(struct coordinator *c, const struct coordinator_config *con
         .ops_context = config->context,
     };
     c->started_ns = c->rates_ns = clock_now_ns();
+    uint32_t drawn = 0;
+    if (random_bytes(&drawn, sizeof drawn) < 0)
+        drawn = (uint32_t)c->started_ns;
+    snprintf(c->id_prefix, sizeof c->id_prefix, "glmd-%08x", drawn);
     int r = open_admission(c, e);
     if (r == 0)
         r = open_scheduler(c, e);

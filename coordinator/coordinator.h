@@ -63,8 +63,9 @@ struct coordinator { /* must not move */
     struct rpc_server *server, *worker_server; /* the same unless worker_listen is set */
     struct rpc_method methods[16];
     char model_name[65];
-    char address[300]; /* where clients of this host find us */
-    char dial[300];    /* and where spawned ranks do */
+    char id_prefix[16]; /* of requests without an id of their own, new with every start */
+    char address[300];  /* where clients of this host find us */
+    char dial[300];     /* and where spawned ranks do */
     int port;
 
     /* state */
@@ -95,6 +96,10 @@ int64_t coordinator_tick_ns(const struct coordinator *c);
 /* No new requests; those that run may end until deadlines.drain is over. */
 void coordinator_drain(struct coordinator *c, int64_t now_ns);
 
+/* Takes a group out of service: it finishes what runs until the deadline and takes nothing new,
+ * then its ranks are told to leave. Returns how many requests it is to finish. */
+uint32_t coordinator_drain_group(struct coordinator *c, uint32_t group, int64_t deadline_ns);
+
 /* Ends every request and session now and takes the servers apart within grace_ns. on_stopped may
  * run before this returns, when there is no server. */
 void coordinator_stop(struct coordinator *c, int64_t grace_ns, void (*on_stopped)(void *context),
@@ -112,8 +117,14 @@ size_t front_methods(struct coordinator *c, struct rpc_method *ret);
 void front_touched(struct coordinator *c, struct request *r);
 /* Streams that nobody reads: cancelled after deadlines.slow_reader. */
 void front_tick(struct coordinator *c, int64_t now_ns);
+/* Ends the requests of this id; returns how many there were. */
+uint32_t front_abort(struct coordinator *c, const char *request_id);
 /* Every request that has not ended ends now. */
 void front_end_all(struct coordinator *c, enum rpc_status status, const char *why);
+
+/* cluster.c: Cluster.Drain and Cluster.Abort */
+void cluster_on_drain(struct rpc_call *c, void *coordinator);
+void cluster_on_abort(struct rpc_call *c, void *coordinator);
 
 /* status.c: Cluster.Status and ListModels */
 void status_on_call(struct rpc_call *c, void *coordinator);

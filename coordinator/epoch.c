@@ -75,6 +75,7 @@ int epoch_open(const char *dir, struct epoch_store *s, struct err *e)
                     dir);
     if (r == 0)
         r = read_last(s, dir, e);
+    s->reserved = s->last;
     if (r < 0)
         epoch_close(s);
     return r;
@@ -111,12 +112,15 @@ static int write_file(struct epoch_store *s, uint64_t epoch)
 int epoch_next(struct epoch_store *s, uint64_t above, uint64_t *ret_epoch, struct err *e)
 {
     uint64_t base = MAX(s->last, above);
-    if (base >= UINT64_MAX - 1)
+    if (base >= UINT64_MAX - EPOCH_RESERVE)
         return err_set(e, -EOVERFLOW, "the epoch has reached its end");
-    int r = write_file(s, base + 1);
-    if (r < 0)
-        return err_set(e, r, "cannot store epoch %llu in the state directory: %s",
-                       (unsigned long long)base + 1, err_name(r));
+    if (base >= s->reserved) {
+        int r = write_file(s, base + EPOCH_RESERVE);
+        if (r < 0)
+            return err_set(e, r, "cannot store epoch %llu in the state directory: %s",
+                           (unsigned long long)base + EPOCH_RESERVE, err_name(r));
+        s->reserved = base + EPOCH_RESERVE;
+    }
     s->last = *ret_epoch = base + 1;
     return 0;
 }

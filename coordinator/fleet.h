@@ -105,7 +105,7 @@ void fleet_note(struct fleet *f, const char *group, uint32_t rank, const char *w
 struct fleet_group_status {
     struct wire_group_status group; /* what is known here; the rest is zero */
     struct wire_rank_status ranks[CONFIG_MAX_GROUP_RANKS];
-    uint32_t stage_layers[CONFIG_MAX_GROUP_RANKS];
+    uint32_t stage_layers[CONFIG_MAX_STAGES];
 };
 
 /* The strings live until the next call of any fleet function; `ret` must not move. */

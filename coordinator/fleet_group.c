@@ -78,6 +78,8 @@ static void end_epoch(struct group *g, const char *why)
     g->epoch = 0;
     g->failure_ns = 0;
     g->down_ns = clock_now_ns();
+    if (was_ready && g->down_ns - g->ready_ns > BACKOFF_MAX_NS)
+        g->backoff_ns = BACKOFF_MIN_NS; /* it had worked for a while */
     g->next_form_ns = g->down_ns + g->backoff_ns;
     g->backoff_ns = MIN(2 * g->backoff_ns, BACKOFF_MAX_NS);
     dispatch_reset(&g->dispatch);
@@ -301,6 +303,7 @@ void group_joined(struct group *g, struct rank_session *s)
     if (!answers_agree(g))
         return;
     g->state = GROUP_READY;
+    g->ready_ns = clock_now_ns();
     g->was_ready = true;
     g->failure_ns = 0;
     dispatch_reset(&g->dispatch);
@@ -348,7 +351,6 @@ void group_answer(struct group *g, struct rank_session *s, struct wire_worker_me
         const struct fleet_config *c = &g->fleet->config;
         struct wire_worker_message *done =
             dispatch_take(&g->dispatch, c->config->deadlines.step, now_ns);
-        g->backoff_ns = BACKOFF_MIN_NS; /* it works */
         if (!c->ops->result(c->context, g->number, done->step_done, &e))
             r = e.code;
         wire_free_worker_message(done);

@@ -70,6 +70,7 @@ struct group {
     int64_t drain_end_ns;
     uint64_t epoch; /* 0 = none */
     struct plan_limits limits;
+    int64_t ready_ns;     /* since when the epoch is ready */
     int64_t down_ns;      /* end of the last epoch */
     int64_t next_form_ns; /* not before */
     int64_t backoff_ns;

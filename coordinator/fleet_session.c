@@ -129,12 +129,12 @@ static int check_hello(const struct rank_session *s, const struct wire_hello *h,
                        "\"%.64s\"",
                        CONFIG_MAX_GROUP_NAME, h->group);
     if (!h->tp_size || !h->pp_size || h->tp_size > CONFIG_MAX_GROUP_RANKS ||
-        h->pp_size > CONFIG_MAX_GROUP_RANKS || h->tp_size * h->pp_size > CONFIG_MAX_GROUP_RANKS ||
+        h->pp_size > CONFIG_MAX_STAGES || h->tp_size * h->pp_size > CONFIG_MAX_GROUP_RANKS ||
         h->rank >= h->tp_size * h->pp_size)
         return err_set(e, -EINVAL,
-                       "group.tensor_parallel and group.pipeline_parallel: expected a rank below "
-                       "their product, which is 1 to %d; found rank %u of %u x %u",
-                       CONFIG_MAX_GROUP_RANKS, h->rank, h->tp_size, h->pp_size);
+                       "group.tensor_parallel x group.pipeline_parallel: expected a rank below the "
+                       "product, at most %d ranks and %d stages; found rank %u of %u x %u",
+                       CONFIG_MAX_GROUP_RANKS, CONFIG_MAX_STAGES, h->rank, h->tp_size, h->pp_size);
     *ret_code = WIRE_REFUSE_MODEL;
     if (strcmp(h->model_digest, f->config.model_digest) != 0)
         return err_set(e, -EINVAL,

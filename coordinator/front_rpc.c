@@ -7,6 +7,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -120,6 +121,8 @@ static void submit(struct front_call *f, struct request *r, struct request *next
         reject(f, code, &e);
         return;
     }
+    if (!*r->client_id) /* so that the client, and Abort, have a name for it */
+        snprintf(r->client_id, sizeof r->client_id, "%s-%" PRIu64, c->id_prefix, r->id);
     f->request = r;
     f->waiting = next;
     coordinator_pump(c);
@@ -281,6 +284,21 @@ void front_end_all(struct coordinator *c, enum rpc_status status, const char *wh
             sched_end(c->sched, f->request, status, why);
     }
     coordinator_pump(c);
+}
+
+uint32_t front_abort(struct coordinator *c, const char *request_id)
+{
+    uint32_t n = 0;
+    for (struct front_call *f = c->calls; f; f = f->next) {
+        if (!f->request || f->request->state == REQUEST_DONE ||
+            strcmp(f->request->client_id, request_id) != 0)
+            continue;
+        sched_end(c->sched, f->request, RPC_CANCELLED, "aborted by an operator");
+        n++;
+    }
+    c->counters.aborted += n;
+    coordinator_pump(c);
+    return n;
 }
 
 /* ---- calls that are answered at once ---- */
@@ -496,6 +514,8 @@ size_t front_methods(struct coordinator *c, struct rpc_method *ret)
         {"/glmd.v1.Inference/Detokenize", call_detokenize},
         {"/glmd.v1.Inference/ListModels", call_list_models},
         {"/glmd.v1.Cluster/Status", status_on_call},
+        {"/glmd.v1.Cluster/Drain", cluster_on_drain},
+        {"/glmd.v1.Cluster/Abort", cluster_on_abort},
     };
     for (size_t i = 0; i != ARRAY_LEN(entries); i++)
         ret[i] = (struct rpc_method){entries[i].path, entries[i].on_call, c};

@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "worker/comm_watch.h"
+#include "worker/engine/comm/group.h"
 
 enum { SHM_PIECE_BYTES = 1 << 20 }; /* of a larger message */
 
@@ -73,22 +74,30 @@ static void close_comm(struct runner *r)
     comm_close(comm);
 }
 
+static enum comm_transport transport_of(enum wire_comm_kind kind)
+{
+    return kind == WIRE_COMM_SHM ? COMM_SHM : kind == WIRE_COMM_TCP ? COMM_TCP : COMM_SELF;
+}
+
+/* The grant was checked by the session. */
 static int new_comm(struct runner *r, const struct wire_grant *g, struct comm **ret, struct err *e)
 {
-    int rank = (int)r->config.engine.tp_rank, size = (int)r->config.engine.tp_size;
-    int64_t timeout = (int64_t)g->comm_timeout_ms * NSEC_PER_MSEC;
-    switch (g->comm) {
-    case WIRE_COMM_SELF:
-        return comm_self_new(ret);
-    case WIRE_COMM_SHM:
-        return comm_shm_new(g->comm_name, g->token.data, rank, size, SHM_PIECE_BYTES, timeout, ret,
-                            e);
-    case WIRE_COMM_TCP:
-        return comm_tcp_new(r->config.listen_fd, g->peers, g->token.data, rank, size, timeout, ret,
-                            e);
-    default:
-        return err_set(e, -EINVAL, "comm kind %d is not supported", (int)g->comm);
-    }
+    const struct engine_config *c = &r->config.engine;
+    const struct comm_group_config config = {
+        .tp_size = (int)c->tp_size,
+        .pp_size = (int)c->pp_size,
+        .rank = (int)g->rank,
+        .within_stage = transport_of(g->comm),
+        .between_stages = transport_of(g->link_comm),
+        .name = g->comm_name,
+        .token = g->token.data,
+        .listen_fd = r->config.listen_fd,
+        .peers = g->peers,
+        .piece_bytes = SHM_PIECE_BYTES,
+        .link_bytes = engine_link_bytes(r->engine),
+        .timeout_ns = (int64_t)g->comm_timeout_ms * NSEC_PER_MSEC,
+    };
+    return comm_group_new(&config, ret, e);
 }
 
 /* Makes the comm reachable for aborts, unless its epoch is over by now. */

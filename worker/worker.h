@@ -55,7 +55,7 @@ struct worker { /* must not move */
     const struct worker_ops *ops;
     void *ops_context;
     const char *listen_addresses[1];
-    uint32_t stage_layers[CONFIG_MAX_GROUP_RANKS];
+    uint32_t stage_layers[CONFIG_MAX_STAGES];
     /* state */
     bool exit_asked; /* for the driver: worker_stop is due, from the loop */
     int exit_code;

@@ -85,7 +85,8 @@ def model(tmp_path_factory):
 
 
 class Cluster:
-    """A coordinator and its ranks. `workers` = "spawn" or "external" (started here, one by one)."""
+    """A coordinator and its ranks. `workers` = "spawn" or "external" (started here, one by one).
+    With tp 0 no rank is started: groups come later."""
 
     def __init__(self, folder, api, model_dir, tp=1, workers="spawn", **settings):
         self.folder, self.api, self.tp = folder, api, tp
@@ -96,7 +97,7 @@ class Cluster:
             "model.dir": model_dir,
             "coordinator.listen": "127.0.0.1:0",
             "coordinator.state_dir": folder / "state",
-            "group.tensor_parallel": tp,
+            "group.tensor_parallel": max(tp, 1),
             "group.workers": workers,
             "worker.threads": 1,
             "worker.activations": "fp32",

@@ -184,7 +184,7 @@ static void test_epochs_grow_over_restarts(void **state)
     rank_hang_up(&r);
     world_stop_fleet(w);
     world_start_fleet(w);
-    assert_int_equal(world_form(w, &r, 1), 2);
+    assert_int_equal(world_form(w, &r, 1), 1 + EPOCH_RESERVE);
     rank_hang_up(&r);
     world_stop_fleet(w);
     /* the file was lost: the ranks remember */
@@ -558,7 +558,18 @@ static void test_epoch_file(void **state)
     assert_int_equal(epoch, 1);
     assert_int_equal(epoch_next(&a, 10, &epoch, &e), 0);
     assert_int_equal(epoch, 11);
+    assert_int_equal(epoch_next(&a, 0, &epoch, &e), 0);
+    assert_int_equal(epoch, 12); /* of those that are on disk already */
     epoch_close(&a);
+    for (uint64_t last = epoch, i = 0; i != 40; i++, last = epoch) { /* as if it crashed */
+        assert_int_equal(epoch_open(dir, &a, &e), 0);
+        for (uint64_t n = 0; n <= i; n++) {
+            assert_int_equal(epoch_next(&a, 0, &epoch, &e), 0);
+            assert_true(epoch > last);
+            last = epoch;
+        }
+        epoch_close(&a);
+    }
     static const char *const damaged[] = {"",     "x\n", "12", "-3\n", "99999999999999999999999\n",
                                           "7\n\n"};
     for (size_t i = 0; i != ARRAY_LEN(damaged); i++) {

@@ -183,7 +183,7 @@ static void test_shapes_must_agree(void **state)
     odd.hello.rank = 0;
     expect_refused(w, &odd, "found rank 0 of 0 x 2147483648");
     rank_init_in(&odd, "g", 0, 65, 1);
-    expect_refused(w, &odd, "which is 1 to 64");
+    expect_refused(w, &odd, "at most 64 ranks and 32 stages");
     rank_init_in(&odd, "a/b", 0, 1, 1);
     expect_refused(w, &odd, "group.name");
     rank_init_in(&odd, "", 0, 1, 1);
