@@ -85,6 +85,21 @@ static uint32_t tokens_now(const struct sched *s, struct sched_group *g, struct 
     return 0;
 }
 
+/* How many more scores of r, with the best tokens beside them, the step's result has room for. */
+static uint32_t scores_left(const struct sched_group *g, const struct step_record *rec,
+                            const struct request *r)
+{
+    uint32_t n_top = r->params.n_top_logprobs;
+    if (r->kind != REQUEST_SCORE || n_top == 0)
+        return UINT32_MAX;
+    uint32_t used = 0;
+    for (uint32_t i = 0; i != rec->n_items; i++) {
+        if (rec->items[i].role == STEP_SCORE)
+            used += g->items[i].n_tokens * rec->items[i].n_top;
+    }
+    return (PLAN_MAX_SCORE_TOKENS - used) / n_top;
+}
+
 bool prefill_add(struct sched *s, struct sched_group *g, struct step_record *rec, struct request *r,
                  uint32_t seq)
 {
@@ -98,7 +113,7 @@ bool prefill_add(struct sched *s, struct sched_group *g, struct step_record *rec
     if (n == 0)
         return true;
     uint32_t wanted = n;
-    n = MIN(n, room);
+    n = MIN(MIN(n, room), scores_left(g, rec, r));
     n = n < min ? 0 : tokens_now(s, g, r, seq, n, min);
     g->prefill_full = n != wanted;
     if (n == 0)

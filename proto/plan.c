@@ -342,6 +342,20 @@ static int check_slice(const struct plan *p, const struct plan_limits *l, struct
     return 0;
 }
 
+/* What comes back must fit a message. */
+static int check_score_tokens(const struct plan *p, struct err *e)
+{
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < p->n_items; i++) {
+        if (p->items[i].output == PLAN_OUTPUT_SCORE)
+            n += (uint64_t)p->items[i].n_tokens * p->items[i].sampling.n_top_logprobs;
+    }
+    if (n > PLAN_MAX_SCORE_TOKENS)
+        return err_set(e, -EINVAL, "expected at most %d tokens beside scores, found %llu",
+                       PLAN_MAX_SCORE_TOKENS, (unsigned long long)n);
+    return 0;
+}
+
 int plan_validate(const struct plan *p, const struct plan_limits *limits, struct err *e)
 {
     static_assert((int)PLAN_MAX_ITEMS <= (int)SET_BITS, "a set holds every group");
@@ -356,6 +370,8 @@ int plan_validate(const struct plan *p, const struct plan_limits *limits, struct
         r = check_groups(p, e);
     if (!r)
         r = check_slice(p, limits, e);
+    if (!r)
+        r = check_score_tokens(p, e);
     return r;
 }
 

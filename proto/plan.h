@@ -35,8 +35,9 @@ enum {
     PLAN_MAX_BANNED = 4096,   /* banned ids of one item */
     PLAN_MAX_HISTORY = 65536, /* ids that penalties look at, of one item */
     PLAN_MAX_TOP_LOGPROBS = 20,
-    PLAN_MAX_BEAM_WIDTH = 1024, /* candidates of one beam group */
-    PLAN_KV_BLOCK_TOKENS = 16,  /* tokens in a KV block */
+    PLAN_MAX_SCORE_TOKENS = 1 << 18, /* best tokens beside scores, of a plan: 1.8 MB of result */
+    PLAN_MAX_BEAM_WIDTH = 1024,      /* candidates of one beam group */
+    PLAN_KV_BLOCK_TOKENS = 16,       /* tokens in a KV block */
 };
 
 /* In place of a token id: the token that this slot sampled in its previous step. */

@@ -481,6 +481,41 @@ static void test_lost_group_score(void **state)
     expect_resumed(r, 3);
 }
 
+/* A choice longer than a step comes in parts: each brings the best tokens of its rows. */
+static void test_best_tokens_of_a_score_in_parts(void **state)
+{
+    (void)state;
+    enum { N = 150, TOP = 3 };
+    struct plan_limits l = small;
+    l.max_tokens = 64;
+    l.n_top_logprobs = TOP;
+    struct sched *s = new_sched(&l);
+    struct fake_engine *f = fake_engine_new(&l);
+    struct err e = ERR_INIT;
+    struct request *r = fixture_request(3, 1);
+    r->kind = REQUEST_SCORE;
+    r->prompt.prefix_len = 0;
+    r->params.n_top_logprobs = TOP;
+    r->n_choices_scored = 1;
+    r->choices = calloc(1, sizeof *r->choices);
+    for (int32_t k = 0; k != N; k++)
+        token_list_append(&r->choices[0], 100 + k);
+    assert_int_equal(submit(s, r, &e), 0);
+    const struct plan *p;
+    unsigned n_steps = 0;
+    for (; sched_plan(s, 0, 1, &p); n_steps++)
+        assert_int_equal(sched_commit(s, 0, fake_engine_step(f, p), 1, &e), 0);
+    assert_int_equal(r->state, REQUEST_DONE);
+    assert_int_equal(r->status, RPC_OK);
+    assert_true(n_steps >= 3);
+    for (int32_t k = 0; k != N * TOP; k++) { /* the fake's: the target and those behind it */
+        assert_int_equal(r->outputs[0].best_tokens[k], 100 + k / TOP + k % TOP);
+        assert_true(r->outputs[0].best_logprobs[k] == -(float)(k % TOP));
+    }
+    finish_all(s);
+    fake_engine_free(f);
+}
+
 static void test_query_of_death(void **state)
 {
     (void)state;
@@ -638,6 +673,7 @@ int main(void)
         cmocka_unit_test(test_lost_group_beams),
         cmocka_unit_test(test_lost_group_score),
         cmocka_unit_test(test_query_of_death),
+        cmocka_unit_test(test_best_tokens_of_a_score_in_parts),
         cmocka_unit_test(test_deadline_after_a_loss),
         cmocka_unit_test(test_groups_of_different_sizes),
         cmocka_unit_test(test_requests_spread_over_groups),

@@ -264,6 +264,45 @@ static void refuses_bad_penalties(void **state)
     });
 }
 
+/* What comes back beside scores has a limit in each row and in all. */
+static void refuses_too_much_beside_scores(void **state)
+{
+    (void)state;
+    struct sample s;
+    sample_init(&s);
+    s.items[0].sampling.n_top_logprobs = 5;
+    expect_ok(&s);
+    s.items[0].sampling.n_top_logprobs = 6;
+    expect_bad(&s, "item 0: n_top_logprobs: expected at most 5, found 6");
+
+    enum { N = 14000 };
+    const struct plan_limits wide = {.n_slots = 1,
+                                     .n_blocks = N,
+                                     .max_tokens = N,
+                                     .max_seq = N,
+                                     .vocab = 1000,
+                                     .n_top_logprobs = 20,
+                                     .n_layers = 1};
+    static int32_t tokens[N], positions[N], targets[N];
+    static uint32_t blocks[N];
+    for (uint32_t i = 0; i != N; i++)
+        blocks[i] = i;
+    struct plan_item item = {.n_tokens = N,
+                             .tokens = tokens,
+                             .positions = positions,
+                             .targets = targets,
+                             .blocks = blocks,
+                             .n_blocks = N / PLAN_KV_BLOCK_TOKENS,
+                             .output = PLAN_OUTPUT_SCORE,
+                             .sampling = {.n_top_logprobs = 18}};
+    const struct plan p = {.epoch = 1, .step = 1, .items = &item, .n_items = 1};
+    struct err e = ERR_INIT;
+    assert_int_equal(plan_validate(&p, &wide, &e), 0);
+    item.sampling.n_top_logprobs = 19; /* 266000 */
+    assert_int_equal(plan_validate(&p, &wide, &e), -EINVAL);
+    assert_non_null(strstr(e.message, "at most 262144 tokens beside scores, found 266000"));
+}
+
 static void refuses_bad_slices(void **state)
 {
     (void)state;
@@ -353,6 +392,7 @@ int main(void)
         cmocka_unit_test(refuses_too_many_tokens_in_all),
         cmocka_unit_test(refuses_bad_outputs),
         cmocka_unit_test(refuses_bad_penalties),
+        cmocka_unit_test(refuses_too_much_beside_scores),
         cmocka_unit_test(refuses_bad_slices),
         cmocka_unit_test(refuses_bad_beams),
         cmocka_unit_test(hash_sees_plan_and_choices),
