@@ -65,6 +65,15 @@ bool golden_long(void)
     return value && *value && strcmp(value, "0") != 0;
 }
 
+const char *golden_shape(const struct golden_options *o, char text[64])
+{
+    int n = snprintf(text, 64, "%ux%u", o->tp, MAX(o->pp, 1u));
+    for (uint32_t i = 0; o->stage_layers && i != o->pp; i++)
+        n += snprintf(text + n, 64 - (size_t)n, "%s%u%s", i ? "+" : " (", o->stage_layers[i],
+                      i + 1 == o->pp ? " layers)" : "");
+    return text;
+}
+
 void golden_open(struct golden_engine *g, const struct golden_options *o)
 {
     const char *models = getenv("GLMD_GOLDEN_MODELS");
@@ -80,18 +89,22 @@ void golden_open(struct golden_engine *g, const struct golden_options *o)
     assert_int_equal(g->arch->max_seq, GOLDEN_MAX_SEQ);
     struct engine_config config = {.model = g->dir,
                                    .tp_size = o->tp,
+                                   .pp_size = o->pp,
+                                   .stage_layers = o->stage_layers,
                                    .device = "cpu",
                                    .mode = o->mode,
                                    .kv_type = o->kv_type,
-                                   .n_threads = o->tp, /* one each */
+                                   .n_threads = o->tp * MAX(o->pp, 1u), /* one each */
                                    .isa = o->isa,
                                    .n_slots = o->n_slots,
                                    .n_kv_blocks = o->n_blocks,
                                    .max_step_tokens = o->max_step_tokens,
                                    .verify = true};
     if (local_group_open(&config, &g->group, &e) < 0)
-        fail_msg("%s, %u ranks: %s", o->model, o->tp, e.message);
+        fail_msg("%s, %s ranks: %s", o->model, golden_shape(o, (char[64]){0}), e.message);
     g->epoch = 1;
+    g->slice_layers = o->slice_layers;
+    g->n_stages = MAX(o->pp, 1u);
 }
 
 void golden_close(struct golden_engine *g)
@@ -101,39 +114,78 @@ void golden_close(struct golden_engine *g)
     *g = (struct golden_engine){0};
 }
 
+const struct step_result *golden_run(struct golden_engine *g, struct plan *plan)
+{
+    plan->epoch = g->epoch;
+    plan->step = g->step + 1;
+    const struct step_result *result = NULL;
+    struct err e = ERR_INIT;
+    if (local_group_step(g->group, plan, &result, &e) < 0)
+        fail_msg("step %llu: %s", (unsigned long long)plan->step, e.message);
+    g->step++;
+    assert_int_equal(result->n_items, plan->n_items);
+    assert_int_equal(result->step, plan->step);
+    return result;
+}
+
+/* Whether the items can be cut by layers together. */
+static bool only_begin(const struct plan *p)
+{
+    for (uint32_t i = 0; i != p->n_items; i++)
+        if (p->items[i].start || p->items[i].output == PLAN_OUTPUT_LOGITS)
+            return false;
+    return true;
+}
+
+static const struct step_result *run_slices(struct golden_engine *g, struct plan plan)
+{
+    struct plan_item items[16];
+    assert_true(plan.n_items <= ARRAY_LEN(items));
+    for (uint32_t i = 0; i != plan.n_items; i++) {
+        items[i] = plan.items[i];
+        items[i].sliced = true;
+    }
+    plan.items = items;
+    const struct step_result *result = NULL;
+    while (plan.layer_end != g->arch->n_layers) {
+        plan.layer_begin = plan.layer_end;
+        plan.layer_end = MIN(plan.layer_begin + g->slice_layers, g->arch->n_layers);
+        result = golden_run(g, &plan);
+        plan.n_copies = 0;
+    }
+    return result;
+}
+
 const struct step_result *golden_step(struct golden_engine *g, const struct plan_item *items,
                                       uint32_t n_items, const struct plan_beam_group *groups,
                                       uint32_t n_groups, const struct plan_copy *copies,
                                       uint32_t n_copies)
 {
-    struct plan plan = {.epoch = g->epoch,
-                        .step = g->step + 1,
-                        .copies = copies,
+    struct plan plan = {.copies = copies,
                         .n_copies = n_copies,
                         .items = items,
                         .n_items = n_items,
                         .groups = groups,
                         .n_groups = n_groups};
+    return g->slice_layers && only_begin(&plan) ? run_slices(g, plan) : golden_run(g, &plan);
+}
+
+void golden_run_refused(struct golden_engine *g, struct plan *plan, const char *words)
+{
+    plan->epoch = g->epoch;
+    plan->step = g->step + 1;
     const struct step_result *result = NULL;
     struct err e = ERR_INIT;
-    if (local_group_step(g->group, &plan, &result, &e) < 0)
-        fail_msg("step %llu: %s", (unsigned long long)plan.step, e.message);
-    g->step++;
-    assert_int_equal(result->n_items, n_items);
-    assert_int_equal(result->step, plan.step);
-    return result;
+    int r = local_group_step(g->group, plan, &result, &e);
+    if (r != -EINVAL || !strstr(e.message, words))
+        fail_msg("expected -EINVAL and \"%s\", found %d and \"%s\"", words, r, e.message);
 }
 
 void golden_step_refused(struct golden_engine *g, const struct plan_item *items, uint32_t n_items,
                          const char *words)
 {
-    struct plan plan = {.epoch = g->epoch, .step = g->step + 1, .items = items, .n_items = n_items};
-    const struct step_result *result = NULL;
-    struct err e = ERR_INIT;
-    int r = local_group_step(g->group, &plan, &result, &e);
-    assert_int_equal(r, -EINVAL);
-    if (!strstr(e.message, words))
-        fail_msg("expected \"%s\" in \"%s\"", words, e.message);
+    struct plan plan = {.items = items, .n_items = n_items};
+    golden_run_refused(g, &plan, words);
 }
 
 const float *golden_logits(struct golden_engine *g, const int32_t *ids, const int32_t *positions,

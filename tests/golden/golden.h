@@ -44,8 +44,9 @@ struct golden_engine {
     struct model_dir *dir;
     const struct arch *arch;
     struct local_group *group;
-    uint64_t epoch, step; /* of the last plan */
-    uint32_t next_gen;    /* generations are handed out engine-wide */
+    uint64_t epoch, step;            /* of the last plan */
+    uint32_t slice_layers, n_stages; /* of golden_options */
+    uint32_t next_gen;               /* generations are handed out engine-wide */
 };
 
 struct golden_options {
@@ -54,10 +55,17 @@ struct golden_options {
     enum k_mode mode;
     enum k_kv_type kv_type;
     const char *isa;
+    uint32_t pp;                  /* stages; 0 = 1 */
+    const uint32_t *stage_layers; /* [pp], NULL = even */
+    uint32_t slice_layers; /* golden_step runs steps that only begin sequences in slices of so many
+                              layers; 0 = whole */
     uint32_t n_slots;
     uint32_t n_blocks; /* 0 = full sequences for all slots */
     uint32_t max_step_tokens;
 };
+
+/* "1x2 (1+2 layers)": tp x pp, for messages. */
+const char *golden_shape(const struct golden_options *o, char text[64]);
 
 void golden_open(struct golden_engine *g, const struct golden_options *o);
 void golden_close(struct golden_engine *g);
@@ -68,9 +76,14 @@ const struct step_result *golden_step(struct golden_engine *g, const struct plan
                                       uint32_t n_groups, const struct plan_copy *copies,
                                       uint32_t n_copies);
 
+/* Any plan, with the next step number and the epoch filled in. */
+const struct step_result *golden_run(struct golden_engine *g, struct plan *plan);
+
 /* The same, but the plan is expected to be refused with -EINVAL and `words` in the message. */
 void golden_step_refused(struct golden_engine *g, const struct plan_item *items, uint32_t n_items,
                          const char *words);
+
+void golden_run_refused(struct golden_engine *g, struct plan *plan, const char *words);
 
 /* Logits [n, V] of one sequence run as one item in slot 0 (blocks 0, 1, ...). */
 const float *golden_logits(struct golden_engine *g, const int32_t *ids, const int32_t *positions,

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/util.h"
+#include "model/shard.h"
 #include "worker/engine/engine.h"
 #include "worker/engine/footprint.h"
 
@@ -13,9 +14,10 @@ static void equal(const char *model, const struct engine_config *c, const char *
                   uint64_t computed, uint64_t found)
 {
     if (computed != found)
-        fail_msg("%s, rank %u of %u, mode %d, %u slots: %s: computed %llu, the engine has %llu",
-                 model, c->tp_rank, c->tp_size, (int)c->mode, c->n_slots, what,
-                 (unsigned long long)computed, (unsigned long long)found);
+        fail_msg("%s, rank %u of %u, stage %u of %u, mode %d, %u slots: %s: computed %llu, the "
+                 "engine has %llu",
+                 model, c->tp_rank, c->tp_size, c->stage, c->pp_size, (int)c->mode, c->n_slots,
+                 what, (unsigned long long)computed, (unsigned long long)found);
 }
 
 static void compare(const char *model, const struct engine_config *c)
@@ -28,6 +30,10 @@ static void compare(const char *model, const struct engine_config *c)
                                   .kv_type = c->kv_type,
                                   .tp_size = c->tp_size,
                                   .layer_end = a->n_layers};
+    if (c->pp_size)
+        assert_int_equal(shard_stage_layers(a->n_layers, c->pp_size, NULL, c->stage,
+                                            &rank.layer_begin, &rank.layer_end),
+                         0);
     struct plan_limits computed, found;
     struct footprint f;
     struct err e = ERR_INIT;
@@ -57,6 +63,17 @@ static void compare_all(const char *model, const struct model_dir *dir, uint32_t
     } cases[] = {{K_MODE_FP32, 1, 0, K_KV_AUTO},
                  {K_MODE_FP16, 3, 64, K_KV_AUTO},
                  {K_MODE_A8, 40, 1, K_KV_I8}};
+    for (uint32_t pp = 1; pp <= 3; pp++) {
+        for (uint32_t stage = 0; stage != pp; stage++)
+            compare(model, &(struct engine_config){.model = dir,
+                                                   .tp_size = 2,
+                                                   .pp_size = pp,
+                                                   .stage = stage,
+                                                   .device = "cpu",
+                                                   .n_threads = 1,
+                                                   .n_slots = 2,
+                                                   .n_kv_blocks = 7});
+    }
     for (uint32_t tp = 1; tp <= max_tp; tp *= 2) {
         for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
             for (uint32_t rank = 0; rank < tp; rank += MAX(tp - 1, 1u))

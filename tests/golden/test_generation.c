@@ -70,8 +70,10 @@ static void compare_tokens(const struct call *c, uint32_t beam, const int32_t *f
 
 /* ---- greedy ---- */
 
+/* With one stage the engine feeds the sample back itself. */
 static uint32_t run_greedy(struct golden_engine *g, const struct call *c, int32_t *ret_tokens)
 {
+    bool feed_back = g->n_stages == 1;
     int32_t positions[GOLDEN_MAX_SEQ];
     uint32_t blocks[GOLDEN_BLOCKS_PER_SEQ];
     static const int32_t previous = PLAN_TOKEN_PREVIOUS;
@@ -87,7 +89,7 @@ static uint32_t run_greedy(struct golden_engine *g, const struct call *c, int32_
     while (n != c->max_new) {
         item.start = n ? c->n_prompt + n - 1 : 0;
         item.n_tokens = n ? 1 : c->n_prompt;
-        item.tokens = n ? &previous : c->prompt;
+        item.tokens = n ? (feed_back ? &previous : &ret_tokens[n - 1]) : c->prompt;
         for (uint32_t i = 0; i != item.n_tokens; i++)
             positions[i] = position(c, item.start + i);
         item.sampling.output_index = n;
@@ -253,12 +255,13 @@ static void check_generation(struct golden_engine *g, const json_t *entry)
 }
 
 /* All entries for a model ("fp16" in the manifest is every FP16 checkpoint). */
-static uint32_t check_model(const char *model, const char *weights, uint32_t tp)
+static uint32_t check_model(struct golden_options o, const char *weights)
 {
     json_t *manifest = golden_manifest();
     struct golden_engine g;
-    golden_open(&g, &(struct golden_options){
-                        .model = model, .tp = tp, .n_slots = MAX_BEAMS, .n_blocks = N_BEAM_BLOCKS});
+    o.n_slots = MAX_BEAMS;
+    o.n_blocks = N_BEAM_BLOCKS;
+    golden_open(&g, &o);
     uint32_t n = 0;
     size_t i;
     json_t *entry;
@@ -278,17 +281,47 @@ static uint32_t check_model(const char *model, const char *weights, uint32_t tp)
 static void test_generations_fp16_weights(void **state)
 {
     (void)state;
-    assert_int_equal(check_model("fp16-tp1", "fp16", 1), 49);
-    assert_int_equal(check_model("fp16-tp2", "fp16", 2), 49);
+    assert_int_equal(check_model((struct golden_options){.model = "fp16-tp1", .tp = 1}, "fp16"),
+                     49);
+    assert_int_equal(check_model((struct golden_options){.model = "fp16-tp2", .tp = 2}, "fp16"),
+                     49);
     if (golden_long())
-        assert_int_equal(check_model("fp16-tp4", "fp16", 4), 49);
+        assert_int_equal(check_model((struct golden_options){.model = "fp16-tp4", .tp = 4}, "fp16"),
+                         49);
 }
 
 static void test_generations_int4_weights(void **state)
 {
     (void)state;
-    assert_int_equal(check_model("int4-tp1", "int4-tp1", 1), 5);
-    assert_int_equal(check_model("int4-tp1", "int4-tp1", 4), 5);
+    assert_int_equal(check_model((struct golden_options){.model = "int4-tp1", .tp = 1}, "int4-tp1"),
+                     5);
+    assert_int_equal(check_model((struct golden_options){.model = "int4-tp1", .tp = 4}, "int4-tp1"),
+                     5);
+}
+
+static const uint32_t one_two[] = {1, 2};
+
+/* Stages, and prompts that run by layers. */
+static const struct golden_options shapes[] = {
+    {.tp = 1, .pp = 2},
+    {.tp = 1, .pp = 2, .stage_layers = one_two, .slice_layers = 1},
+    {.tp = 2, .pp = 2, .slice_layers = 2},
+    {.tp = 1, .pp = 3, .slice_layers = 2},
+    {.tp = 1, .slice_layers = 1},
+    {.tp = 2, .slice_layers = 2},
+    {.tp = 4, .slice_layers = 1},
+};
+
+static void test_generations_of_stages_and_slices(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i != ARRAY_LEN(shapes); i++) {
+        struct golden_options o = shapes[i];
+        o.model = "fp16-tp1";
+        assert_int_equal(check_model(o, "fp16"), 49);
+        o.model = "int4-tp1";
+        assert_int_equal(check_model(o, "int4-tp1"), 5);
+    }
 }
 
 /* ---- the calls of blank filling ---- */
@@ -334,14 +367,14 @@ static json_t *without_prompt(const json_t *outputs, uint32_t n_prompt)
     return copy;
 }
 
-static void test_blank_filling_calls(void **state)
+static void check_blank_filling(struct golden_options shape)
 {
-    (void)state;
     json_t *manifest = golden_manifest();
     struct golden_engine g;
-    golden_open(&g,
-                &(struct golden_options){
-                    .model = "fp16-tp4", .tp = 2, .n_slots = MAX_BEAMS, .n_blocks = N_BEAM_BLOCKS});
+    shape.model = "fp16-tp4";
+    shape.n_slots = MAX_BEAMS;
+    shape.n_blocks = N_BEAM_BLOCKS;
+    golden_open(&g, &shape);
     uint32_t n_calls = 0;
     size_t i;
     json_t *entry;
@@ -371,6 +404,14 @@ static void test_blank_filling_calls(void **state)
     assert_int_equal(n_calls, 10);
     golden_close(&g);
     json_decref(manifest);
+}
+
+static void test_blank_filling_calls(void **state)
+{
+    (void)state;
+    check_blank_filling((struct golden_options){.tp = 2});
+    for (size_t i = 0; i != ARRAY_LEN(shapes); i++)
+        check_blank_filling(shapes[i]);
 }
 
 /* ---- a batch ---- */
@@ -453,6 +494,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_generations_fp16_weights),
         cmocka_unit_test(test_generations_int4_weights),
+        cmocka_unit_test(test_generations_of_stages_and_slices),
         cmocka_unit_test(test_blank_filling_calls),
         cmocka_unit_test(test_batch),
     };

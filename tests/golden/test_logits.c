@@ -1,6 +1,7 @@
 /* test_logits.c: every logits file of the reference data, at tensor parallelism 1, 2 and 4, with
  * FP16, INT4 and INT8 weights, in the FP32 and the FP16 mode; layer outputs; decoding token by
- * token gives the bits of one prefill; every instruction set of this machine. */
+ * token gives the bits of one prefill, and several stages or slices those of one; every instruction
+ * set of this machine. */
 #include "tests/golden/golden.h"
 
 #include <math.h>
@@ -116,9 +117,9 @@ static uint32_t check_model(const struct golden_options *o, const char *key, dou
             const struct sample *s = &samples[j];
             const float *found = golden_logits(&g, s->ids, s->positions, s->n, s->prefix_len);
             char what[192];
-            snprintf(what, sizeof what, "%s %s sample %u (%s, tp %u, mode %d, KV cache in %s)",
-                     golden_text(entry, "name"), key, j, o->model, o->tp, (int)o->mode,
-                     k_kv_type_name(o->kv_type));
+            snprintf(what, sizeof what, "%s %s sample %u (%s, %s, mode %d, KV cache in %s)",
+                     golden_text(entry, "name"), key, j, o->model, golden_shape(o, (char[64]){0}),
+                     (int)o->mode, k_kv_type_name(o->kv_type));
             squares +=
                 compare_rows(what, found, (float *)expected.data + (size_t)j * n_rows * vocab, s->n,
                              vocab, tolerance);
@@ -190,6 +191,134 @@ static void test_kv_caches(void **state)
     }
 }
 
+/* ---- stages and slices ---- */
+
+static const uint32_t one_two[] = {1, 2};
+
+/* tp x pp: 1x2 (3 layers: uneven, either way), 2x2, 1x3. */
+static const struct golden_options stages[] = {
+    {.tp = 1, .pp = 2},
+    {.tp = 1, .pp = 2, .stage_layers = one_two},
+    {.tp = 2, .pp = 2},
+    {.tp = 1, .pp = 3},
+};
+
+static void test_stages(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i != ARRAY_LEN(weights); i++) {
+        for (size_t j = 0; j != ARRAY_LEN(stages); j++) {
+            struct golden_options o = stages[j];
+            o.model = weights[i].model;
+            o.n_slots = 1;
+            o.mode = K_MODE_FP32;
+            assert_int_equal(check_model(&o, weights[i].key, fp32_tolerance, INFINITY),
+                             weights[i].n_entries);
+            o.mode = K_MODE_FP16;
+            assert_int_equal(check_model(&o, weights[i].key, fp16_tolerance, INFINITY),
+                             weights[i].n_entries);
+        }
+    }
+}
+
+/* Log-probabilities of every row's next token: what a sliced item can say of all its rows. */
+static void score_rows(struct golden_engine *g, const struct sample *s, float *ret_scores)
+{
+    int32_t targets[GOLDEN_MAX_SEQ];
+    uint32_t blocks[GOLDEN_BLOCKS_PER_SEQ];
+    golden_blocks(0, blocks);
+    for (uint32_t i = 0; i != s->n; i++)
+        targets[i] = s->ids[(i + 1) % s->n];
+    struct plan_item item = {.slot_gen = ++g->next_gen,
+                             .n_tokens = s->n,
+                             .prefix_len = s->prefix_len,
+                             .tokens = s->ids,
+                             .positions = s->positions,
+                             .targets = targets,
+                             .blocks = blocks,
+                             .n_blocks = GOLDEN_BLOCKS_PER_SEQ,
+                             .output = PLAN_OUTPUT_SCORE};
+    const struct step_result *r = golden_step(g, &item, 1, NULL, 0, NULL, 0);
+    assert_int_equal(r->items[0].n_scores, s->n);
+    memcpy(ret_scores, r->items[0].scores, s->n * sizeof *ret_scores);
+}
+
+static void compare_bits(const char *what, const float *found, const float *expected, size_t n)
+{
+    for (size_t i = 0; i != n; i++)
+        if (memcmp(&found[i], &expected[i], sizeof *found) != 0)
+            fail_msg("%s: value %zu is %a, expected %a", what, i, (double)found[i],
+                     (double)expected[i]);
+}
+
+/* Logits and scores of all samples are those of one stage with whole steps, bit for bit. */
+static void check_bits(const struct golden_options *o)
+{
+    json_t *manifest = golden_manifest();
+    struct golden_options whole = *o;
+    whole.pp = 1;
+    whole.stage_layers = NULL;
+    whole.slice_layers = 0;
+    struct golden_engine reference;
+    struct golden_engine g;
+    golden_open(&reference, &whole);
+    golden_open(&g, o);
+    uint32_t vocab = g.arch->vocab;
+    size_t i;
+    json_t *entry;
+    json_array_foreach(json_object_get(manifest, "logits"), i, entry)
+    {
+        struct sample samples[4];
+        uint32_t n_samples;
+        uint32_t n_rows;
+        load_samples(entry, samples, &n_samples, &n_rows);
+        for (uint32_t j = 0; j != n_samples; j++) {
+            const struct sample *s = &samples[j];
+            char shape[64];
+            char what[200];
+            snprintf(what, sizeof what, "%s sample %u (%s, %s, mode %d, slices of %u layers)",
+                     golden_text(entry, "name"), j, o->model, golden_shape(o, shape), (int)o->mode,
+                     o->slice_layers);
+            float expected[GOLDEN_MAX_SEQ];
+            float found[GOLDEN_MAX_SEQ];
+            score_rows(&reference, s, expected);
+            score_rows(&g, s, found);
+            compare_bits(what, found, expected, s->n);
+            const float *logits =
+                golden_logits(&reference, s->ids, s->positions, s->n, s->prefix_len);
+            compare_bits(what, golden_logits(&g, s->ids, s->positions, s->n, s->prefix_len), logits,
+                         (size_t)s->n * vocab);
+        }
+    }
+    golden_close(&g);
+    golden_close(&reference);
+    json_decref(manifest);
+}
+
+static void test_stages_and_slices_have_the_bits_of_one(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *model;
+        enum k_mode mode;
+    } cases[] = {{"fp16-tp1", K_MODE_FP32}, {"int4-tp2", K_MODE_FP16}, {"int8-tp2", K_MODE_A8}};
+    for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
+        struct golden_options o = {.model = cases[i].model, .mode = cases[i].mode, .n_slots = 1};
+        for (o.tp = 1; o.tp <= 4; o.tp *= 2) {
+            for (o.slice_layers = 1; o.slice_layers <= 2; o.slice_layers++)
+                check_bits(&o);
+        }
+        for (size_t j = 0; j != ARRAY_LEN(stages); j++) {
+            o = stages[j];
+            o.model = cases[i].model;
+            o.mode = cases[i].mode;
+            o.n_slots = 1;
+            for (o.slice_layers = 0; o.slice_layers <= 2; o.slice_layers++)
+                check_bits(&o);
+        }
+    }
+}
+
 /* Every instruction set that this machine has. */
 static void test_instruction_sets(void **state)
 {
@@ -255,14 +384,20 @@ static void test_layer_outputs(void **state)
     uint32_t n_samples;
     uint32_t n_rows;
     load_samples(entry, samples, &n_samples, &n_rows);
-    for (size_t i = 0; i != ARRAY_LEN(degrees); i++) {
+    static const struct golden_options shapes[] = {
+        {.tp = 1}, {.tp = 2}, {.tp = 4}, {.tp = 1, .pp = 3}, {.tp = 2, .pp = 2}};
+    for (size_t i = 0; i != ARRAY_LEN(shapes); i++) {
+        struct golden_options o = shapes[i];
         struct golden_engine g;
-        golden_open(&g,
-                    &(struct golden_options){.model = "fp16-tp1", .tp = degrees[i], .n_slots = 1});
+        o.model = "fp16-tp1";
+        o.n_slots = 1;
+        golden_open(&g, &o);
         assert_int_equal(expected.shape[0], g.arch->n_layers);
         assert_int_equal(expected.shape[2], g.arch->hidden);
         float *found = alloc_array(expected.n, sizeof *found);
-        engine_capture_layers(local_group_engine(g.group, degrees[i] - 1), found, samples[0].n);
+        for (uint32_t stage = 0; stage != g.n_stages; stage++)
+            engine_capture_layers(local_group_engine(g.group, (stage + 1) * o.tp - 1), found,
+                                  samples[0].n);
         golden_logits(&g, samples[0].ids, samples[0].positions, samples[0].n,
                       samples[0].prefix_len);
         for (size_t j = 0; j != expected.n; j++) {
@@ -270,7 +405,8 @@ static void test_layer_outputs(void **state)
             double difference = fabs((double)found[j] - x);
             /* relative to the size of the residual stream, alpha times a normalised vector */
             if (difference > fp32_tolerance * fmax(1.0, fabs(x)))
-                fail_msg("tp %u: layer %zu element %zu: %.7g, expected %.7g", degrees[i],
+                fail_msg("%s: layer %zu element %zu: %.7g, expected %.7g",
+                         golden_shape(&o, (char[64]){0}),
                          j / (expected.shape[1] * expected.shape[2]),
                          j % (expected.shape[1] * expected.shape[2]), (double)found[j], x);
         }
@@ -346,6 +482,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fp32_mode),
         cmocka_unit_test(test_fp16_mode),
+        cmocka_unit_test(test_stages),
+        cmocka_unit_test(test_stages_and_slices_have_the_bits_of_one),
         cmocka_unit_test(test_kv_caches),
         cmocka_unit_test(test_instruction_sets),
         cmocka_unit_test(test_rotary_tables),

@@ -156,10 +156,21 @@ static void test_scores(void **state)
 {
     (void)state;
     json_t *manifest = golden_manifest();
-    for (uint32_t tp = 1; tp <= 4; tp *= 2) {
+    static const struct golden_options shapes[] = {
+        {.tp = 1},
+        {.tp = 2},
+        {.tp = 4},
+        {.tp = 1, .pp = 2},
+        {.tp = 2, .pp = 2, .slice_layers = 2},
+        {.tp = 1, .pp = 3, .slice_layers = 1},
+        {.tp = 1, .slice_layers = 2},
+    };
+    for (size_t shape = 0; shape != ARRAY_LEN(shapes); shape++) {
         struct golden_engine g;
-        golden_open(&g, &(struct golden_options){
-                            .model = "fp16-tp1", .tp = tp, .n_slots = MAX_CHOICES + 1});
+        struct golden_options o = shapes[shape];
+        o.model = "fp16-tp1";
+        o.n_slots = MAX_CHOICES + 1;
+        golden_open(&g, &o);
         uint32_t n_streams = 0;
         uint32_t n_choices = 0;
         size_t i;

@@ -5,14 +5,22 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "base/util.h"
 
+static size_t max_sliced_blocks(const struct plan_limits *limits)
+{
+    return limits->max_tokens / PLAN_KV_BLOCK_TOKENS + limits->n_slots;
+}
+
 uint64_t batch_bytes(const struct plan_limits *limits)
 {
-    uint64_t per_slot = sizeof(struct batch_slot) + sizeof(struct k_seq);
+    uint64_t per_slot =
+        sizeof(struct batch_slot) + sizeof(struct k_seq) + sizeof(struct batch_sliced);
     uint64_t per_token = 2 * sizeof(int32_t) + sizeof(struct batch_output);
-    return limits->n_slots * per_slot + limits->max_tokens * per_token;
+    return limits->n_slots * per_slot + limits->max_tokens * per_token +
+           max_sliced_blocks(limits) * sizeof(uint32_t);
 }
 
 int batch_init(struct batch *b, const struct plan_limits *limits)
@@ -23,8 +31,11 @@ int batch_init(struct batch *b, const struct plan_limits *limits)
     b->positions = alloc_array(limits->max_tokens, sizeof *b->positions);
     b->seqs = alloc_array(limits->n_slots, sizeof *b->seqs);
     b->outputs = alloc_array(limits->max_tokens, sizeof *b->outputs);
+    b->slices.items = alloc_array(limits->n_slots, sizeof *b->slices.items);
+    b->slices.blocks = alloc_array(max_sliced_blocks(limits), sizeof *b->slices.blocks);
     b->bytes = batch_bytes(limits);
-    if (!b->slots || !b->ids || !b->positions || !b->seqs || !b->outputs)
+    if (!b->slots || !b->ids || !b->positions || !b->seqs || !b->outputs || !b->slices.items ||
+        !b->slices.blocks)
         return -ENOMEM;
     return 0;
 }
@@ -36,6 +47,8 @@ void batch_deinit(struct batch *b)
     free(b->positions);
     free(b->seqs);
     free(b->outputs);
+    free(b->slices.items);
+    free(b->slices.blocks);
     *b = (struct batch){0};
 }
 
@@ -44,6 +57,7 @@ void batch_reset(struct batch *b)
     memset(b->slots, 0, b->limits.n_slots * sizeof *b->slots);
     b->epoch = 0;
     b->step = 0;
+    b->slices.layer_end = 0;
 }
 
 /* ---- checks ---- */
@@ -74,12 +88,19 @@ static int check_slot(const struct batch_slot *s, const struct plan_item *it, ui
     return 0;
 }
 
-static int check_previous(const struct batch_slot *s, const struct plan_item *it, uint32_t idx,
+static int check_previous(const struct batch *b, const struct plan_item *it, uint32_t idx,
                           struct err *e)
 {
+    const struct batch_slot *s = &b->slots[it->slot];
     for (uint32_t i = 0; i != it->n_tokens; i++) {
         if (it->tokens[i] != PLAN_TOKEN_PREVIOUS)
             continue;
+        if (b->no_previous)
+            return err_set(
+                e, -EINVAL,
+                "item %u: token %u stands for the previous sample of slot %u, which only "
+                "the last stage of this group knows: expected an id",
+                idx, i, it->slot);
         if (i > 0 || !continues(s, it) || it->start != s->length || s->sample < 0)
             return err_set(e, -EINVAL,
                            "item %u: token %u stands for the previous sample of slot %u, which has "
@@ -100,21 +121,118 @@ static int check_step(const struct batch *b, const struct plan *p, struct err *e
     return 0;
 }
 
+/* ---- slices ---- */
+
+static uint32_t first_sliced(const struct plan *p)
+{
+    uint32_t i = 0;
+    while (i != p->n_items && !p->items[i].sliced)
+        i++;
+    return i;
+}
+
+static uint32_t n_blocks_of(uint32_t n_tokens)
+{
+    return (n_tokens + PLAN_KV_BLOCK_TOKENS - 1) / PLAN_KV_BLOCK_TOKENS;
+}
+
+static uint64_t content_of(const struct plan_item *it)
+{
+    uint64_t tokens = XXH3_64bits(it->tokens, it->n_tokens * sizeof *it->tokens);
+    return XXH3_64bits_withSeed(it->positions, it->n_tokens * sizeof *it->positions, tokens);
+}
+
+/* Whether the item is the one that the slice before has left. */
+static int check_same(const struct batch_sliced *s, const uint32_t *blocks,
+                      const struct plan_item *it, uint32_t idx, struct err *e)
+{
+    const struct {
+        const char *name;
+        uint32_t expected, found;
+    } fields[] = {
+        {"slot", s->slot, it->slot},
+        {"generation", s->gen, it->slot_gen},
+        {"tokens", s->n_tokens, it->n_tokens},
+        {"prefix", s->prefix_len, it->prefix_len},
+    };
+    for (size_t i = 0; i != ARRAY_LEN(fields); i++)
+        if (fields[i].expected != fields[i].found)
+            return err_set(e, -EINVAL, "item %u: %s: expected %u as in the slice before, found %u",
+                           idx, fields[i].name, fields[i].expected, fields[i].found);
+    for (uint32_t i = 0; i != n_blocks_of(it->n_tokens); i++)
+        if (blocks[s->block_at + i] != it->blocks[i])
+            return err_set(e, -EINVAL,
+                           "item %u: block %u: expected %u as in the slice before, found %u", idx,
+                           i, blocks[s->block_at + i], it->blocks[i]);
+    uint64_t content = content_of(it);
+    if (content != s->content)
+        return err_set(e, -EINVAL,
+                       "item %u: tokens and positions: expected those of the slice before (hash "
+                       "%016llx), found others (%016llx)",
+                       idx, (unsigned long long)s->content, (unsigned long long)content);
+    return 0;
+}
+
+static int check_slices(const struct batch *b, const struct plan *p, struct err *e)
+{
+    const struct batch_slices *s = &b->slices;
+    uint32_t first = first_sliced(p);
+    if (first == p->n_items)
+        return 0;
+    if (first > 0) {
+        const struct plan_item *last_whole = &p->items[first - 1];
+        if (last_whole->output == PLAN_OUTPUT_BEAM && p->items[first].output == PLAN_OUTPUT_BEAM &&
+            last_whole->beam_group == p->items[first].beam_group)
+            return err_set(e, -EINVAL,
+                           "item %u: beam group %u: expected all or none of its items to be sliced",
+                           first, last_whole->beam_group);
+    }
+    if (p->layer_begin == 0)
+        return 0;
+    if (p->layer_begin != s->layer_end)
+        return err_set(e, -EINVAL,
+                       "plan: layers: the sliced items have run %u, the plan goes on at %u",
+                       s->layer_end, p->layer_begin);
+    if (p->n_items - first != s->n_items)
+        return err_set(e, -EINVAL, "plan: expected the %u sliced items under way, found %u",
+                       s->n_items, p->n_items - first);
+    int r = 0;
+    for (uint32_t i = 0; i != s->n_items && r == 0; i++)
+        r = check_same(&s->items[i], s->blocks, &p->items[first + i], first + i, e);
+    return r;
+}
+
+static void remember_slices(struct batch_slices *s, const struct plan *p)
+{
+    uint32_t first = first_sliced(p);
+    uint32_t n_blocks = 0;
+    s->n_items = p->n_items - first;
+    for (uint32_t i = 0; i != s->n_items; i++) {
+        const struct plan_item *it = &p->items[first + i];
+        s->items[i] = (struct batch_sliced){.slot = it->slot,
+                                            .gen = it->slot_gen,
+                                            .n_tokens = it->n_tokens,
+                                            .prefix_len = it->prefix_len,
+                                            .content = content_of(it),
+                                            .block_at = n_blocks};
+        for (uint32_t j = 0; j != n_blocks_of(it->n_tokens); j++)
+            s->blocks[n_blocks++] = it->blocks[j];
+    }
+}
+
 int batch_check(const struct batch *b, const struct plan *p, struct err *e)
 {
-    if (p->layer_end)
-        return err_set(e, -EINVAL,
-                       "plan: this engine runs all layers in a step, found layers %u to %u",
-                       p->layer_begin, p->layer_end);
     int r = plan_validate(p, &b->limits, e);
     if (r == 0)
         r = check_step(b, p, e);
+    if (r == 0)
+        r = check_slices(b, p, e);
     for (uint32_t i = 0; i != p->n_items && r == 0; i++) {
         const struct plan_item *it = &p->items[i];
         const struct batch_slot *s = &b->slots[it->slot];
         r = check_slot(s, it, i, e);
         if (r == 0)
-            r = check_previous(s, it, i, e);
+            r = check_previous(b, it, i, e);
     }
     return r;
 }
@@ -145,9 +263,16 @@ static void add_outputs(struct batch *b, const struct plan_item *it, uint32_t id
     }
 }
 
+/* Whether layers of the item are left to later slices. */
+static bool unfinished(const struct batch *b, const struct plan *p, const struct plan_item *it)
+{
+    return it->sliced && p->layer_end < b->limits.n_layers;
+}
+
 void batch_build(struct batch *b, const struct plan *p)
 {
     b->n_rows = b->n_seqs = b->n_outputs = 0;
+    b->n_whole_rows = b->n_whole_seqs = 0;
     for (uint32_t i = 0; i != p->n_items; i++) {
         const struct plan_item *it = &p->items[i];
         uint32_t row0 = b->n_rows;
@@ -162,8 +287,13 @@ void batch_build(struct batch *b, const struct plan *p)
                                               .start = it->start,
                                               .prefix_len = it->prefix_len,
                                               .blocks = it->blocks};
-        add_outputs(b, it, i, row0);
+        if (!unfinished(b, p, it))
+            add_outputs(b, it, i, row0);
         b->n_rows += it->n_tokens;
+        if (!it->sliced) {
+            b->n_whole_rows = b->n_rows;
+            b->n_whole_seqs = b->n_seqs;
+        }
     }
 }
 
@@ -171,8 +301,14 @@ void batch_commit(struct batch *b, const struct plan *p, const struct result_ite
 {
     b->epoch = p->epoch;
     b->step = p->step;
+    if (p->layer_begin == 0 && p->layer_end != 0 && p->layer_end < b->limits.n_layers)
+        remember_slices(&b->slices, p);
+    if (p->layer_end != 0)
+        b->slices.layer_end = p->layer_end < b->limits.n_layers ? p->layer_end : 0;
     for (uint32_t i = 0; i != p->n_items; i++) {
         const struct plan_item *it = &p->items[i];
+        if (unfinished(b, p, it))
+            continue;
         b->slots[it->slot] = (struct batch_slot){.used = true,
                                                  .gen = it->slot_gen,
                                                  .length = it->start + it->n_tokens,

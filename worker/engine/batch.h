@@ -13,7 +13,10 @@
  *   - start > 0 with a greater generation is a fork: the slot begins a life on blocks that other
  *     slots have filled.
  *   - PLAN_TOKEN_PREVIOUS stands only at the first token of an item that continues a slot at its
- *     length, whose last step sampled.
+ *     length, whose last step sampled; not with several pipeline stages.
+ *   - a slice that does not begin at layer 0 brings the items of the slice before it (slot,
+ *     generation, tokens, positions, prefix, blocks) and begins where that one ended. Their slots
+ *     begin their lives with the last slice.
  *   - steps are numbered without gaps within an epoch.
  */
 #ifndef GLMD_WORKER_ENGINE_BATCH_H
@@ -35,6 +38,20 @@ struct batch_slot {
     int32_t sample; /* of the previous step; -1 = it did not sample */
 };
 
+struct batch_sliced { /* an item between two slices */
+    uint32_t slot, gen;
+    uint32_t n_tokens, prefix_len;
+    uint64_t content;  /* hash of tokens and positions */
+    uint32_t block_at; /* in batch_slices.blocks: those of its tokens */
+};
+
+struct batch_slices {           /* the set of sliced items under way */
+    uint32_t layer_end;         /* layers that they have run; 0 = there is none */
+    struct batch_sliced *items; /* [n_slots] */
+    uint32_t n_items;
+    uint32_t *blocks; /* [max_tokens / 16 + n_slots] */
+};
+
 struct batch_output { /* one row that goes through the head, in plan order */
     uint32_t row;     /* of the batch */
     uint32_t item;
@@ -46,11 +63,14 @@ struct batch {
     struct plan_limits limits;
     struct batch_slot *slots; /* [n_slots] */
     uint64_t epoch, step;     /* of the last plan; step 0 = none since batch_reset */
+    struct batch_slices slices;
+    bool no_previous; /* there are several stages: samples are known to the last one only */
     /* the step in progress */
     int32_t *ids, *positions;     /* [max_tokens] */
     struct k_seq *seqs;           /* [n_slots] */
     struct batch_output *outputs; /* [max_tokens] */
     uint32_t n_rows, n_seqs, n_outputs;
+    uint32_t n_whole_rows, n_whole_seqs; /* those in front of the sliced ones */
     uint64_t bytes;
 };
 
@@ -59,17 +79,19 @@ void batch_deinit(struct batch *b);
 /* What batch_init allocates. */
 uint64_t batch_bytes(const struct plan_limits *limits);
 
-/* Forgets all slots. */
+/* Forgets all slots and slices. */
 void batch_reset(struct batch *b);
 
 /* plan_validate and the rules above; changes nothing. -EINVAL names the item, what was expected and
  * what was found. */
 int batch_check(const struct batch *b, const struct plan *p, struct err *e);
 
-/* After batch_check: rows, sequences and outputs of the step. */
+/* After batch_check: rows, sequences and outputs of the step. Sliced items have outputs with their
+ * last slice. */
 void batch_build(struct batch *b, const struct plan *p);
 
-/* After the step: slots take their new lengths and samples (results in the plan's order). */
+/* After the step: slots take their new lengths and samples (results in the plan's order),
+ * unfinished slices are remembered. */
 void batch_commit(struct batch *b, const struct plan *p, const struct result_item *results);
 
 #endif

@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "kernels/sizes.h"
+#include "model/shard.h"
 #include "worker/engine/batch.h"
 #include "worker/engine/fake.h"
 #include "worker/engine/footprint.h"
@@ -34,6 +35,7 @@ struct engine {
     const struct model_dir *dir;
     /* state */
     struct plan_limits limits;
+    uint32_t pp_size, stage;
     uint64_t kv_bytes;
     uint64_t state_hash;
     int failed; /* the epoch is over: what engine_step returns until a reset */
@@ -49,8 +51,10 @@ static int check_config(const struct engine_config *c, const struct arch *a, str
         return err_set(e, -EINVAL,
                        "rank %u of %u: expected a rank below the size, at most %d ranks",
                        c->tp_rank, c->tp_size, COMM_MAX_RANKS);
-    if (c->pp_size > 1)
-        return err_set(e, -EINVAL, "stages: expected 1, found %u", c->pp_size);
+    if (c->pp_size > COMM_MAX_STAGES || c->stage >= MAX(c->pp_size, 1u))
+        return err_set(e, -EINVAL,
+                       "stage %u of %u: expected a stage below their number, at most %d stages",
+                       c->stage, c->pp_size, COMM_MAX_STAGES);
     int r = arch_check_tp(a, c->tp_size, e);
     if (r < 0)
         return r;
@@ -59,6 +63,34 @@ static int check_config(const struct engine_config *c, const struct arch *a, str
     if (c->max_step_tokens > PLAN_MAX_TOKENS)
         return err_set(e, -EINVAL, "tokens per step: expected at most %d, found %u",
                        PLAN_MAX_TOKENS, c->max_step_tokens);
+    return 0;
+}
+
+/* Which layers are this stage's. */
+static int set_layers(struct glm *m, const struct engine_config *c, const struct arch *a,
+                      struct err *e)
+{
+    uint32_t pp_size = MAX(c->pp_size, 1u);
+    if (!c->stage_layers) {
+        if (shard_stage_layers(a->n_layers, pp_size, NULL, c->stage, &m->layer_begin,
+                               &m->layer_end) < 0)
+            return err_set(e, -EINVAL, "%u layers cannot be shared out to %u stages", a->n_layers,
+                           pp_size);
+        return 0;
+    }
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i != pp_size; i++) {
+        if (c->stage_layers[i] == 0)
+            return err_set(e, -EINVAL, "stage %u: expected at least one layer", i);
+        if (i == c->stage) {
+            m->layer_begin = (uint32_t)sum;
+            m->layer_end = (uint32_t)sum + c->stage_layers[i];
+        }
+        sum += c->stage_layers[i];
+    }
+    if (sum != a->n_layers)
+        return err_set(e, -EINVAL, "stages: expected %u layers in all, found %llu", a->n_layers,
+                       (unsigned long long)sum);
     return 0;
 }
 
@@ -105,7 +137,7 @@ static int open_kv(struct engine *g, const struct engine_config *c, const struct
                    struct err *e)
 {
     struct glm *m = &g->model;
-    struct k_kv_params p = {.n_layers = a->n_layers,
+    struct k_kv_params p = {.n_layers = m->layer_end - m->layer_begin,
                             .n_kv_heads = a->n_kv_heads / c->tp_size,
                             .head_dim = a->head_dim,
                             .block_tokens = PLAN_KV_BLOCK_TOKENS,
@@ -134,7 +166,8 @@ static int open_step_memory(struct engine *g, struct err *e)
     g->row = alloc_array(g->limits.vocab, sizeof *g->row);
     if (!m->rope || !g->row || sampler_new(g->limits.vocab, &g->sampler) < 0 ||
         batch_init(&g->batch, &g->limits) < 0 || results_init(&g->results, &g->limits) < 0 ||
-        workspace_init(&m->ws, m->ops, m->ctx, m->arch, m->tp_size, g->limits.max_tokens) < 0)
+        workspace_init(&m->ws, m->ops, m->ctx, m->arch, m->tp_size, m->tp_size * g->pp_size == 1,
+                       g->limits.max_tokens) < 0)
         return err_set(e, -ENOMEM,
                        "out of memory: buffers for steps of %u tokens; lower the tokens per step",
                        g->limits.max_tokens);
@@ -153,6 +186,8 @@ static int open_model(struct engine *g, const struct engine_config *c, const str
                                 .ctx = g->model.ctx,
                                 .tp_size = c->tp_size,
                                 .tp_rank = c->tp_rank,
+                                .layer_begin = g->model.layer_begin,
+                                .layer_end = g->model.layer_end,
                                 .verify = c->verify,
                                 .on_progress = c->on_progress,
                                 .progress_context = c->progress_context};
@@ -161,6 +196,7 @@ static int open_model(struct engine *g, const struct engine_config *c, const str
         r = open_kv(g, c, a, e);
     if (r == 0)
         r = open_step_memory(g, e);
+    g->batch.no_previous = g->pp_size > 1;
     if (r == 0)
         snprintf(g->describe, sizeof g->describe, "%s, KV cache in %s",
                  g->model.ops->describe(g->model.ctx),
@@ -176,7 +212,9 @@ static int open_fake(struct engine *g, const struct engine_config *c, const stru
     int r = fake_parse(c->device, &f.params, e);
     if (r < 0)
         return r;
-    r = set_n_blocks(g, c, a, arch_kv_bytes_per_token(a, 2) * PLAN_KV_BLOCK_TOKENS / c->tp_size, e);
+    uint64_t n_layers = g->model.layer_end - g->model.layer_begin;
+    uint64_t block_bytes = arch_kv_bytes_per_token(a, 2) * PLAN_KV_BLOCK_TOKENS / c->tp_size;
+    r = set_n_blocks(g, c, a, MAX(block_bytes * n_layers / a->n_layers, (uint64_t)1), e);
     if (r < 0)
         return r;
     f.limits = g->limits;
@@ -201,9 +239,14 @@ int engine_open(const struct engine_config *config, struct engine **ret, struct 
     g->model.arch = a;
     g->model.tp_size = config->tp_size;
     g->model.tp_rank = config->tp_rank;
+    g->pp_size = MAX(config->pp_size, 1u);
+    g->stage = config->stage;
     footprint_limits(a, config->n_slots, config->max_step_tokens, &g->limits);
     g->dir = config->model;
-    r = fake_is_device(config->device) ? open_fake(g, config, a, e) : open_model(g, config, a, e);
+    r = set_layers(&g->model, config, a, e);
+    if (r == 0)
+        r = fake_is_device(config->device) ? open_fake(g, config, a, e)
+                                           : open_model(g, config, a, e);
     if (r < 0) {
         engine_close(g);
         return r;
@@ -239,6 +282,9 @@ int engine_set_comm(struct engine *g, struct comm *comm, struct err *e)
     if (comm->size != (int)g->model.tp_size || comm->rank != (int)g->model.tp_rank)
         return err_set(e, -EINVAL, "the comm is rank %d of %d, the engine is rank %u of %u",
                        comm->rank, comm->size, g->model.tp_rank, g->model.tp_size);
+    if (comm->n_stages != (int)g->pp_size || comm->stage != (int)g->stage)
+        return err_set(e, -EINVAL, "the comm is stage %d of %d, the engine is stage %u of %u",
+                       comm->stage, comm->n_stages, g->stage, g->pp_size);
     g->comm = comm;
     engine_reset(g);
     return 0;
@@ -347,6 +393,11 @@ static void take_row(struct engine *g, const struct plan *p, const struct batch_
     }
 }
 
+static bool is_last_stage(const struct engine *g)
+{
+    return g->stage + 1 == g->pp_size;
+}
+
 /* PLAN_OUTPUT_LOGITS is for tools and tests: its memory is found when it is first asked for. */
 static int reserve_logits(struct engine *g, const struct plan *p, struct err *e)
 {
@@ -416,9 +467,13 @@ static int run_plan(struct engine *g, const struct plan *p, struct err *e)
                               .positions = g->batch.positions,
                               .n_rows = g->batch.n_rows,
                               .seqs = g->batch.seqs,
-                              .n_seqs = g->batch.n_seqs};
+                              .n_seqs = g->batch.n_seqs,
+                              .n_whole_rows = g->batch.n_whole_rows,
+                              .n_whole_seqs = g->batch.n_whole_seqs,
+                              .slice_begin = p->layer_begin,
+                              .slice_end = p->layer_end};
     int r = glm_forward(m, &batch, g->comm, e);
-    return r < 0 ? r : produce_outputs(g, p, e);
+    return r == 0 && is_last_stage(g) ? produce_outputs(g, p, e) : r;
 }
 
 /* The step on a real device. */
@@ -427,7 +482,7 @@ static int step_model(struct engine *g, const struct plan *plan, const struct st
 {
     int64_t begin_ns = clock_now_ns();
     int r = batch_check(&g->batch, plan, e);
-    if (r == 0)
+    if (r == 0 && is_last_stage(g))
         r = reserve_logits(g, plan, e);
     if (r < 0)
         return r;
@@ -457,8 +512,11 @@ int engine_step(struct engine *g, const struct plan *plan, const struct step_res
         return r;
     g->stats.steps++;
     g->stats.compute_ns += (uint64_t)(*ret)->compute_ns;
+    g->stats.link_wait_ns = g->model.link_wait_ns;
     for (uint32_t i = 0; i != plan->n_items; i++) {
         const struct plan_item *it = &plan->items[i];
+        if (it->sliced && plan->layer_end < g->limits.n_layers)
+            continue; /* counted with its last slice */
         *(it->start ? &g->stats.decode_tokens : &g->stats.prefill_tokens) += it->n_tokens;
     }
     return 0;
@@ -467,7 +525,7 @@ int engine_step(struct engine *g, const struct plan *plan, const struct step_res
 int engine_known_answer(struct engine *g, uint64_t *ret_hash, struct err *e)
 {
     engine_reset(g);
-    int r = known_answer_run(g, g->model.arch, ret_hash, e);
+    int r = known_answer_run(g, g->model.arch, g->comm, ret_hash, e);
     if (r == 0 && g->fake) /* what others expect of this model, where the directory says it */
         model_dir_known_answer(g->dir, ret_hash);
     if (r == 0)
@@ -486,14 +544,14 @@ void engine_limits(const struct engine *g, struct plan_limits *ret)
 
 void engine_layers(const struct engine *g, uint32_t *ret_begin, uint32_t *ret_end)
 {
-    *ret_begin = 0;
-    *ret_end = g->model.arch->n_layers;
+    *ret_begin = g->model.layer_begin;
+    *ret_end = g->model.layer_end;
 }
 
 size_t engine_link_bytes(const struct engine *g)
 {
-    (void)g;
-    return 0;
+    size_t row_bytes = g->model.arch->hidden * sizeof(float);
+    return g->pp_size > 1 ? g->limits.max_tokens * row_bytes : 0;
 }
 
 void engine_memory(const struct engine *g, struct engine_memory *ret)

@@ -8,6 +8,7 @@
 #include "worker/engine/batch.h"
 #include "worker/engine/results.h"
 #include "worker/engine/sampler.h"
+#include "worker/engine/weights.h"
 #include "worker/engine/workspace.h"
 
 enum { MIN_STEP_TOKENS = 16 };
@@ -53,19 +54,6 @@ static int add_tensor(const struct footprint_rank *r, const struct shard_tensor 
     return 0;
 }
 
-/* Which tensors the rank holds: file order is embedding, layers, final norm. */
-static bool holds(const struct footprint_rank *r, size_t idx, size_t n_tensors)
-{
-    size_t n_final = 2, per_layer = (n_tensors - 1 - n_final) / r->arch->n_layers;
-    bool first = r->layer_begin == 0, last = r->layer_end == r->arch->n_layers;
-    if (idx == 0)
-        return first || last;
-    if (idx >= n_tensors - n_final)
-        return last;
-    size_t layer = (idx - 1) / per_layer;
-    return layer >= r->layer_begin && layer < r->layer_end;
-}
-
 int footprint_of(const struct footprint_rank *r, const struct plan_limits *limits,
                  struct footprint *ret, struct err *e)
 {
@@ -77,7 +65,7 @@ int footprint_of(const struct footprint_rank *r, const struct plan_limits *limit
     *ret = (struct footprint){0};
     size_t product = 0, n_tensors = shard_n_tensors(a);
     for (size_t i = 0; i != n_tensors && code == 0; i++) {
-        if (!holds(r, i, n_tensors))
+        if (!weights_stage_needs(a, r->layer_begin, r->layer_end, i))
             continue;
         struct shard_tensor t;
         shard_tensor_at(a, i, &t);
@@ -97,11 +85,12 @@ int footprint_of(const struct footprint_rank *r, const struct plan_limits *limit
         return err_set(e, -EINVAL, "backend %s has no KV cache in %s", r->sizes->backend,
                        k_kv_type_name(k_kv_resolve(r->kv_type, r->mode)));
 
+    bool alone = r->tp_size == 1 && r->layer_end - r->layer_begin == a->n_layers;
     struct workspace_sizes ws;
     workspace_sizes(a, r->tp_size, limits->max_tokens, r->sizes->act_bytes(), &ws);
     ret->scratch =
         workspace_device_bytes(&ws) + product + r->sizes->rope_bytes(a->max_seq, a->head_dim / 2);
-    ret->scratch_host = workspace_host_bytes(&ws, r->tp_size, r->sizes->host_memory) +
+    ret->scratch_host = workspace_host_bytes(&ws, alone, r->sizes->host_memory) +
                         batch_bytes(limits) + results_bytes(limits) + sampler_bytes(limits->vocab) +
                         limits->vocab * sizeof(float);
     return 0;

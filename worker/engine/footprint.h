@@ -15,8 +15,8 @@
 #include "model/quant.h"
 #include "proto/plan.h"
 
-/* A rank of a group: its share of every layer in [layer_begin, layer_end). The first and the last
- * pipeline stage hold the embedding, which is also the output head; the last one the final norm. */
+/* A rank of a group: its share of every layer in [layer_begin, layer_end), and what else its stage
+ * needs (weights_stage_needs). */
 struct footprint_rank {
     const struct arch *arch;
     const struct quant_scheme *scheme;

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/half.h"
 #include "base/util.h"
 
@@ -72,60 +73,181 @@ static int check_device(struct glm *m, struct err *e)
     return r < 0 ? err_set(e, r, "device: %s", message) : 0;
 }
 
-int glm_forward(struct glm *m, const struct glm_batch *batch, struct comm *comm, struct err *e)
+/* ---- rows that come and go ---- */
+
+static bool is_first(const struct glm *m)
+{
+    return m->layer_begin == 0;
+}
+
+static bool is_last(const struct glm *m)
+{
+    return m->layer_end == m->arch->n_layers;
+}
+
+static uint32_t n_sliced(const struct glm_batch *b)
+{
+    return b->n_rows - b->n_whole_rows;
+}
+
+static bool in_slice(const struct glm_batch *b, uint32_t layer)
+{
+    return layer >= b->slice_begin && layer < b->slice_end;
+}
+
+/* Rows that run the layer in front of `layer` and the one behind, or end there for now: what passes
+ * between two stages that meet there. */
+static uint32_t rows_at_border(const struct glm_batch *b, uint32_t layer)
+{
+    bool sliced = b->slice_begin < layer && layer <= b->slice_end;
+    return b->n_whole_rows + (sliced ? n_sliced(b) : 0);
+}
+
+static int link_failed(int r, const char *what, struct err *e)
+{
+    return err_set(e, r, "%s: %s", what, err_name(r));
+}
+
+/* a[0 .. rows) from the stage before. */
+static int receive_rows(struct glm *m, uint32_t rows, struct comm *comm, struct err *e)
+{
+    size_t n = (size_t)rows * m->arch->hidden;
+    if (!n)
+        return 0;
+    float *host = m->ops->host_view(m->ctx, m->ws.a);
+    float *data = host ? host : m->ws.staging;
+    int64_t begin_ns = clock_now_ns();
+    int r = comm->ops->recv(comm, data, n * sizeof *data);
+    m->link_wait_ns += (uint64_t)(clock_now_ns() - begin_ns);
+    if (r < 0)
+        return link_failed(r, "hidden states of the stage before", e);
+    if (!host)
+        m->ops->upload(m->ctx, m->ws.a, data, n);
+    return 0;
+}
+
+static int send_rows(struct glm *m, uint32_t rows, struct comm *comm, struct err *e)
+{
+    size_t n = (size_t)rows * m->arch->hidden;
+    if (!n)
+        return 0;
+    float *host = m->ops->host_view(m->ctx, m->ws.a);
+    float *data = host ? host : m->ws.staging;
+    if (!host)
+        m->ops->download(m->ctx, data, m->ws.a, n);
+    int r = check_device(m, e);
+    if (r < 0)
+        return r;
+    int64_t begin_ns = clock_now_ns();
+    r = comm->ops->send(comm, data, n * sizeof *data);
+    m->link_wait_ns += (uint64_t)(clock_now_ns() - begin_ns);
+    return r < 0 ? link_failed(r, "hidden states for the stage behind", e) : 0;
+}
+
+/* The sliced rows of `a` to the stash or back. Both are row-major [rows, H], `a` from the first
+ * sliced row on. */
+static void stash_rows(struct glm *m, const struct glm_batch *b, bool save)
+{
+    uint32_t rows[WORKSPACE_HEAD_ROWS];
+    size_t row_bytes = m->arch->hidden * m->ops->act_bytes(m->ctx);
+    char *a = (char *)m->ws.a + b->n_whole_rows * row_bytes;
+    char *stash = m->ws.stash;
+    for (uint32_t done = 0; done != n_sliced(b);) {
+        uint32_t n = MIN(n_sliced(b) - done, (uint32_t)WORKSPACE_HEAD_ROWS);
+        for (uint32_t i = 0; i != n; i++)
+            rows[i] = done + i;
+        m->ops->gather(m->ctx, save ? a : stash, m->arch->hidden, rows, n,
+                       (save ? stash : a) + done * row_bytes);
+        done += n;
+    }
+}
+
+/* a = input of the stage's first layer, for the rows that come from in front of it. */
+static int enter(struct glm *m, const struct glm_batch *b, struct comm *comm, struct err *e)
+{
+    if (!is_first(m))
+        return receive_rows(m, rows_at_border(b, m->layer_begin), comm, e);
+    uint32_t rows = in_slice(b, 0) ? b->n_rows : b->n_whole_rows;
+    if (!rows)
+        return 0;
+    /* r = E[ids]: each id is a row of one rank and zeros on the others. */
+    struct workspace *ws = &m->ws;
+    m->ops->embed(m->ctx, m->weights.embedding, m->tp_rank * (m->arch->vocab / m->tp_size), b->ids,
+                  rows, ws->r);
+    int r = sum_over_ranks(m, comm, ws->r, (size_t)rows * m->arch->hidden, "the embedding", 0, e);
+    if (r < 0)
+        return r;
+    m->ops->norm(m->ctx, m->weights.layers[0].input_norm, m->arch->norm_eps, ws->r, rows, ws->a);
+    return 0;
+}
+
+/* ---- layers ---- */
+
+/* Layer `layer` of the model on the first `n_rows` rows (T). */
+static int run_layer(struct glm *m, const struct glm_batch *batch, uint32_t layer, uint32_t n_rows,
+                     uint32_t n_seqs, struct comm *comm, struct err *e)
 {
     const struct k_ops *op = m->ops;
     const struct arch *arch = m->arch;
-    const struct glm_weights *w = &m->weights;
     struct workspace *ws = &m->ws;
     struct k_ctx *c = m->ctx;
-    const uint32_t n_rows = batch->n_rows; /* T */
+    const uint32_t idx = layer - m->layer_begin; /* in this stage's weights and cache */
+    const struct glm_layer *l = &m->weights.layers[idx];
     const size_t n = (size_t)n_rows * arch->hidden;
     const float eps = arch->norm_eps;
     const float alpha = (float)arch->residual_alpha;
-    struct k_attn_params attn = {.n_heads = arch->n_heads / m->tp_size,
-                                 .n_kv_heads = arch->n_kv_heads / m->tp_size,
-                                 .head_dim = arch->head_dim};
-    assert(arch->norm == ARCH_NORM_LAYER && arch->residual == ARCH_RESIDUAL_NORMED &&
-           arch->glu == ARCH_GLU_GEGLU_SECOND && arch->tied_head);
+    const struct k_attn_params attn = {.n_heads = arch->n_heads / m->tp_size,
+                                       .n_kv_heads = arch->n_kv_heads / m->tp_size,
+                                       .head_dim = arch->head_dim,
+                                       .layer = idx};
 
-    /* r = E[ids]: each id is a row of one rank and zeros on the others. */
-    op->embed(c, w->embedding, m->tp_rank * (arch->vocab / m->tp_size), batch->ids, n_rows, ws->r);
-    int r = sum_over_ranks(m, comm, ws->r, n, "the embedding", 0, e);
+    /* r = alpha a + Attn(a); b = LN_post(r) */
+    op->linear(c, l->qkv, ws->a, n_rows, ws->qkv);
+    op->rope_kv(c, &attn, m->rope, ws->qkv, batch->positions, batch->seqs, n_seqs, m->kv, ws->q);
+    op->attention(c, &attn, ws->q, batch->seqs, n_seqs, m->kv, ws->context);
+    op->linear(c, l->dense, ws->context, n_rows, ws->r);
+    int r = sum_over_ranks(m, comm, ws->r, n, "attention of layer", layer, e);
     if (r < 0)
         return r;
-    op->norm(c, w->layers[0].input_norm, eps, ws->r, n_rows, ws->a);
+    op->residual_norm(c, l->post_norm, eps, alpha, ws->a, ws->r, l->dense_bias, n_rows, ws->b);
 
-    for (uint32_t layer = 0; layer != arch->n_layers; layer++) {
-        const struct glm_layer *l = &w->layers[layer];
-        attn.layer = layer;
+    /* r = alpha b + MLP(b); a = LN of what comes next (r) */
+    op->linear(c, l->h_to_4h, ws->b, n_rows, ws->u);
+    op->geglu(c, ws->u, n_rows, arch->inner / m->tp_size, ws->g);
+    op->linear(c, l->four_h_to_h, ws->g, n_rows, ws->r);
+    r = sum_over_ranks(m, comm, ws->r, n, "the MLP of layer", layer, e);
+    if (r < 0)
+        return r;
+    const struct k_norm *next =
+        layer + 1 < m->layer_end ? m->weights.layers[idx + 1].input_norm : m->weights.exit_norm;
+    op->residual_norm(c, next, eps, alpha, ws->b, ws->r, l->four_h_to_h_bias, n_rows, ws->a);
 
-        /* r = alpha a + Attn(a); b = LN_post(r) */
-        op->linear(c, l->qkv, ws->a, n_rows, ws->qkv);
-        op->rope_kv(c, &attn, m->rope, ws->qkv, batch->positions, batch->seqs, batch->n_seqs, m->kv,
-                    ws->q);
-        op->attention(c, &attn, ws->q, batch->seqs, batch->n_seqs, m->kv, ws->context);
-        op->linear(c, l->dense, ws->context, n_rows, ws->r);
-        r = sum_over_ranks(m, comm, ws->r, n, "attention of layer", layer, e);
-        if (r < 0)
-            return r;
-        op->residual_norm(c, l->post_norm, eps, alpha, ws->a, ws->r, l->dense_bias, n_rows, ws->b);
+    if (m->capture && n_rows <= m->capture_rows)
+        op->download(c, m->capture + layer * n, ws->r, n);
+    return 0;
+}
 
-        /* r = alpha b + MLP(b); a = LN of what comes next (r) */
-        op->linear(c, l->h_to_4h, ws->b, n_rows, ws->u);
-        op->geglu(c, ws->u, n_rows, arch->inner / m->tp_size, ws->g);
-        op->linear(c, l->four_h_to_h, ws->g, n_rows, ws->r);
-        r = sum_over_ranks(m, comm, ws->r, n, "the MLP of layer", layer, e);
-        if (r < 0)
-            return r;
-        const struct k_norm *next =
-            layer + 1 < arch->n_layers ? w->layers[layer + 1].input_norm : w->final_norm;
-        op->residual_norm(c, next, eps, alpha, ws->b, ws->r, l->four_h_to_h_bias, n_rows, ws->a);
-
-        if (m->capture && n_rows <= m->capture_rows)
-            op->download(c, m->capture + layer * n, ws->r, n);
+int glm_forward(struct glm *m, const struct glm_batch *batch, struct comm *comm, struct err *e)
+{
+    const struct arch *arch = m->arch;
+    assert(arch->norm == ARCH_NORM_LAYER && arch->residual == ARCH_RESIDUAL_NORMED &&
+           arch->glu == ARCH_GLU_GEGLU_SECOND && arch->tied_head);
+    const bool sliced = n_sliced(batch) > 0;
+    int r = enter(m, batch, comm, e);
+    for (uint32_t layer = m->layer_begin; layer != m->layer_end && r == 0; layer++) {
+        if (sliced && layer == batch->slice_begin && layer > 0)
+            stash_rows(m, batch, false);
+        if (sliced && layer == batch->slice_end)
+            stash_rows(m, batch, true);
+        bool all = in_slice(batch, layer);
+        uint32_t n_rows = all ? batch->n_rows : batch->n_whole_rows;
+        uint32_t n_seqs = all ? batch->n_seqs : batch->n_whole_seqs;
+        if (n_rows)
+            r = run_layer(m, batch, layer, n_rows, n_seqs, comm, e);
     }
-    return check_device(m, e);
+    if (r == 0 && !is_last(m))
+        r = send_rows(m, rows_at_border(batch, m->layer_end), comm, e);
+    return r < 0 ? r : check_device(m, e);
 }
 
 int glm_head(struct glm *m, const uint32_t *rows, uint32_t n, struct comm *comm, struct err *e)

@@ -1,7 +1,17 @@
 /* glm.h: the model as a function: token rows in, logits out.
  *
  * One forward pass for everything: prefill and decode, any number of sequences, any degree of
- * tensor parallelism, any backend. It knows no plans, slots or sampling.
+ * tensor parallelism, any stage, any backend. It knows no plans, slots or sampling.
+ *
+ * Rows and layers. The first n_whole_rows rows of a step run all layers. The sliced rows behind
+ * them run with them in layers [slice_begin, slice_end) and keep out of all others:
+ *
+ *                layer 0      slice_begin      slice_end      n_layers
+ *   whole rows     |-------------|----------------|---------------|-> head
+ *   sliced rows        stash ----|----------------|-> stash, or head at the end
+ *
+ * Their hidden state waits in the stash of the stage that runs their next layer. Between stages go
+ * the rows that run the layers on either side of the border, as FP32: bits are those of one stage.
  */
 #ifndef GLMD_WORKER_ENGINE_GLM_H
 #define GLMD_WORKER_ENGINE_GLM_H
@@ -20,12 +30,14 @@ struct glm {                 /* one rank of the model on a device; owned by the 
     const struct k_ops *ops;
     struct k_ctx *ctx;
     uint32_t tp_size, tp_rank;
+    uint32_t layer_begin, layer_end; /* of this stage */
     struct glm_weights weights;
     struct workspace ws;
     struct k_rope *rope;
     struct k_kv *kv;
     float *capture; /* borrowed; NULL = off. [n_layers, rows, H] */
     uint32_t capture_rows;
+    uint64_t link_wait_ns; /* spent in messages from and to other stages; only grows */
 };
 
 /* The tokens of one step, [n_rows] each; seqs says which rows belong together. */
@@ -35,16 +47,19 @@ struct glm_batch {
     uint32_t n_rows;
     const struct k_seq *seqs;
     uint32_t n_seqs;
+    uint32_t n_whole_rows, n_whole_seqs; /* the others are sliced */
+    uint32_t slice_begin, slice_end;     /* layers; 0, 0 without sliced rows */
 };
 
 /* Rotary tables as the original computes them. */
 struct k_rope *glm_rope_new(const struct arch *a, const struct k_ops *ops, struct k_ctx *ctx);
 
-/* Runs all layers; leaves the normalised last hidden states in ws.a. Every rank of `comm` calls it
- * with the same batch. Errors: the device's or the comm's. */
+/* Runs the stage's layers; on the last stage the normalised last hidden states are in ws.a then.
+ * Every rank of `comm` calls it with the same batch. Errors: the device's or the comm's. */
 int glm_forward(struct glm *m, const struct glm_batch *batch, struct comm *comm, struct err *e);
 
-/* Logits of `n` <= WORKSPACE_HEAD_ROWS rows of the last forward pass, on the host of every rank. */
+/* The last stage: logits of `n` <= WORKSPACE_HEAD_ROWS rows of the last forward pass, on the host
+ * of every rank of the stage. */
 int glm_head(struct glm *m, const uint32_t *rows, uint32_t n, struct comm *comm, struct err *e);
 
 /* Row i of the last glm_head, [vocab]. */

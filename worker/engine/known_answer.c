@@ -25,8 +25,21 @@ static uint32_t make_prompt(const struct arch *a, int32_t ids[MAX_PROMPT])
     return n;
 }
 
-int known_answer_run(struct engine *g, const struct arch *a, uint64_t *ret_hash, struct err *e)
+/* The last stage's token becomes every stage's: around the column, as far as the last but one. */
+static int share_token(struct comm *comm, int32_t *token, struct err *e)
 {
+    bool last = comm->stage + 1 == comm->n_stages;
+    int r = last ? 0 : comm->ops->recv(comm, token, sizeof *token);
+    if (r == 0 && comm->stage + 2 != comm->n_stages)
+        r = comm->ops->send(comm, token, sizeof *token);
+    return r < 0 ? err_set(e, r, "token for the other stages: %s", err_name(r)) : 0;
+}
+
+int known_answer_run(struct engine *g, const struct arch *a, struct comm *comm, uint64_t *ret_hash,
+                     struct err *e)
+{
+    /* A fake device knows the token on every stage. */
+    bool shared = comm->n_stages > 1 && !engine_is_fake(g);
     int32_t tokens[MAX_PROMPT];
     int32_t positions[MAX_PROMPT];
     uint32_t blocks[N_BLOCKS] = {0};
@@ -41,7 +54,7 @@ int known_answer_run(struct engine *g, const struct arch *a, uint64_t *ret_hash,
         for (uint32_t j = 0; j != n; j++)
             positions[j] = (int32_t)(length + j);
         if (i)
-            tokens[0] = PLAN_TOKEN_PREVIOUS;
+            tokens[0] = shared ? samples[i - 1] : PLAN_TOKEN_PREVIOUS;
         struct plan_item item = {
             .start = length,
             .n_tokens = n,
@@ -59,6 +72,10 @@ int known_answer_run(struct engine *g, const struct arch *a, uint64_t *ret_hash,
         if (r < 0)
             return r;
         samples[i] = result->items[0].token;
+        if (shared)
+            r = share_token(comm, &samples[i], e);
+        if (r < 0)
+            return r;
         length += n;
     }
     *ret_hash = XXH3_64bits(samples, sizeof samples);

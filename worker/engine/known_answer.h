@@ -7,7 +7,9 @@
 #include "model/arch.h"
 #include "worker/engine/engine.h"
 
-/* Runs the generation on a reset engine with at least 2 blocks and 16 tokens per step. */
-int known_answer_run(struct engine *g, const struct arch *a, uint64_t *ret_hash, struct err *e);
+/* Runs the generation on a reset engine with at least 2 blocks and 16 tokens per step. With
+ * several stages the last one's tokens go to the first and from there to the others. */
+int known_answer_run(struct engine *g, const struct arch *a, struct comm *comm, uint64_t *ret_hash,
+                     struct err *e);
 
 #endif

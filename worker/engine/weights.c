@@ -36,9 +36,37 @@ struct part {
 
 enum { PARTS_PER_LAYER = 8 };
 
-static size_t n_parts(const struct arch *a)
+/* The embedding is on the first stage and, as the output head, on the last. */
+static bool has_embedding(const struct arch *a, uint32_t layer_begin, uint32_t layer_end)
 {
-    return 2 + (size_t)a->n_layers * PARTS_PER_LAYER;
+    return layer_begin == 0 || layer_end == a->n_layers;
+}
+
+static size_t n_parts(const struct arch *a, const struct weights_load *in)
+{
+    size_t n_layers = in->layer_end - in->layer_begin;
+    return has_embedding(a, in->layer_begin, in->layer_end) + n_layers * PARTS_PER_LAYER + 1;
+}
+
+/* Name of the norm behind the last layer of a stage, without ".weight" and ".bias". */
+static void exit_norm_name(const struct arch *a, uint32_t layer_end, char name[80])
+{
+    if (layer_end == a->n_layers)
+        snprintf(name, 80, "transformer.final_layernorm");
+    else
+        snprintf(name, 80, "transformer.layers.%u.input_layernorm", layer_end);
+}
+
+bool weights_stage_needs(const struct arch *a, uint32_t layer_begin, uint32_t layer_end, size_t idx)
+{
+    /* File order: the embedding; of every layer the input norm (weight, bias), then the rest; the
+     * final norm (weight, bias). */
+    enum { N_NORM = 2 };
+    size_t per_layer = (shard_n_tensors(a) - 1 - N_NORM) / a->n_layers;
+    if (idx == 0)
+        return has_embedding(a, layer_begin, layer_end);
+    size_t begin = 1 + layer_begin * per_layer;
+    return idx >= begin && idx < 1 + layer_end * per_layer + N_NORM;
 }
 
 static void set_part(struct part *p, enum part_kind kind, bool with_bias, void *place)
@@ -48,21 +76,23 @@ static void set_part(struct part *p, enum part_kind kind, bool with_bias, void *
     p->place = place;
 }
 
-/* Part `idx` of the model: embedding, layers, final norm. */
-static struct part part_at(const struct arch *a, struct glm_weights *w, size_t idx)
+/* Part `idx` of the stage: embedding, layers, the norm behind them. */
+static struct part part_at(const struct arch *a, const struct weights_load *in,
+                           struct glm_weights *w, size_t idx)
 {
     struct part p = {0};
-    if (idx == 0) {
+    size_t n_before = has_embedding(a, in->layer_begin, in->layer_end);
+    if (idx < n_before) {
         set_part(&p, PART_LINEAR, false, &w->embedding);
         snprintf(p.name, sizeof p.name, "transformer.word_embeddings");
         return p;
     }
-    if (idx == n_parts(a) - 1) {
-        set_part(&p, PART_NORM, false, &w->final_norm);
-        snprintf(p.name, sizeof p.name, "transformer.final_layernorm");
+    if (idx == n_parts(a, in) - 1) {
+        set_part(&p, PART_NORM, false, &w->exit_norm);
+        exit_norm_name(a, in->layer_end, p.name);
         return p;
     }
-    size_t layer_idx = (idx - 1) / PARTS_PER_LAYER;
+    size_t layer_idx = (idx - n_before) / PARTS_PER_LAYER;
     struct glm_layer *l = &w->layers[layer_idx];
     const struct {
         const char *name;
@@ -79,9 +109,10 @@ static struct part part_at(const struct arch *a, struct glm_weights *w, size_t i
         {"mlp.dense_4h_to_h", PART_LINEAR, false, &l->four_h_to_h},
         {"mlp.dense_4h_to_h", PART_BIAS, false, &l->four_h_to_h_bias},
     };
-    size_t i = (idx - 1) % PARTS_PER_LAYER;
+    size_t i = (idx - n_before) % PARTS_PER_LAYER;
     set_part(&p, table[i].kind, table[i].with_bias, table[i].place);
-    snprintf(p.name, sizeof p.name, "transformer.layers.%zu.%s", layer_idx, table[i].name);
+    snprintf(p.name, sizeof p.name, "transformer.layers.%zu.%s", in->layer_begin + layer_idx,
+             table[i].name);
     return p;
 }
 
@@ -297,16 +328,16 @@ static void *reader_main(void *context)
     struct loader *l = context;
     pthread_mutex_lock(&l->lock);
     for (;;) {
-        while (!l->stop && l->next_part < n_parts(l->arch) &&
+        while (!l->stop && l->next_part < n_parts(l->arch, l->in) &&
                l->next_part >= l->n_packed + READ_AHEAD)
             pthread_cond_wait(&l->changed, &l->lock);
-        if (l->stop || l->next_part >= n_parts(l->arch))
+        if (l->stop || l->next_part >= n_parts(l->arch, l->in))
             break;
         size_t idx = l->next_part++;
         pthread_mutex_unlock(&l->lock);
 
         struct slot *s = &l->slots[idx % READ_AHEAD];
-        struct part p = part_at(l->arch, l->out, idx);
+        struct part p = part_at(l->arch, l->in, l->out, idx);
         s->result = read_part(l, &p, s, &s->error);
 
         pthread_mutex_lock(&l->lock);
@@ -369,6 +400,8 @@ static uint64_t total_bytes(const struct loader *l)
     uint64_t total = 0;
     for (size_t i = 0; i != shard_n_tensors(l->arch); i++) {
         struct shard_tensor shard;
+        if (!weights_stage_needs(l->arch, l->in->layer_begin, l->in->layer_end, i))
+            continue;
         shard_tensor_at(l->arch, i, &shard);
         char name[112];
         snprintf(name, sizeof name, "%s_scale", shard.name);
@@ -384,7 +417,7 @@ static int pack_all(struct loader *l, struct err *e)
 {
     uint64_t total = total_bytes(l);
     uint64_t done = 0;
-    for (size_t idx = 0; idx != n_parts(l->arch); idx++) {
+    for (size_t idx = 0; idx != n_parts(l->arch, l->in); idx++) {
         struct slot *s = &l->slots[idx % READ_AHEAD];
         pthread_mutex_lock(&l->lock);
         while (!s->full)
@@ -395,7 +428,7 @@ static int pack_all(struct loader *l, struct err *e)
                 *e = s->error;
             return s->result;
         }
-        struct part p = part_at(l->arch, l->out, idx);
+        struct part p = part_at(l->arch, l->in, l->out, idx);
         int r = pack_part(l, &p, s, e);
         if (r < 0)
             return r;
@@ -422,8 +455,10 @@ int weights_load(const struct weights_load *load, struct glm_weights *ret, struc
                        .out = ret,
                        .lock = PTHREAD_MUTEX_INITIALIZER,
                        .changed = PTHREAD_COND_INITIALIZER};
-    *ret = (struct glm_weights){.n_layers = a->n_layers,
-                                .layers = alloc_array(a->n_layers, sizeof *ret->layers)};
+    uint32_t n_layers = load->layer_end - load->layer_begin;
+    assert(load->layer_begin < load->layer_end && load->layer_end <= a->n_layers);
+    *ret = (struct glm_weights){.n_layers = n_layers,
+                                .layers = alloc_array(n_layers, sizeof *ret->layers)};
     if (!ret->layers)
         return err_set(e, -ENOMEM, "out of memory");
     pthread_t readers[N_READERS];
@@ -483,7 +518,7 @@ void weights_free(const struct k_ops *ops, struct k_ctx *ctx, struct glm_weights
         free_bias(ops, ctx, l->four_h_to_h_bias);
     }
     free_linear(ops, ctx, w->embedding);
-    free_norm(ops, ctx, w->final_norm);
+    free_norm(ops, ctx, w->exit_norm);
     free(w->layers);
     *w = (struct glm_weights){0};
 }

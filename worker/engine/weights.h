@@ -3,6 +3,7 @@
 #define GLMD_WORKER_ENGINE_WEIGHTS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/err.h"
@@ -22,9 +23,11 @@ struct glm_layer {
 };
 
 struct glm_weights {            /* zero-initialised = nothing loaded */
-    struct k_linear *embedding; /* [V/P, H], rows from rank * V/P; also the output head */
-    struct k_norm *final_norm;  /* [H] */
-    struct glm_layer *layers;   /* [n_layers] */
+    struct k_linear *embedding; /* [V/P, H], rows from rank * V/P; also the output head; NULL on
+                                   stages between the first and the last */
+    struct k_norm *exit_norm;   /* [H] behind the last layer: the final norm, or the input norm of
+                                   the next stage's first layer */
+    struct glm_layer *layers;   /* [n_layers] of the stage */
     uint32_t n_layers;
     uint64_t bytes; /* on the device */
 };
@@ -34,10 +37,16 @@ struct weights_load {
     const struct k_ops *ops;
     struct k_ctx *ctx;
     uint32_t tp_size, tp_rank;
+    uint32_t layer_begin, layer_end; /* of the stage */
     bool verify;
     int (*on_progress)(void *context, uint64_t done_bytes, uint64_t total_bytes); /* may be NULL */
     void *progress_context;
 };
+
+/* Whether a stage with these layers needs tensor `idx` of the shard table: the embedding on the
+ * first and the last stage, its layers, and the norm behind them. */
+bool weights_stage_needs(const struct arch *a, uint32_t layer_begin, uint32_t layer_end,
+                         size_t idx);
 
 /* Reads this rank's rows and columns and packs them. Helper threads read ahead; packing and
  * on_progress run on the calling thread. On failure *ret is empty. -EBADMSG: a tensor is not what

@@ -34,27 +34,29 @@ void workspace_sizes(const struct arch *a, uint32_t tp_size, uint32_t max_rows, 
 
 uint64_t workspace_device_bytes(const struct workspace_sizes *s)
 {
-    return 3 * (uint64_t)s->hidden + s->inner + s->head_x + s->head_out;
+    return 4 * (uint64_t)s->hidden + s->inner + s->head_x + s->head_out;
 }
 
-uint64_t workspace_host_bytes(const struct workspace_sizes *s, uint32_t tp_size, bool shared)
+uint64_t workspace_host_bytes(const struct workspace_sizes *s, bool alone, bool shared)
 {
-    return s->logits + (tp_size > 1 && !shared ? s->staging : 0);
+    return s->logits + (!alone && !shared ? s->staging : 0);
 }
 
 int workspace_init(struct workspace *w, const struct k_ops *ops, struct k_ctx *ctx,
-                   const struct arch *a, uint32_t tp_size, uint32_t max_rows)
+                   const struct arch *a, uint32_t tp_size, bool alone, uint32_t max_rows)
 {
     struct workspace_sizes s;
     workspace_sizes(a, tp_size, max_rows, ops->act_bytes(ctx), &s);
     w->a = ops->alloc(ctx, s.hidden);
     w->b = ops->alloc(ctx, s.hidden);
     w->r = ops->alloc(ctx, s.hidden);
+    w->stash = ops->alloc(ctx, s.hidden);
     w->inner = ops->alloc(ctx, s.inner);
     w->head_x = ops->alloc(ctx, s.head_x);
     w->head_out = ops->alloc(ctx, s.head_out);
     w->logits = alloc_array(1, s.logits);
-    if (!w->a || !w->b || !w->r || !w->inner || !w->head_x || !w->head_out || !w->logits)
+    if (!w->a || !w->b || !w->r || !w->stash || !w->inner || !w->head_x || !w->head_out ||
+        !w->logits)
         return -ENOMEM;
     w->qkv = w->inner;
     w->q = (char *)w->qkv + s.qkv;
@@ -62,15 +64,15 @@ int workspace_init(struct workspace *w, const struct k_ops *ops, struct k_ctx *c
     w->u = w->inner;
     w->g = (char *)w->u + s.u;
     bool shared = ops->host_view(ctx, w->r) != NULL;
-    if (tp_size > 1 && !shared && !(w->staging = alloc_array(1, s.staging)))
+    if (!alone && !shared && !(w->staging = alloc_array(1, s.staging)))
         return -ENOMEM;
-    w->bytes = workspace_device_bytes(&s) + workspace_host_bytes(&s, tp_size, shared);
+    w->bytes = workspace_device_bytes(&s) + workspace_host_bytes(&s, alone, shared);
     return 0;
 }
 
 void workspace_deinit(struct workspace *w, const struct k_ops *ops, struct k_ctx *ctx)
 {
-    void *buffers[] = {w->a, w->b, w->r, w->inner, w->head_x, w->head_out};
+    void *buffers[] = {w->a, w->b, w->r, w->stash, w->inner, w->head_x, w->head_out};
     for (size_t i = 0; i != ARRAY_LEN(buffers); i++) {
         if (buffers[i])
             ops->free(ctx, buffers[i]);

@@ -19,6 +19,7 @@ struct workspace {
     void *a;        /* [T, H] input of attention; after the last layer: what the head reads */
     void *b;        /* [T, H] input of the MLP */
     void *r;        /* [T, H] output of a sub-layer, then the residual stream */
+    void *stash;    /* [T, H] `a` of the sliced rows between two slices */
     void *inner;    /* memory of the following five */
     void *qkv;      /* [T, 3H/P] */
     void *q;        /* [T, H/P] rotated */
@@ -28,13 +29,13 @@ struct workspace {
     void *head_x;   /* [WORKSPACE_HEAD_ROWS, H] */
     void *head_out; /* [WORKSPACE_HEAD_ROWS, V/P] */
     float *logits;  /* host [P, WORKSPACE_HEAD_ROWS, V/P] */
-    float *staging; /* host [T, H] for sums over ranks; NULL where host_view works */
+    float *staging; /* host [T, H] for what goes to other ranks; NULL where host_view works */
     uint64_t bytes;
 };
 
 /* Bytes of every buffer. */
 struct workspace_sizes {
-    size_t hidden;              /* a, b and r, each */
+    size_t hidden;              /* a, b, r and stash, each */
     size_t qkv, q, u, g, inner; /* context is as large as q */
     size_t head_x, head_out;
     size_t logits, staging; /* host; staging: only where it is needed */
@@ -45,11 +46,12 @@ void workspace_sizes(const struct arch *a, uint32_t tp_size, uint32_t max_rows, 
                      struct workspace_sizes *ret);
 /* On the device; without staging on the host. */
 uint64_t workspace_device_bytes(const struct workspace_sizes *s);
-/* Besides; `shared`: the device's memory is the host's, nothing is staged. */
-uint64_t workspace_host_bytes(const struct workspace_sizes *s, uint32_t tp_size, bool shared);
+/* Besides; `shared`: the device's memory is the host's, nothing is staged; `alone`: there are no
+ * other ranks. */
+uint64_t workspace_host_bytes(const struct workspace_sizes *s, bool alone, bool shared);
 
 int workspace_init(struct workspace *w, const struct k_ops *ops, struct k_ctx *ctx,
-                   const struct arch *a, uint32_t tp_size, uint32_t max_rows);
+                   const struct arch *a, uint32_t tp_size, bool alone, uint32_t max_rows);
 void workspace_deinit(struct workspace *w, const struct k_ops *ops, struct k_ctx *ctx);
 
 #endif
