@@ -53,6 +53,14 @@ static const struct conf_option options[] = {
      "Private key of coordinator.tls.cert (PEM)."},
     {"coordinator.limits.max_queue", CONF_UINT, AT(coordinator.limits.max_queue), "256", 1, 100000,
      NULL, "Requests that may wait; one more is refused with RESOURCE_EXHAUSTED."},
+    {"coordinator.limits.max_queue_tokens", CONF_UINT, AT(coordinator.limits.max_queue_tokens), "0",
+     0, UINT32_MAX, NULL,
+     "Tokens of the prompts that may wait; more is refused with RESOURCE_EXHAUSTED. 0: any "
+     "number."},
+    {"coordinator.limits.max_wait", CONF_DURATION, AT(coordinator.limits.max_wait), "0", 0,
+     24 * HOUR, NULL,
+     "A request whose first token would take longer, as far as one can tell from the queue, is "
+     "refused with RESOURCE_EXHAUSTED. 0: any time."},
     {"coordinator.limits.max_input_bytes", CONF_SIZE, AT(coordinator.limits.max_input_bytes),
      "256KiB", 64, 4 * MIB, NULL, "Largest text of a request."},
     {"coordinator.limits.max_tokens_per_request", CONF_UINT,

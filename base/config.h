@@ -49,6 +49,8 @@ struct config {
         struct config_tls tls;
         struct {
             uint64_t max_queue;
+            uint64_t max_queue_tokens;
+            int64_t max_wait;
             uint64_t max_input_bytes;
             uint64_t max_tokens_per_request;
             uint64_t max_masks;

@@ -249,6 +249,8 @@ static int open_scheduler(struct coordinator *c, struct err *e)
     const struct sched_config sched = {
         .arch = a,
         .max_queue = (uint32_t)c->config->coordinator.limits.max_queue,
+        .max_queue_tokens = c->config->coordinator.limits.max_queue_tokens,
+        .max_wait_ns = c->config->coordinator.limits.max_wait,
         .prefill_budget_ns = c->config->scheduler.prefill_budget,
         .slices = false, /* the engine cannot run them yet */
     };

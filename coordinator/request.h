@@ -94,12 +94,12 @@ struct output {
     int32_t end_token; /* the token that ended it, -1 = none */
     int32_t stop;      /* the stop text that ended it, -1 = none */
     enum finish finish;
-    double logprob_sum;    /* of the n_sampled tokens that were chosen, the last one included */
-    uint32_t n_sampled;    /* without beams */
-    double score;          /* beams: penalized; Score: sum of log-probabilities */
-    float *token_scores;   /* Score: [n_target], n_scored of them known */
-    int32_t *best_tokens;  /* Score: [n_target, n_top_logprobs]; NULL when not asked for */
-    float *best_logprobs;  /* likewise */
+    double logprob_sum;   /* of the n_sampled tokens that were chosen, the last one included */
+    uint32_t n_sampled;   /* without beams */
+    double score;         /* beams: penalized; Score: sum of log-probabilities */
+    float *token_scores;  /* Score: [n_target], n_scored of them known */
+    int32_t *best_tokens; /* Score: [n_target, n_top_logprobs]; NULL when not asked for */
+    float *best_logprobs; /* likewise */
     uint32_t n_scored;
     const int32_t *target; /* Score: borrowed from the request */
     uint32_t n_target;
@@ -155,9 +155,17 @@ struct request {
     /* the scheduler's */
     enum request_state state;
     enum request_phase phase;
-    uint32_t group; /* where it runs */
-    uint32_t n_losses; /* groups that were lost while a step of it was out */
-    bool paused; /* the reader is behind: the sequences keep their memory and wait */
+    int64_t retry_after_ns; /* refused: when to try again */
+    uint32_t group;         /* where it runs */
+    uint32_t n_losses;      /* groups that were lost while a step of it was out */
+    uint32_t n_preempted;
+    uint32_t tenant_idx;
+    uint32_t n_queue_tokens;    /* prompt and Score choices: what it counts for in the queue */
+    uint32_t n_blocks_reserved; /* when it started */
+    int64_t blocked_ns;         /* waits in vain for room since; 0 = it does not */
+    bool requeued;              /* has run before, and waits in front of its class */
+    bool victim;                /* is about to make room for another one */
+    bool paused;                /* the reader is behind: the sequences keep their memory and wait */
     uint32_t round;
     uint32_t n_context; /* tokens that all sequences of the round share */
     struct block_lease lease;

@@ -23,18 +23,6 @@ void list_push(struct request_list *l, struct request *r)
     l->n++;
 }
 
-void list_push_front(struct request_list *l, struct request *r)
-{
-    r->prev = NULL;
-    r->next = l->first;
-    if (l->first)
-        l->first->prev = r;
-    else
-        l->last = r;
-    l->first = r;
-    l->n++;
-}
-
 void list_remove(struct request_list *l, struct request *r)
 {
     assert(l->n > 0);
@@ -102,19 +90,30 @@ void sched_free(struct sched *s)
     free(s);
 }
 
+/* Tokens of the prompt, and of the choices that are scored behind it. */
+static uint32_t queue_tokens(const struct request *r)
+{
+    size_t n = r->prompt.ids.n;
+    for (uint32_t i = 0; i != r->n_choices_scored; i++)
+        n += r->choices[i].n;
+    return (uint32_t)MIN(n, (size_t)UINT32_MAX);
+}
+
 int sched_submit(struct sched *s, struct request *r, struct err *e)
 {
     assert(r->state == REQUEST_NEW && r->prompt.ids.n > 0);
-    if (s->waiting.n >= s->config.max_queue)
-        return err_set(e, -ENOBUFS, "the queue is full (%u requests wait): try again later",
-                       s->waiting.n);
+    r->n_queue_tokens = queue_tokens(r);
     int code = sched_check_fits(s, r, e);
+    if (code == 0)
+        code = queue_check(s, r, e);
     if (code < 0)
         return code;
     r->id = s->next_request_id++;
     r->n_prompt_tokens = (uint32_t)r->prompt.ids.n;
     r->state = REQUEST_QUEUED;
-    list_push(&s->waiting, r);
+    if (r->deadline_ns && (s->deadline_ns == 0 || r->deadline_ns < s->deadline_ns))
+        s->deadline_ns = r->deadline_ns;
+    queue_push(s, r);
     return 0;
 }
 
@@ -175,7 +174,10 @@ void sched_end(struct sched *s, struct request *r, enum rpc_status status, const
     if (r->state == REQUEST_RUNNING)
         stop_running(group_of(s, r), r);
     else if (r->state == REQUEST_QUEUED)
-        list_remove(&s->waiting, r);
+        queue_remove(s, r);
+    if (r->state != REQUEST_NEW)
+        queue_forget(s, r);
+    s->admit_again = true;
     r->state = REQUEST_DONE;
     r->status = status;
     snprintf(r->message, sizeof r->message, "%s", message);
@@ -191,7 +193,7 @@ void sched_requeue(struct sched *s, struct request *r)
             r->outputs[i].n_scored = 0;
     }
     r->state = REQUEST_QUEUED;
-    list_push_front(&s->waiting, r);
+    queue_push_front(s, r);
 }
 
 void sched_pause(struct sched *s, struct request *r, bool paused)
@@ -211,7 +213,7 @@ static bool any_attached(const struct sched *s)
     return false;
 }
 
-static void expire_list(struct sched *s, struct request_list *l, int64_t now_ns,
+static void expire_list(struct sched *s, const struct request_list *l, int64_t now_ns,
                         enum rpc_status status, const char *message, int64_t *earliest)
 {
     for (struct request *r = l->first, *next; r; r = next) {
@@ -228,17 +230,18 @@ static void expire_list(struct sched *s, struct request_list *l, int64_t now_ns,
 int64_t sched_expire(struct sched *s, int64_t now_ns)
 {
     int64_t earliest = 0;
-    if (any_attached(s))
-        expire_list(s, &s->waiting, now_ns, RPC_DEADLINE_EXCEEDED,
-                    "the deadline passed while the request waited in the queue", &earliest);
-    else
-        expire_list(s, &s->waiting, now_ns, RPC_UNAVAILABLE,
-                    "no group of workers was ready before the deadline", &earliest);
+    bool attached = any_attached(s);
+    enum rpc_status status = attached ? RPC_DEADLINE_EXCEEDED : RPC_UNAVAILABLE;
+    const char *message = attached ? "the deadline passed while the request waited in the queue"
+                                   : "no group of workers was ready before the deadline";
+    for (uint32_t i = 0; queue_list(s, i); i++)
+        expire_list(s, queue_list(s, i), now_ns, status, message, &earliest);
     for (uint32_t i = 0; i != s->n_groups; i++) {
         if (s->groups[i])
             expire_list(s, &s->groups[i]->running, now_ns, RPC_DEADLINE_EXCEEDED,
                         "the deadline passed while the request ran", &earliest);
     }
+    s->deadline_ns = earliest;
     return earliest;
 }
 
@@ -389,9 +392,10 @@ void round_end(struct sched *s, struct request *r, int64_t now_ns)
         code = request_next_round(r, s->config.arch);
         skip_full_rounds(s, r, &code);
     }
-    if (code == 1)
+    if (code == 1) {
+        queue_charge(s, r, (uint32_t)r->prompt.ids.n, 0);
         round_begin(s, r);
-    else if (code == 0)
+    } else if (code == 0)
         sched_end(s, r, RPC_OK, "");
     else
         sched_end(s, r, RPC_RESOURCE_EXHAUSTED, "the coordinator is out of memory");
@@ -401,7 +405,7 @@ void round_end(struct sched *s, struct request *r, int64_t now_ns)
 
 uint32_t sched_n_requests(const struct sched *s)
 {
-    uint32_t n = s->waiting.n;
+    uint32_t n = s->n_waiting;
     for (uint32_t i = 0; i != s->n_groups; i++)
         n += s->groups[i] ? s->groups[i]->running.n : 0;
     return n;
@@ -448,7 +452,8 @@ void sched_add_group_stats(const struct sched *s, uint32_t group, struct sched_s
 void sched_stats(const struct sched *s, struct sched_stats *ret)
 {
     *ret = s->totals;
-    ret->n_waiting = s->waiting.n;
+    ret->n_waiting = s->n_waiting;
+    ret->n_waiting_tokens = s->n_waiting_tokens;
     for (uint32_t i = 0; i != s->n_groups; i++)
         sched_add_group_stats(s, i, ret);
 }

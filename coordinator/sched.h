@@ -4,10 +4,18 @@
  * out; a step result goes in, tokens come out. No clock, no sockets, no randomness: the same calls
  * give the same plans. Loop thread.
  *
- * Policy. Requests wait in order of arrival. The first one starts when slots and KV blocks for its
- * whole life can be reserved; nothing that runs can run out of memory later. Each step runs one
- * token of every live sequence plus as many waiting prefills as fit the group's step size; a
- * prefill that does not fit beside the decodes gets a step of its own, never two in a row.
+ * Order. Higher priorities start first; within one, requests that have run before, then those of
+ * the tenant that was served the fewest tokens (prompts once, outputs twice; who comes back is
+ * lifted to the least that anybody who is here was served), then in order of arrival. A request
+ * starts when slots and KV blocks for its whole life can be reserved; nothing that runs can run out
+ * of memory later. One that does not fit lets others pass for two seconds, then it gets the next
+ * room. One of a higher priority makes room for itself: the youngest requests of the lowest
+ * priority go back to the front of their class and are computed again later, each at most three
+ * times. The queue is bounded in requests, tokens and predicted time to the first token.
+ *
+ * Steps. Each step runs one token of every live sequence plus as many waiting prefills as fit the
+ * group's step size; a prefill that does not fit beside the decodes gets a step of its own, never
+ * two in a row.
  *
  * Prompts beside streams. While streams run, the prompts in a step may cost prefill_budget_ns: as
  * many as fit, or a part of one, or, of a bidirectional prompt that costs more, as many layers as
@@ -50,6 +58,7 @@
 enum {
     SCHED_MAX_GROUPS = 1024,
     SCHED_MAX_STAGES = 32,
+    SCHED_MAX_TENANTS = 256, /* that have requests here; more share places */
     SCHED_MAX_IN_FLIGHT = SCHED_MAX_STAGES + 1,
     /* A request that was in a step of a lost group this often is not tried again: it may be what
      * kills them. */
@@ -59,8 +68,10 @@ enum {
 struct sched; /* opaque */
 
 struct sched_config {
-    const struct arch *arch; /* borrowed */
-    uint32_t max_queue;
+    const struct arch *arch;   /* borrowed */
+    uint32_t max_queue;        /* requests that wait */
+    uint64_t max_queue_tokens; /* of their prompts; one request always may wait; 0 = no limit */
+    int64_t max_wait_ns;       /* predicted time to the first token; 0 = no limit */
     int64_t prefill_budget_ns; /* time that prompts may add to a step; see above */
     bool slices;               /* the ranks run sliced items */
 };
@@ -78,11 +89,13 @@ struct sched_group_stats {
 struct sched_stats { /* sums over all groups, and the queue */
     uint32_t n_attached;
     uint32_t n_waiting, n_running;
+    uint64_t n_waiting_tokens;
     uint32_t n_slots, n_slots_used;
     uint32_t n_blocks, n_blocks_used;
     uint64_t n_steps;
     uint64_t n_prefill_tokens, n_decode_tokens, n_discarded;
-    uint64_t n_resumed; /* times that a request went on after its group was lost */
+    uint64_t n_resumed;   /* times that a request had to go on after its group was lost */
+    uint64_t n_preempted; /* times that one made room for a higher priority */
 };
 
 int sched_new(const struct sched_config *config, struct sched **ret);
@@ -101,8 +114,9 @@ void sched_drain(struct sched *s, uint32_t group, bool draining);
 /* The number of a group that is not attached may be another one's from now on. */
 void sched_forget(struct sched *s, uint32_t group);
 
-/* -ENOBUFS: the queue is full; -E2BIG: it can never run (the message says which limit). Otherwise
- * the scheduler holds the request until REQUEST_DONE. */
+/* -ENOBUFS: the queue is full; the message and r->retry_after_ns say when to try again. -E2BIG: it
+ * can never run on any group that is or was there (the message says which limit). Otherwise the
+ * scheduler holds the request until REQUEST_DONE. */
 int sched_submit(struct sched *s, struct request *r, struct err *e);
 
 /* Ends a request now; its slots and blocks are free for the next plan. Outputs of steps in flight

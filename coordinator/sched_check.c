@@ -59,17 +59,44 @@ static bool group_consistent(const struct sched *s, uint32_t group)
     return ok;
 }
 
+static bool queue_consistent(const struct sched *s)
+{
+    uint32_t n = 0;
+    uint64_t n_tokens = 0;
+    for (uint32_t i = 0; queue_list(s, i); i++) {
+        const struct request *before = NULL;
+        for (const struct request *r = queue_list(s, i)->first; r; before = r, r = r->next) {
+            if (r->state != REQUEST_QUEUED || r->seqs || r->lease.left || r->n_slots_reserved)
+                return false;
+            if (r->requeued != (i == 0) || (i && r->tenant_idx != i - 1) || r->prev != before)
+                return false;
+            if (before && (before->priority < r->priority ||
+                           (before->priority == r->priority && before->id > r->id)))
+                return false;
+            n++;
+            n_tokens += r->n_queue_tokens;
+        }
+    }
+    return n == s->n_waiting && n_tokens == s->n_waiting_tokens;
+}
+
+/* Every request belongs to one tenant. */
+static bool tenants_consistent(const struct sched *s)
+{
+    uint64_t n = 0;
+    for (uint32_t i = 0; i != s->n_tenants; i++) {
+        if (s->tenants[i].waiting.n > s->tenants[i].n_requests)
+            return false;
+        n += s->tenants[i].n_requests;
+    }
+    return n == sched_n_requests(s);
+}
+
 bool sched_consistent(const struct sched *s)
 {
-    uint32_t n_waiting = 0;
-    for (const struct request *r = s->waiting.first; r; r = r->next) {
-        if (r->state != REQUEST_QUEUED || r->seqs || r->lease.left || r->n_slots_reserved)
-            return false;
-        n_waiting++;
-    }
     for (uint32_t i = 0; i != s->n_groups; i++) {
         if (!group_consistent(s, i))
             return false;
     }
-    return n_waiting == s->waiting.n;
+    return queue_consistent(s) && tenants_consistent(s);
 }

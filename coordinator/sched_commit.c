@@ -90,8 +90,9 @@ static bool all_finished(const struct request *r)
     return true;
 }
 
-static void count_token(struct request *r, int64_t now_ns)
+static void count_token(struct sched *s, struct request *r, uint32_t n_seqs, int64_t now_ns)
 {
+    queue_charge(s, r, 0, n_seqs);
     if (r->n_completion_tokens++ == 0)
         r->first_token_ns = now_ns;
     r->last_token_ns = now_ns;
@@ -115,7 +116,7 @@ static void commit_sample(struct sched *s, struct request *r, struct seq *q,
     bool end = is_end_token(s, it->token) && !r->params.ignore_end;
     assert(q->n_samples_out > 0 && o->finish == FINISH_NONE);
     q->n_samples_out--;
-    count_token(r, now_ns);
+    count_token(s, r, 1, now_ns);
     if (end || request_is_stop_id(r, it->token)) {
         o->end_token = it->token;
         o->finish = FINISH_STOP;
@@ -137,6 +138,8 @@ static void commit_sample(struct sched *s, struct request *r, struct seq *q,
     sched_touch(s, r);
     if (o->finish == FINISH_NONE)
         return;
+    average(&s->mean_output, o->n_sampled);
+    s->admit_again = true; /* its slot is free */
     end_choice(group_of(s, r), r, q);
     if (all_finished(r))
         round_end(s, r, now_ns);
@@ -292,7 +295,7 @@ static void commit_beams(struct sched *s, const struct step_group *sg,
     uint32_t n_old = beam_search_n_live(r->search);
     int code = beam_search_advance(r->search, candidates, rg->n_candidates, parent, &done);
     r->beam_step++;
-    count_token(r, now_ns);
+    count_token(s, r, n_old, now_ns);
     done = done || r->beam_step >= request_max_new(r);
     if (code == 0 && done)
         code = beam_search_finish(r->search);

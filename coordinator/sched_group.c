@@ -163,11 +163,13 @@ int sched_check_fits(const struct sched *s, const struct request *r, struct err 
 /* Requests that wait for a group end when none of those that came can run them. */
 static void end_what_never_fits(struct sched *s)
 {
-    for (struct request *r = s->waiting.first, *next; r; r = next) {
-        next = r->next;
-        struct err why = ERR_INIT;
-        if (sched_check_fits(s, r, &why) < 0)
-            sched_end(s, r, RPC_INVALID_ARGUMENT, why.message);
+    for (uint32_t i = 0; queue_list(s, i); i++) {
+        for (struct request *r = queue_list(s, i)->first, *next; r; r = next) {
+            next = r->next;
+            struct err why = ERR_INIT;
+            if (sched_check_fits(s, r, &why) < 0)
+                sched_end(s, r, RPC_INVALID_ARGUMENT, why.message);
+        }
     }
 }
 
@@ -199,8 +201,9 @@ int sched_attach(struct sched *s, uint32_t group, const struct plan_limits *limi
     g->step = 0;
     g->last_exclusive = false;
     g->sliced = NULL;
-    g->step_ns = g->work_ns = 0; /* another epoch may be on other devices */
+    g->step_ns = g->work_ns = g->tokens_per_ns = 0; /* another epoch may be on other devices */
     g->last_commit_ns = 0;
+    s->admit_again = true;
     end_what_never_fits(s);
     return 0;
 }
@@ -234,9 +237,8 @@ void sched_detach(struct sched *s, uint32_t group, const char *why)
         return;
     struct sched_group *g = s->groups[group];
     g->attached = false;
-    /* The last one first: each goes to the front of the queue. */
-    while (g->running.last) {
-        struct request *r = g->running.last;
+    while (g->running.first) {
+        struct request *r = g->running.first;
         r->n_losses += is_in_flight(g, r);
         if (r->n_losses < SCHED_MAX_LOSSES) {
             sched_requeue(s, r);
@@ -254,6 +256,7 @@ void sched_drain(struct sched *s, uint32_t group, bool draining)
 {
     if (sched_attached(s, group))
         s->groups[group]->draining = draining;
+    s->admit_again = s->admit_again || !draining;
 }
 
 void sched_forget(struct sched *s, uint32_t group)

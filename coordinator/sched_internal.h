@@ -60,6 +60,7 @@ struct sched_group {
     bool attached;
     bool known; /* `limits` are those of now, or of the last time */
     bool draining;
+    bool held; /* the next room is for somebody who has waited for long */
     struct plan_limits limits;
     struct request_list running; /* in the order in which they started */
 
@@ -78,6 +79,7 @@ struct sched_group {
     /* what steps cost; 0 = not known yet */
     double step_ns; /* of decodes alone */
     double work_ns; /* a prompt token's way through one layer */
+    double tokens_per_ns;
     int64_t last_commit_ns;
 
     /* the prompt that runs some layers at a time, if any: the first n_sliced tokens of a sequence
@@ -108,12 +110,30 @@ struct sched_group {
     uint64_t n_steps, n_prefill_tokens, n_decode_tokens, n_discarded;
 };
 
+/* Who shares fairly with others. */
+struct tenant {
+    uint64_t id;
+    uint64_t served; /* tokens, those of outputs more than once: the least served one is next */
+    uint32_t n_requests;
+    struct request_list waiting; /* higher priorities first, then in order of arrival */
+    struct request *cursor;      /* of the search for the next one */
+};
+
 struct sched {
     struct sched_config config;
     int32_t end_tokens[2];
     uint32_t n_end_tokens;
 
-    struct request_list waiting;
+    struct tenant tenants[SCHED_MAX_TENANTS];
+    uint32_t n_tenants;
+    struct request_list requeued; /* have run before: the first of their priority */
+    struct request *requeued_cursor;
+    uint32_t n_waiting;
+    uint64_t n_waiting_tokens, n_waiting_seqs;
+    bool admit_again;    /* something has changed that may let somebody start */
+    double mean_output;  /* tokens of the outputs that ended lately */
+    int64_t deadline_ns; /* no request's is earlier; 0 = none has one */
+
     struct request *first_touched, *last_touched;
     uint64_t next_request_id;
     struct sched_stats totals; /* what is counted for all groups, and of those that are forgotten */
@@ -134,7 +154,6 @@ static inline bool is_end_token(const struct sched *s, int32_t token)
 /* ---- sched.c ---- */
 
 void list_push(struct request_list *l, struct request *r);
-void list_push_front(struct request_list *l, struct request *r);
 void list_remove(struct request_list *l, struct request *r);
 void sched_touch(struct sched *s, struct request *r);
 
@@ -147,7 +166,7 @@ void seq_begin(struct sched_group *g, struct request *r, uint32_t seq, uint32_t 
 
 /* A request whose slots and blocks are reserved starts to run, or goes on after it was requeued. */
 void sched_start(struct sched *s, uint32_t group, struct request *r, int64_t now_ns);
-/* A running request waits again, at the front; its outputs stay. */
+/* A running request waits again, at the front of its class; its outputs stay. */
 void sched_requeue(struct sched *s, struct request *r);
 
 /* Adds a group's numbers to a sum. */
@@ -211,8 +230,23 @@ bool prefill_add_slice(struct sched *s, struct sched_group *g, struct step_recor
 void prefill_drop_slice(struct sched_group *g, const struct request *r);
 /* What a step has taken. */
 void prefill_measure(struct sched_group *g, const struct step_record *rec, int64_t now_ns);
+/* Moves a mean towards the newest value. */
+void average(double *mean, double value);
 
 /* ---- sched_queue.c ---- */
+
+/* Whether the queue takes one more: 0, or -ENOBUFS and r->retry_after_ns. */
+int queue_check(const struct sched *s, struct request *r, struct err *e);
+void queue_push(struct sched *s, struct request *r);
+/* One that has run before, to the front of its class. */
+void queue_push_front(struct sched *s, struct request *r);
+void queue_remove(struct sched *s, struct request *r);
+/* The request has ended. */
+void queue_forget(struct sched *s, struct request *r);
+/* Tokens that its tenant was served. */
+void queue_charge(struct sched *s, const struct request *r, uint32_t n_prompt, uint32_t n_output);
+/* The lists of waiting requests, i = 0, 1, ...; NULL behind the last one. */
+const struct request_list *queue_list(const struct sched *s, uint32_t i);
 
 /* Starts waiting requests, in order, while everything they can need is there. */
 void sched_admit(struct sched *s, int64_t now_ns);

@@ -309,7 +309,8 @@ bool sched_plan(struct sched *s, uint32_t group, int64_t now_ns, const struct pl
         s->groups[group]->n_in_flight == s->groups[group]->max_in_flight)
         return false;
     struct sched_group *g = s->groups[group];
-    sched_expire(s, now_ns);
+    if (s->deadline_ns && s->deadline_ns <= now_ns)
+        sched_expire(s, now_ns);
     sched_admit(s, now_ns);
     struct step_record *rec = &g->records[(g->first_record + g->n_in_flight) % g->max_in_flight];
     rec->n_items = rec->n_groups = 0;

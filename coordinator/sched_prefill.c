@@ -146,7 +146,7 @@ void prefill_drop_slice(struct sched_group *g, const struct request *r)
         g->sliced = NULL;
 }
 
-static void average(double *mean, double value)
+void average(double *mean, double value)
 {
     *mean = *mean > 0 ? *mean + WEIGHT * (value - *mean) : value;
 }
@@ -159,6 +159,7 @@ void prefill_measure(struct sched_group *g, const struct step_record *rec, int64
     g->last_commit_ns = now_ns;
     if (taken <= 0)
         return;
+    average(&g->tokens_per_ns, (rec->n_decode + (double)rec->n_work / g->limits.n_layers) / taken);
     if (rec->n_work == 0) {
         average(&g->step_ns, taken);
         return;

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -120,8 +121,11 @@ static void submit(struct run *t)
     reference_run(&fixture_arch, r, &text);
     if (rnd(10) == 0)
         r->deadline_ns = t->now + (int64_t)rnd(30) * NSEC_PER_MSEC;
+    r->priority = rnd(3) ? 0 : (int32_t)rnd(5) - 2;
+    r->tenant = rnd(4);
     struct err e = ERR_INIT;
     int code = sched_submit(t->s, r, &e);
+    check(t, code != -ENOBUFS || r->retry_after_ns > 0, "no hint when to try again");
     if (code < 0) {
         check(t, code == -E2BIG || code == -ENOBUFS, e.message);
         check(t, e.message[0], "a refusal without a message");
@@ -248,6 +252,7 @@ static void add_stats(const struct sched_stats *stats)
 {
     struct sched_stats *sum = &totals.stats;
     sum->n_resumed += stats->n_resumed;
+    sum->n_preempted += stats->n_preempted;
     sum->n_discarded += stats->n_discarded;
     sum->n_steps += stats->n_steps;
 }
@@ -258,7 +263,9 @@ static uint64_t run_seed(uint64_t seed, uint32_t n_actions)
     fixture_random = seed * 2654435761u + 1;
     struct sched_config config = {
         .arch = &fixture_arch,
-        .max_queue = 8,
+        .max_queue = 12,
+        .max_queue_tokens = rnd(4) ? 0 : 200,
+        .max_wait_ns = rnd(4) ? 0 : 100 * NSEC_PER_MSEC,
         .prefill_budget_ns = (1 + rnd(12)) * NSEC_PER_MSEC,
         .slices = rnd(3) != 0,
     };
@@ -300,10 +307,11 @@ static void test_random_interleavings(void **state)
     const struct sched_stats *sum = &totals.stats;
     printf(
         "%d seeds from %llu: %u requests equal to the reference, %u ended otherwise; %llu steps, "
-        "%u with slices, %llu discarded items, %llu resumed\n",
+        "%u with slices, %llu discarded items, %llu resumed, %llu preempted\n",
         N_SEEDS, (unsigned long long)first_seed(), totals.n_ok, totals.n_ended,
         (unsigned long long)sum->n_steps, totals.n_slices, (unsigned long long)sum->n_discarded,
-        (unsigned long long)sum->n_resumed);
+        (unsigned long long)sum->n_resumed, (unsigned long long)sum->n_preempted);
+    assert_true(sum->n_preempted > 100);
     assert_true(totals.n_ok > 3000);
     assert_true(sum->n_resumed > 100 && sum->n_discarded > 100 && totals.n_slices > 1000);
 }
