@@ -1,5 +1,6 @@
 /* cmd_plan.c: `glmd plan`: whether and how a model fits on devices (fit.h). Needs neither the
  * weights nor the devices: a folder with config.json, or the name of a known architecture. */
+#include <assert.h>
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
@@ -183,7 +184,7 @@ static int find_model(const char *model, struct arch *a, struct quant_scheme *s,
 static int change_scheme(const struct options *o, struct quant_scheme *s, struct err *e)
 {
     if (o->weights) {
-        enum quant_weights weights;
+        enum quant_weights weights = s->weights;
         if (quant_weights_parse(o->weights, &weights) < 0)
             return err_set(e, -EINVAL, "--weights: expected int4, int8 or fp16, found \"%s\"",
                            o->weights);
@@ -366,8 +367,8 @@ static void print_others(const struct fit_choices *c)
         if (!o->n_blocks)
             puts("does not fit");
         else
-            printf("%" PRIu64 " tokens, %u sequence%s%s%s\n", o->n_blocks * PLAN_KV_BLOCK_TOKENS,
-                   o->sequences, o->sequences == 1 ? "" : "s", o->fits ? "" : ", too few",
+            printf("%" PRIu64 " tokens, %u sequence%s%s%s\n", fit_tokens(o->n_blocks), o->sequences,
+                   o->sequences == 1 ? "" : "s", o->fits ? "" : ", too few",
                    o->crosses_hosts ? "; tensor parallelism crosses hosts" : "");
     }
 }
@@ -381,7 +382,7 @@ static int print_text(const struct fit_request *q, const struct options *o,
         printf("fits      tp %u x pp %u: %s\n", l->tp, l->pp, why);
         printf("holds     %" PRIu64 " tokens of KV cache (%" PRIu64
                " blocks of %d), %u sequence%s of %u tokens at once\n\n",
-               l->n_blocks * PLAN_KV_BLOCK_TOKENS, l->n_blocks, PLAN_KV_BLOCK_TOKENS, l->sequences,
+               fit_tokens(l->n_blocks), l->n_blocks, PLAN_KV_BLOCK_TOKENS, l->sequences,
                l->sequences == 1 ? "" : "s", q->context);
     } else {
         printf("DOES NOT FIT (tp %u x pp %u is the best layout): %s\n", l->tp, l->pp,
@@ -439,8 +440,8 @@ static json_t *choices_to_json(const struct fit_choices *c)
         json_array_append_new(
             array, json_pack("{s:i, s:i, s:b, s:I, s:i, s:b}", "tensor_parallel", (int)o->tp,
                              "pipeline_parallel", (int)o->pp, "fits", o->fits, "kv_tokens",
-                             (json_int_t)(o->n_blocks * PLAN_KV_BLOCK_TOKENS), "sequences",
-                             (int)o->sequences, "crosses_hosts", o->crosses_hosts));
+                             (json_int_t)fit_tokens(o->n_blocks), "sequences", (int)o->sequences,
+                             "crosses_hosts", o->crosses_hosts));
     }
     return array;
 }
@@ -462,7 +463,7 @@ static json_t *to_json(const struct fit_request *q, const struct fit_choices *c,
         (int)q->context, "concurrency", (int)q->concurrency, "slots", (int)q->n_slots, "kv_cache",
         kv_name(q), "layout", "tensor_parallel", (int)l->tp, "pipeline_parallel", (int)l->pp,
         "stage_layers", layers, "why", why, "kv_blocks", (json_int_t)l->n_blocks, "kv_tokens",
-        (json_int_t)(l->n_blocks * PLAN_KV_BLOCK_TOKENS), "sequences", (int)l->sequences, "reason",
+        (json_int_t)fit_tokens(l->n_blocks), "sequences", (int)l->sequences, "reason",
         advice->reason, "help", texts_to_json(advice), "ranks", ranks_to_json(q, l), "choices",
         choices_to_json(c));
 }
@@ -508,9 +509,10 @@ int cmd_plan(int argc, char **argv)
     int code = parse_options(argc, argv, &o);
     if (code)
         return code < 0 ? EXIT_OK : code;
-    struct arch arch;
-    struct quant_scheme scheme;
+    struct arch arch = {0};
+    struct quant_scheme scheme = {0};
     struct err e = ERR_INIT;
+    assert(o.model);
     int r = find_model(o.model, &arch, &scheme, &e);
     if (r < 0)
         return cli_failed("plan", &e);

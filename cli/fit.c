@@ -215,7 +215,7 @@ static uint64_t scratch_on_device(const struct fit_request *q, const struct foot
 static int stage_weights(const struct fit_request *q, uint32_t tp, const struct places *p,
                          uint32_t *ret_weights, struct err *e)
 {
-    struct footprint first, all;
+    struct footprint first = {0}, all = {0};
     int r = stage_footprint(q, tp, 0, 1, &first, e);
     if (r == 0)
         r = stage_footprint(q, tp, 0, q->arch->n_layers, &all, e);
@@ -259,7 +259,7 @@ static int judge(const struct fit_request *q, const struct places *p, struct fit
     l->n_blocks = INT32_MAX;
     l->missing = 0;
     for (uint32_t stage = 0, begin = 0; stage != l->pp; begin += l->stage_layers[stage++]) {
-        struct footprint need;
+        struct footprint need = {0};
         int r = stage_footprint(q, l->tp, begin, begin + l->stage_layers[stage], &need, e);
         if (r < 0)
             return r;
@@ -357,7 +357,7 @@ int fit_layout(const struct fit_request *q, uint32_t tp, uint32_t pp, struct fit
         return err_set(e, -EINVAL,
                        "tp %u x pp %u: expected at most %u devices and %u stages (layers)", tp, pp,
                        q->devices->n, q->arch->n_layers);
-    struct places p;
+    struct places p = {0};
     places_within_hosts(q, tp, &p);
     *ret = (struct fit_layout){.tp = tp, .pp = pp, .crosses_hosts = p.n < pp};
     if (ret->crosses_hosts)
@@ -420,7 +420,7 @@ static void insert(struct fit_choices *c, const struct fit_layout *l)
 /* As many stages as there are devices for, within hosts if that is possible at all. */
 static uint32_t most_stages(const struct fit_request *q, uint32_t tp)
 {
-    struct places p;
+    struct places p = {0};
     places_within_hosts(q, tp, &p);
     if (p.n == 0)
         places_over_hosts(q, tp, &p);
@@ -431,9 +431,9 @@ int fit_choose(const struct fit_request *q, struct fit_choices *ret, struct err 
 {
     struct err first = ERR_INIT;
     int code = 0;
-    ret->n = 0;
+    *ret = (struct fit_choices){0};
     for (uint32_t tp = q->tp ? q->tp : 1; tp <= (q->tp ? q->tp : q->devices->n); tp++) {
-        struct fit_layout l;
+        struct fit_layout l = {0};
         struct err error = ERR_INIT;
         uint32_t pp = q->pp ? q->pp : MAX(most_stages(q, tp), 1u);
         int r = fit_layout(q, tp, pp, &l, &error);

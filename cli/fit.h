@@ -101,6 +101,11 @@ struct fit_choices {
     struct fit_layout best; /* choice[0], in full */
 };
 
+static inline uint64_t fit_tokens(uint64_t n_blocks)
+{
+    return n_blocks * PLAN_KV_BLOCK_TOKENS;
+}
+
 /* -EINVAL: there is no layout at all. */
 int fit_choose(const struct fit_request *q, struct fit_choices *ret, struct err *e);
 

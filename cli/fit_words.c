@@ -1,6 +1,7 @@
 /* fit_words.c: what fit.c finds, in sentences: why a layout, why not, and what would help. */
 #include "cli/fit.h"
 
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,11 +11,6 @@
 static double gib(uint64_t bytes)
 {
     return (double)bytes / (1 << 30);
-}
-
-static unsigned long long tokens(uint64_t n_blocks)
-{
-    return n_blocks * PLAN_KV_BLOCK_TOKENS;
 }
 
 /* ---- why this layout ---- */
@@ -118,8 +114,8 @@ static void fewer_tokens(const struct fit_request *q, const struct fit_layout *l
     if (l->n_blocks < 2) /* an engine's fewest */
         return;
     if (per_sequence && per_sequence < q->context)
-        add_help(a, "--context %llu: that is what %u sequence%s have room for",
-                 (unsigned long long)per_sequence, q->concurrency, q->concurrency == 1 ? "" : "s");
+        add_help(a, "--context %" PRIu64 ": that is what %u sequence%s have room for", per_sequence,
+                 q->concurrency, q->concurrency == 1 ? "" : "s");
     if (q->concurrency > 1 && l->sequences && l->sequences < q->concurrency)
         add_help(a, "--concurrency %u: so many sequences of %u tokens have room", l->sequences,
                  q->context);
@@ -134,21 +130,22 @@ static void smaller_things(const struct fit_request *q, struct fit_advice *a)
         other.max_step_tokens = step;
         if (would_fit(&other, &l))
             add_help(a,
-                     "--step-tokens %u (worker.max_step_tokens): less scratch, room for %llu "
+                     "--step-tokens %u (worker.max_step_tokens): less scratch, room for %" PRIu64
+                     " "
                      "tokens",
-                     step, tokens(l.n_blocks));
+                     step, fit_tokens(l.n_blocks));
     }
     other = *q;
     other.kv_type = K_KV_I8;
     if (k_kv_resolve(q->kv_type, q->mode) != K_KV_I8 && would_fit(&other, &l))
-        add_help(a, "--kv-cache int8: room for %llu tokens, %u sequences of %u", tokens(l.n_blocks),
-                 l.sequences, q->context);
+        add_help(a, "--kv-cache int8: room for %" PRIu64 " tokens, %u sequences of %u",
+                 fit_tokens(l.n_blocks), l.sequences, q->context);
     struct quant_scheme int4 = {.weights = QUANT_INT4, .group = QUANT_GROUP_ROW};
     other = *q;
     other.scheme = &int4;
     if (q->scheme->weights != QUANT_INT4 && would_fit(&other, &l))
-        add_help(a, "INT4 weights (glmd convert --weights int4): room for %llu tokens",
-                 tokens(l.n_blocks));
+        add_help(a, "INT4 weights (glmd convert --weights int4): room for %" PRIu64 " tokens",
+                 fit_tokens(l.n_blocks));
 }
 
 /* More devices like the last one, on its host. */
@@ -165,9 +162,9 @@ static void more_devices(const struct fit_request *q, struct fit_advice *a)
         if (!would_fit(&other, &l))
             continue;
         uint32_t more = d.n - q->devices->n;
-        add_help(a, "%u more device%s of %.1f GiB (tp %u x pp %u): room for %llu tokens", more,
-                 more == 1 ? "" : "s", gib(d.device[d.n - 1].bytes), l.tp, l.pp,
-                 tokens(l.n_blocks));
+        add_help(a, "%u more device%s of %.1f GiB (tp %u x pp %u): room for %" PRIu64 " tokens",
+                 more, more == 1 ? "" : "s", gib(d.device[d.n - 1].bytes), l.tp, l.pp,
+                 fit_tokens(l.n_blocks));
         return;
     }
 }
@@ -192,9 +189,10 @@ void fit_advise(const struct fit_request *q, const struct fit_choices *c, struct
                  gib(d->bytes - worst->reserve), gib(worst->missing));
     else
         snprintf(ret->reason, sizeof ret->reason,
-                 "the KV cache has room for %llu tokens, %u sequence%s of %u need%s %llu",
-                 tokens(l->n_blocks), q->concurrency, q->concurrency == 1 ? "" : "s", q->context,
-                 q->concurrency == 1 ? "s" : "", tokens(l->needed_blocks));
+                 "the KV cache has room for %" PRIu64
+                 " tokens, %u sequence%s of %u need%s %" PRIu64,
+                 fit_tokens(l->n_blocks), q->concurrency, q->concurrency == 1 ? "" : "s",
+                 q->context, q->concurrency == 1 ? "s" : "", fit_tokens(l->needed_blocks));
     fewer_tokens(q, l, ret);
     smaller_things(q, ret);
     if (q->tp || q->pp) {
@@ -202,8 +200,8 @@ void fit_advise(const struct fit_request *q, const struct fit_choices *c, struct
         struct fit_layout other;
         free_choice.tp = free_choice.pp = 0;
         if (would_fit(&free_choice, &other))
-            add_help(ret, "another layout: tp %u x pp %u has room for %llu tokens", other.tp,
-                     other.pp, tokens(other.n_blocks));
+            add_help(ret, "another layout: tp %u x pp %u has room for %" PRIu64 " tokens", other.tp,
+                     other.pp, fit_tokens(other.n_blocks));
     }
     more_devices(q, ret);
 }
