@@ -267,16 +267,14 @@ static int set_up(struct bench *b, struct err *e)
     if (make_tables(b, slots, longest) < 0)
         return err_set(e, -ENOMEM, "out of memory");
     struct engine_config config = {.model = b->dir,
-                                   .tp_size = b->engine.tp,
-                                   .device = b->engine.device,
-                                   .mode = b->engine.mode,
-                                   .n_threads = b->engine.n_threads,
                                    .n_slots = max_batch,
                                    .n_kv_blocks = MAX(slots * b->per_sequence, 2u),
                                    .max_step_tokens = MAX(longest, max_batch),
                                    .verify = false};
-    r = local_group_open(&config, &b->group, e);
-    for (uint32_t i = 0; r == 0 && i != b->engine.tp; i++) {
+    r = local_engine_config(&b->engine, &config, e);
+    if (r == 0)
+        r = local_group_open(&config, &b->group, e);
+    for (uint32_t i = 0; r == 0 && i != b->engine.tp * b->engine.pp; i++) {
         struct engine_memory m;
         engine_memory(local_group_engine(b->group, i), &m);
         b->weight_bytes += m.weights;
@@ -421,8 +419,8 @@ static void print_model(const struct bench *b, FILE *out)
             "%s; %u rank%s; activations %s\n",
             a->name, b->synthetic ? " (synthetic)" : "", a->n_layers, a->hidden,
             (double)synthetic_n_parameters(a), scheme, (double)b->weight_bytes / 1e9,
-            engine_describe(local_group_engine(b->group, 0)), b->engine.tp,
-            b->engine.tp > 1 ? "s" : "", mode_names[b->engine.mode]);
+            engine_describe(local_group_engine(b->group, 0)), b->engine.tp * b->engine.pp,
+            b->engine.tp * b->engine.pp > 1 ? "s" : "", mode_names[b->engine.mode]);
 }
 
 static void print_row(const struct bench *b, FILE *out, const char *phase, const struct row *r)
@@ -473,16 +471,16 @@ static json_t *to_json(const struct bench *b)
     const struct arch *a = model_dir_arch(b->dir);
     char scheme[QUANT_DESCRIBE_BYTES];
     quant_describe(model_dir_scheme(b->dir), scheme);
-    json_t *root =
-        json_pack("{s:s, s:s, s:{s:s, s:b, s:I, s:I, s:I, s:s}, s:s, s:s, s:I, s:I, s:I, s:o, s:o}",
-                  "bench", "engine", "version", GLMD_VERSION, "model", "name", a->name, "synthetic",
-                  b->synthetic != NULL, "layers", (json_int_t)a->n_layers, "hidden_size",
-                  (json_int_t)a->hidden, "parameters", (json_int_t)synthetic_n_parameters(a),
-                  "weights", scheme, "device", engine_describe(local_group_engine(b->group, 0)),
-                  "activations", mode_names[b->engine.mode], "tp", (json_int_t)b->engine.tp,
-                  "weights_bytes", (json_int_t)b->weight_bytes, "context", (json_int_t)b->context,
-                  "prefill", rows_json(b, b->prefill_rows, b->n_prefill, "tokens"), "decode",
-                  rows_json(b, b->decode_rows, b->n_batch, "batch"));
+    json_t *root = json_pack(
+        "{s:s, s:s, s:{s:s, s:b, s:I, s:I, s:I, s:s}, s:s, s:s, s:I, s:I, s:I, s:I, s:o, s:o}",
+        "bench", "engine", "version", GLMD_VERSION, "model", "name", a->name, "synthetic",
+        b->synthetic != NULL, "layers", (json_int_t)a->n_layers, "hidden_size",
+        (json_int_t)a->hidden, "parameters", (json_int_t)synthetic_n_parameters(a), "weights",
+        scheme, "device", engine_describe(local_group_engine(b->group, 0)), "activations",
+        mode_names[b->engine.mode], "tp", (json_int_t)b->engine.tp, "pp", (json_int_t)b->engine.pp,
+        "weights_bytes", (json_int_t)b->weight_bytes, "context", (json_int_t)b->context, "prefill",
+        rows_json(b, b->prefill_rows, b->n_prefill, "tokens"), "decode",
+        rows_json(b, b->decode_rows, b->n_batch, "batch"));
     if (root && b->ceiling > 0)
         json_object_set_new(root, "memory_read_bytes_per_s", json_real(b->ceiling));
     return root;

@@ -8,6 +8,8 @@
 
 const char local_engine_usage[] =
     "  --tp N              ranks (tensor parallel), as threads of this process; default 1\n"
+    "  --pp N              pipeline stages of --tp ranks each; default 1\n"
+    "  --stage-layers LIST layers of every stage, e.g. 17,18,18,17; default: shared out evenly\n"
     "  --backend NAME      cpu (default) or cuda (one GPU per rank)\n"
     "  --activations MODE  fp32 (default; everything equals the references), fp16 or a8\n"
     "  --kv-cache TYPE     keys and values: auto (default; as activations are), fp16 or int8\n"
@@ -25,6 +27,29 @@ static int parse_count(const char *name, const char *text, uint32_t max, uint32_
     return 0;
 }
 
+/* "17,18,18,17" */
+static int parse_stage_layers(const char *text, struct local_engine_options *o, struct err *e)
+{
+    const char *at = text;
+    for (uint32_t i = 0; i != COMM_MAX_STAGES; i++) {
+        char *end;
+        errno = 0;
+        unsigned long n = strtoul(at, &end, 10);
+        if (errno || end == at || *at < '0' || *at > '9' || n < 1 || n > UINT16_MAX ||
+            (*end && *end != ','))
+            break;
+        o->stage_layers[i] = (uint32_t)n;
+        if (!*end) {
+            o->n_stage_layers = i + 1;
+            return 0;
+        }
+        at = end + 1;
+    }
+    return err_set(e, -EINVAL,
+                   "--stage-layers: expected 1..%d counts like 17,18,18,17, found \"%s\"",
+                   COMM_MAX_STAGES, text);
+}
+
 int local_engine_option(int c, const char *text, struct local_engine_options *o, struct err *e)
 {
     static const char *const modes[] = {
@@ -32,6 +57,10 @@ int local_engine_option(int c, const char *text, struct local_engine_options *o,
     switch (c) {
     case 'T':
         return parse_count("tp", text, COMM_MAX_RANKS, &o->tp, e);
+    case 'P':
+        return parse_count("pp", text, COMM_MAX_STAGES, &o->pp, e);
+    case 'L':
+        return parse_stage_layers(text, o, e);
     case 'N':
         return parse_count("threads", text, 4096, &o->n_threads, e);
     case 'B':
@@ -60,11 +89,32 @@ int local_engine_option(int c, const char *text, struct local_engine_options *o,
     }
 }
 
+int local_engine_config(const struct local_engine_options *o, struct engine_config *config,
+                        struct err *e)
+{
+    if (o->n_stage_layers && o->n_stage_layers != o->pp)
+        return err_set(e, -EINVAL,
+                       "--stage-layers: expected one count for each of %u stages (--pp), "
+                       "found %u",
+                       o->pp, o->n_stage_layers);
+    config->tp_size = o->tp;
+    config->pp_size = o->pp;
+    config->stage_layers = o->n_stage_layers ? o->stage_layers : NULL;
+    config->device = o->device;
+    config->mode = o->mode;
+    config->kv_type = o->kv_type;
+    config->n_threads = o->n_threads;
+    return 0;
+}
+
 int local_engine_open(const char *model, const struct local_engine_options *o,
                       struct local_engine *ret, struct err *e)
 {
     struct local_engine l = {0};
-    int r = model_dir_open(model, &l.dir, e);
+    struct engine_config config = {.n_slots = 1, .verify = true};
+    int r = local_engine_config(o, &config, e);
+    if (r == 0)
+        r = model_dir_open(model, &l.dir, e);
     if (r < 0)
         return r;
     const struct arch *a = model_dir_arch(l.dir);
@@ -76,14 +126,7 @@ int local_engine_open(const char *model, const struct local_engine_options *o,
     }
     for (uint32_t i = 0; i != l.n_blocks; i++)
         l.blocks[i] = i;
-    struct engine_config config = {.model = l.dir,
-                                   .tp_size = o->tp,
-                                   .device = o->device,
-                                   .mode = o->mode,
-                                   .kv_type = o->kv_type,
-                                   .n_threads = o->n_threads,
-                                   .n_slots = 1,
-                                   .verify = true};
+    config.model = l.dir;
     r = local_group_open(&config, &l.group, e);
     if (r < 0) {
         local_engine_close(&l);

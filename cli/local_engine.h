@@ -10,29 +10,39 @@
 
 struct local_engine_options {
     uint32_t tp;
-    uint32_t n_threads; /* 0 = all */
-    const char *device; /* "cpu", "cuda" */
+    uint32_t pp;                            /* stages */
+    uint32_t stage_layers[COMM_MAX_STAGES]; /* of every stage */
+    uint32_t n_stage_layers;                /* pp, or 0 = shared out evenly */
+    uint32_t n_threads;                     /* 0 = all */
+    const char *device;                     /* "cpu", "cuda" */
     enum k_mode mode;
     enum k_kv_type kv_type;
 };
 
 #define LOCAL_ENGINE_OPTIONS_INIT                                                                  \
     {                                                                                              \
-        1, 0, "cpu", K_MODE_FP32, K_KV_AUTO                                                        \
+        .tp = 1, .pp = 1, .device = "cpu", .mode = K_MODE_FP32, .kv_type = K_KV_AUTO               \
     }
 
 /* The lines of --help for the options below. */
 extern const char local_engine_usage[];
 
-/* getopt_long characters: 'T' --tp, 'B' --backend, 'A' --activations, 'K' --kv-cache, 'N'
+/* getopt_long characters: 'T' --tp, 'P' --pp, 'L' --stage-layers, 'B' --backend, 'A' --activations,
+ * 'K' --kv-cache, 'N'
  * --threads. 0, or -EINVAL with a message. */
 #define LOCAL_ENGINE_LONG_OPTIONS                                                                  \
-    {"tp", required_argument, NULL, 'T'}, {"backend", required_argument, NULL, 'B'},               \
+    {"tp", required_argument, NULL, 'T'}, {"pp", required_argument, NULL, 'P'},                    \
+        {"stage-layers", required_argument, NULL, 'L'}, {"backend", required_argument, NULL, 'B'}, \
         {"activations", required_argument, NULL, 'A'}, {"kv-cache", required_argument, NULL, 'K'}, \
     {                                                                                              \
         "threads", required_argument, NULL, 'N'                                                    \
     }
 int local_engine_option(int c, const char *text, struct local_engine_options *o, struct err *e);
+
+/* Fills in what the options say of a group; points into `o`. -EINVAL: they contradict each other.
+ */
+int local_engine_config(const struct local_engine_options *o, struct engine_config *config,
+                        struct err *e);
 
 /* One sequence at a time through all layers. */
 struct local_engine {          /* zero-initialised = closed */

@@ -20,11 +20,18 @@ enum { N_PROMPT = ARRAY_LEN(prompt) };
 
 static uint32_t tables[N_SLOTS][GOLDEN_BLOCKS_PER_SEQ];
 
-static void open_engine(struct golden_engine *g, const char *model, uint32_t tp)
+static void open_shape(struct golden_engine *g, const char *model, struct golden_options o)
 {
-    golden_open(g, &(struct golden_options){.model = model, .tp = tp, .n_slots = N_SLOTS});
+    o.model = model;
+    o.n_slots = N_SLOTS;
+    golden_open(g, &o);
     for (uint32_t i = 0; i != N_SLOTS; i++)
         golden_blocks(i * GOLDEN_BLOCKS_PER_SEQ, tables[i]);
+}
+
+static void open_engine(struct golden_engine *g, const char *model, uint32_t tp)
+{
+    open_shape(g, model, (struct golden_options){.tp = tp});
 }
 
 /* Greedy over the prompt in `slot`, a new life. */
@@ -263,13 +270,16 @@ void *__wrap_realloc(void *p, size_t size)
     return __real_realloc(p, size);
 }
 
-/* From the first one on, a step allocates nothing: prefill, decode, scores, beams. */
+/* From the first one on, a step allocates nothing: prefill, decode, scores, beams, slices, stages.
+ */
 static void test_steps_do_not_allocate(void **state)
 {
     (void)state;
-    for (uint32_t tp = 1; tp <= 2; tp++) {
+    static const struct golden_options shapes[] = {
+        {.tp = 1}, {.tp = 2, .slice_layers = 1}, {.tp = 1, .pp = 3, .slice_layers = 2}};
+    for (size_t shape = 0; shape != ARRAY_LEN(shapes); shape++) {
         struct golden_engine g;
-        open_engine(&g, "int4-tp1", tp);
+        open_shape(&g, "int4-tp1", shapes[shape]);
         int32_t targets[N_PROMPT] = {1, 2, 3, 4, 5, 6, 7, 8};
         struct plan_beam_group group = {.width = 12};
         n_allocations = 0;
@@ -284,6 +294,8 @@ static void test_steps_do_not_allocate(void **state)
             items[0] = next(items[0]);
             items[2] = next(items[2]);
             items[2].tokens = prompt;
+            if (g.n_stages > 1)
+                items[0].tokens = prompt;
             struct plan_item two[2] = {items[0], items[2]};
             golden_step(&g, two, 2, &group, 1, NULL, 0);
         }

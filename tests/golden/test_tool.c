@@ -102,7 +102,8 @@ static float *read_tensor(const char *file, const char *name, struct st_tensor *
     return data;
 }
 
-static void run_logits(const char *model, const char *out, const char *tp, const char *decode)
+static void run_logits(const char *model, const char *out, const char *tp, const char *pp,
+                       const char *stage_layers, const char *decode)
 {
     char output[OUTPUT_BYTES];
     char model_buf[512];
@@ -116,6 +117,10 @@ static void run_logits(const char *model, const char *out, const char *tp, const
                           out,
                           "--tp",
                           tp,
+                          "--pp",
+                          pp,
+                          "--stage-layers",
+                          stage_layers,
                           "--threads",
                           "2",
                           decode,
@@ -125,7 +130,9 @@ static void run_logits(const char *model, const char *out, const char *tp, const
         fail_msg("glmd logits: exit code %d: %s", code, output);
 }
 
-/* All cases of a batched manifest; padding rows are zeros; --decode writes the same bytes. */
+/* All cases of a batched manifest; padding rows are zeros; --decode and stages write the same
+ * bytes.
+ */
 static void test_logits_of_manifest(void **state)
 {
     (void)state;
@@ -133,8 +140,8 @@ static void test_logits_of_manifest(void **state)
     char decoded[96];
     snprintf(out, sizeof out, "%s/out.safetensors", folder);
     snprintf(decoded, sizeof decoded, "%s/decoded.safetensors", folder);
-    run_logits("fp16-tp2", out, "2", NULL);
-    run_logits("fp16-tp2", decoded, "2", "--decode");
+    run_logits("fp16-tp2", out, "2", "1", "3", NULL);
+    run_logits("fp16-tp2", decoded, "2", "2", "1,2", "--decode");
     json_t *manifest = golden_manifest();
     size_t i;
     json_t *entry;
@@ -171,6 +178,43 @@ static void test_logits_of_manifest(void **state)
     json_decref(manifest);
     unlink(out);
     unlink(decoded);
+}
+
+static void test_refused_stages(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *pp, *layers, *words;
+    } cases[] = {
+        {"2", "3", "expected one count for each of 2 stages"},
+        {"2", "2,2", "expected 3 layers in all, found 4"},
+        {"2", "3,", "--stage-layers: expected 1..64 counts"},
+        {"2", "3,0", "--stage-layers: expected 1..64 counts"},
+        {"2", "-1,4", "--stage-layers: expected 1..64 counts"},
+        {"4", "1,1,1,1", "expected 3 layers in all, found 4"},
+        {"65", "3", "--pp: expected 1..64"},
+    };
+    for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
+        char output[OUTPUT_BYTES];
+        char model[512];
+        char manifest[512];
+        const char *args[] = {"logits",
+                              "--model",
+                              model_path(model, "fp16-tp1"),
+                              "--cases",
+                              manifest_path(manifest),
+                              "--out",
+                              "/dev/null",
+                              "--pp",
+                              cases[i].pp,
+                              "--stage-layers",
+                              cases[i].layers,
+                              NULL};
+        int code = run_glmd(output, args);
+        if (code == 0 || !strstr(output, cases[i].words))
+            fail_msg("case %zu: exit code %d, \"%s\" without \"%s\"", i, code, output,
+                     cases[i].words);
+    }
 }
 
 static void write_file(const char *path, const char *text)
@@ -385,6 +429,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_logits_of_manifest),
+        cmocka_unit_test(test_refused_stages),
         cmocka_unit_test(test_plain_cases),
         cmocka_unit_test(test_refused_manifests),
         cmocka_unit_test(test_masks),
