@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "proto/plan.h"
@@ -50,12 +51,30 @@ static void no_message_contains_itself(void **state)
             expect_no_recursion((*m)->descriptor, 1);
 }
 
+/* protobuf-c reads the bytes and writes the same ones. */
+static void expect_protobuf_c_agrees(const struct wire_map *m, const struct buf *packed)
+{
+    const uint8_t *data = (const uint8_t *)packed->data;
+    ProtobufCMessage *pb = protobuf_c_message_unpack(m->descriptor, NULL, packed->size, data);
+    assert_non_null(pb);
+    size_t size = protobuf_c_message_get_packed_size(pb);
+    uint8_t *again = malloc(size + 1);
+    assert_non_null(again);
+    assert_int_equal(protobuf_c_message_pack(pb, again), size);
+    if (size != packed->size || memcmp(again, data, size) != 0)
+        fail_msg("%s: expected protobuf-c's %zu bytes, found %zu others", m->descriptor->short_name,
+                 size, packed->size);
+    free(again);
+    protobuf_c_message_free_unpacked(pb, NULL);
+}
+
 static void round_trip(const struct wire_map *m, const void *plain)
 {
     struct buf first = {0}, second = {0};
     void *copy;
     struct err e = ERR_INIT;
     assert_int_equal(wire_map_pack(m, plain, &first), 0);
+    expect_protobuf_c_agrees(m, &first);
     if (wire_map_unpack(m, (const uint8_t *)first.data, first.size, &copy, &e))
         fail_msg("%s of %zu bytes: %s", m->descriptor->short_name, first.size, e.message);
     const char *differ = plain_differ(m, plain, copy);
