@@ -218,6 +218,8 @@ static int open_fake(struct engine *g, const struct engine_config *c, const stru
     if (r < 0)
         return r;
     f.limits = g->limits;
+    f.n_stages = g->pp_size;
+    f.stage = g->stage;
     fake_config_set_arch(&f, a);
     r = fake_new(&f, &g->fake);
     if (r < 0)

@@ -3,7 +3,6 @@
 #include "worker/engine/fake.h"
 
 #include <assert.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,84 +32,6 @@ struct fake {
     uint64_t state_hash;
     struct step_result result;
 };
-
-/* ---- device string ---- */
-
-bool fake_is_device(const char *device)
-{
-    return strcmp(device, "fake") == 0 || strncmp(device, "fake:", 5) == 0;
-}
-
-/* A decimal number within [0, max]; nothing around it. */
-static int parse_number(const char *key, const char *text, double max, double *ret, struct err *e)
-{
-    char *end;
-    double x = strtod(text, &end);
-    if (end == text || *end || !(x >= 0.0 && x <= max))
-        return err_set(e, -EINVAL, "device fake: %s: expected a number from 0 to %g, found \"%s\"",
-                       key, max, text);
-    *ret = x;
-    return 0;
-}
-
-static int parse_pair(char *pair, struct fake_params *p, struct err *e)
-{
-    static const double max_us = 3.6e9;
-    char *value = strchr(pair, '=');
-    if (!value)
-        return err_set(e, -EINVAL, "device fake: expected KEY=VALUE, found \"%s\"", pair);
-    *value++ = '\0';
-    double x = 0.0;
-    int r;
-    if (strcmp(pair, "step_us") == 0) {
-        r = parse_number(pair, value, max_us, &x, e);
-        p->step_ns = (int64_t)(x * 1e3);
-    } else if (strcmp(pair, "prefill_us") == 0) {
-        r = parse_number(pair, value, max_us, &x, e);
-        p->prefill_token_ns = (int64_t)(x * 1e3);
-    } else if (strcmp(pair, "decode_us") == 0) {
-        r = parse_number(pair, value, max_us, &x, e);
-        p->decode_seq_ns = (int64_t)(x * 1e3);
-    } else if (strcmp(pair, "end") == 0) {
-        r = parse_number(pair, value, 1.0, &p->end_probability, e);
-    } else if (strcmp(pair, "seed") == 0) {
-        r = parse_number(pair, value, 4294967295.0, &x, e);
-        p->seed = (uint64_t)x;
-    } else {
-        r = err_set(e, -EINVAL,
-                    "device fake: expected step_us, prefill_us, decode_us, end or seed, found "
-                    "\"%s\"",
-                    pair);
-    }
-    return r;
-}
-
-int fake_parse(const char *device, struct fake_params *ret, struct err *e)
-{
-    char text[256];
-    *ret = (struct fake_params){0};
-    assert(fake_is_device(device));
-    if (snprintf(text, sizeof text, "%s", device + 4 + (device[4] == ':')) >= (int)sizeof text)
-        return err_set(e, -EINVAL, "device fake: more than %zu bytes", sizeof text - 1);
-    char *rest = text;
-    int r = 0;
-    for (char *pair; r == 0 && *text && (pair = strsep(&rest, ",:"));)
-        r = parse_pair(pair, ret, e);
-    return r;
-}
-
-void fake_config_set_arch(struct fake_config *c, const struct arch *a)
-{
-    c->text_begin = (int32_t)a->tokens.n_image_tokens;
-    c->text_end = (int32_t)a->tokens.special_base;
-    c->limits.max_seq = a->max_seq;
-    c->limits.vocab = a->vocab;
-    c->n_end_tokens = 0;
-    if (a->tokens.eop >= 0)
-        c->end_tokens[c->n_end_tokens++] = a->tokens.eop;
-    if (a->tokens.eos >= 0)
-        c->end_tokens[c->n_end_tokens++] = a->tokens.eos;
-}
 
 /* ---- the function ---- */
 
@@ -396,7 +317,7 @@ static void run_prefix(struct fake *f, const struct k_seq *q)
         f->states[q->row0 + i] = mix(state, *entry_at(f, q->blocks, i));
 }
 
-static void run_sequence(struct fake *f, const struct k_seq *q)
+static void run_rows(struct fake *f, const struct k_seq *q)
 {
     const int32_t *ids = f->batch.ids + q->row0, *positions = f->batch.positions + q->row0;
     uint32_t i = 0;
@@ -411,6 +332,42 @@ static void run_sequence(struct fake *f, const struct k_seq *q)
         state = fold(state, entry);
         f->states[q->row0 + i] = state;
     }
+}
+
+/* What an entry lacks for each layer that it has not run. */
+#define LAYER_STEP FACTOR_2
+
+static void add_to_entries(struct fake *f, const struct k_seq *q, uint64_t x)
+{
+    for (uint32_t i = 0; i != q->n_rows; i++)
+        *entry_at(f, q->blocks, i) += x;
+}
+
+/* The states of a whole item from what its blocks hold: as run_rows leaves them. */
+static void read_states(struct fake *f, const struct k_seq *q)
+{
+    uint64_t state = read_back(f, q->blocks, q->prefix_len);
+    for (uint32_t i = 0; i != q->prefix_len; i++)
+        f->states[q->row0 + i] = mix(state, *entry_at(f, q->blocks, i));
+    for (uint32_t i = q->prefix_len; i != q->n_rows; i++) {
+        state = fold(state, *entry_at(f, q->blocks, i));
+        f->states[q->row0 + i] = state;
+    }
+}
+
+/* Layers of an item that begins its sequence. The first slice writes the entries, the others work
+ * on what they find. */
+static void run_slice(struct fake *f, const struct plan *p, const struct k_seq *q)
+{
+    uint32_t n_layers = f->config.limits.n_layers;
+    if (p->layer_begin == 0) {
+        run_rows(f, q);
+        add_to_entries(f, q, (n_layers - p->layer_end) * LAYER_STEP);
+        return;
+    }
+    add_to_entries(f, q, 0 - (p->layer_end - p->layer_begin) * LAYER_STEP);
+    if (p->layer_end == n_layers)
+        read_states(f, q);
 }
 
 static void copy_blocks(struct fake *f, const struct plan *p)
@@ -517,9 +474,14 @@ int fake_step(struct fake *f, const struct plan *plan, const struct step_result 
     copy_blocks(f, plan);
     batch_build(&f->batch, plan);
     begin_results(f, plan);
-    for (uint32_t i = 0; i != f->batch.n_seqs; i++)
-        run_sequence(f, &f->batch.seqs[i]);
-    produce_outputs(f, plan);
+    for (uint32_t i = 0; i != f->batch.n_seqs; i++) { /* one per item */
+        if (plan->items[i].sliced)
+            run_slice(f, plan, &f->batch.seqs[i]);
+        else
+            run_rows(f, &f->batch.seqs[i]);
+    }
+    if (f->config.stage + 1 >= f->config.n_stages)
+        produce_outputs(f, plan);
     batch_commit(&f->batch, plan, f->items);
     f->state_hash = plan_state_hash(f->state_hash, plan, f->items, f->groups);
     f->result.state_hash = f->state_hash;
@@ -534,16 +496,6 @@ void fake_reset(struct fake *f)
     f->state_hash = 0;
 }
 
-int64_t fake_step_ns(const struct fake_params *p, const struct plan *plan)
-{
-    int64_t ns = p->step_ns;
-    for (uint32_t i = 0; i != plan->n_items; i++) {
-        uint32_t n = plan->items[i].n_tokens;
-        ns += n == 1 ? p->decode_seq_ns : n * p->prefill_token_ns;
-    }
-    return ns;
-}
-
 /* ---- life ---- */
 
 int fake_new(const struct fake_config *config, struct fake **ret)
@@ -555,6 +507,7 @@ int fake_new(const struct fake_config *config, struct fake **ret)
     if (!f)
         return -ENOMEM;
     f->config = *config;
+    f->batch.no_previous = config->n_stages > 1;
     f->entries = alloc_array(l->n_blocks, PLAN_KV_BLOCK_TOKENS * sizeof *f->entries);
     f->states = alloc_array(l->max_tokens, sizeof *f->states);
     f->items = alloc_array(l->n_slots, sizeof *f->items);

@@ -16,6 +16,10 @@
  *
  * struct fake_context is the same function without a cache: what a test compares with.
  *
+ * Sliced items leave entries that say how many layers they have run: until the last slice, whoever
+ * reads them reads something else, and what is written over them between two slices stays wrong. In
+ * a pipeline every stage has the whole model; only the last one chooses.
+ *
  * No threads, no clock, no sleeping: how long a step would take is a number (fake_step_ns) for the
  * caller to wait. One thread drives a fake.
  */
@@ -38,6 +42,8 @@ struct fake_params {
     int64_t decode_seq_ns;    /* decode_us: plus this per item with one */
     double end_probability;   /* end: of an end token, where one may be chosen */
     uint64_t seed;            /* seed: another one is another model */
+    uint32_t n_layers;        /* not in the string: a slice takes its layers' share of the time;
+                                 0 = the whole time */
 };
 
 /* Separators are ',' or ':' (lists in configurations are cut at commas). -EINVAL names the key. */
@@ -50,9 +56,10 @@ struct fake_config {
     int32_t text_begin, text_end; /* ids that may be chosen, half-open, beside the end tokens */
     int32_t end_tokens[FAKE_MAX_END_TOKENS];
     uint32_t n_end_tokens;
+    uint32_t n_stages, stage; /* n_stages 0 = 1 */
 };
 
-/* Text ids and end tokens of an architecture; max_seq and vocab come from it, too. */
+/* Text ids and end tokens of an architecture; max_seq, vocab and layers come from it, too. */
 void fake_config_set_arch(struct fake_config *c, const struct arch *a);
 
 struct fake; /* opaque */

@@ -21,7 +21,8 @@ static const struct fake_config config = {
                .max_tokens = 512,
                .max_seq = MAX_SEQ,
                .vocab = 1000,
-               .n_top_logprobs = 5},
+               .n_top_logprobs = 5,
+               .n_layers = 10},
     .text_begin = TEXT_BEGIN,
     .text_end = TEXT_END,
     .end_tokens = {EOP},
@@ -276,6 +277,108 @@ static void test_contexts_are_not_prefixes(void **state)
     fake_free(r.fake);
 }
 
+/* ---- slices and stages ---- */
+
+/* Layers of the item, beside a decode step of slot 7. Sliced items stand last. */
+static const struct result_item *run_slice(struct rig *r, const struct plan_item *other,
+                                           uint32_t begin, uint32_t end, struct plan_copy *copy)
+{
+    struct plan_item items[2] = {*other, r->item};
+    items[1].sliced = true;
+    struct plan p = {.items = items,
+                     .n_items = 2,
+                     .copies = copy,
+                     .n_copies = copy != NULL,
+                     .layer_begin = begin,
+                     .layer_end = end};
+    return run_plan(r, &p) + 1;
+}
+
+/* A prompt in three slices, with other sequences in between; `copy` comes with the last one. */
+static int32_t run_sliced(struct rig *r, struct plan_copy *copy)
+{
+    static const uint32_t ends[] = {3, 4, 10};
+    int32_t token = 200, position = 0;
+    uint32_t block = 50, begin = 0;
+    r->item.n_tokens = 40;
+    r->item.prefix_len = 37;
+    const struct result_item *result = NULL;
+    for (uint32_t i = 0; i != ARRAY_LEN(ends); i++) {
+        struct plan_item other = {.slot = 7,
+                                  .start = i,
+                                  .n_tokens = 1,
+                                  .tokens = &token,
+                                  .positions = &position,
+                                  .blocks = &block,
+                                  .n_blocks = 1,
+                                  .output = PLAN_OUTPUT_SAMPLE,
+                                  .sampling = r->item.sampling};
+        position = (int32_t)i;
+        result = run_slice(r, &other, begin, ends[i], ends[i] == 10 ? copy : NULL);
+        if (ends[i] != 10)
+            assert_int_equal(result->token, -1);
+        begin = ends[i];
+    }
+    return result->token;
+}
+
+static void test_slices(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_init(&r);
+    int32_t right = expected(&r, 40, 37);
+    assert_int_equal(run_sliced(&r, NULL), right);
+    r.tokens[40] = right; /* and the blocks hold what a whole prompt would have left */
+    assert_int_equal(run_tokens(&r, 40, 1), expected(&r, 41, 37));
+    fake_free(r.fake);
+
+    rig_init(&r); /* a block that changes between two slices */
+    struct plan_copy copy = {.src = 50, .dst = 1};
+    if (run_sliced(&r, &copy) == right)
+        fail_msg("a block that was overwritten between slices does not show: token %d", right);
+    fake_free(r.fake);
+
+    rig_init(&r); /* read before the last slice */
+    struct plan_item first = r.item;
+    first.n_tokens = 40;
+    first.prefix_len = 37;
+    first.sliced = true;
+    struct plan p = {.items = &first, .n_items = 1, .layer_begin = 0, .layer_end = 9};
+    run_plan(&r, &p);
+    r.item.slot = 1; /* a fork on the same blocks */
+    r.tokens[40] = right;
+    if (run_tokens(&r, 40, 1) == expected(&r, 41, 37))
+        fail_msg("entries are complete before the last slice");
+    fake_free(r.fake);
+}
+
+static void test_stages(void **state)
+{
+    (void)state;
+    struct fake_config c = config;
+    c.n_stages = 2;
+    struct rig r[2];
+    for (uint32_t stage = 0; stage != 2; stage++) {
+        rig_init(&r[stage]);
+        fake_free(r[stage].fake);
+        c.stage = stage;
+        assert_int_equal(fake_new(&c, &r[stage].fake), 0);
+    }
+    assert_int_equal(run_tokens(&r[0], 0, 20), -1);
+    assert_int_equal(run_tokens(&r[1], 0, 20), expected(&r[1], 20, 0));
+    int32_t previous = PLAN_TOKEN_PREVIOUS;
+    r[1].item.start = 20;
+    r[1].item.n_tokens = 1;
+    r[1].item.tokens = &previous;
+    struct plan p = {.step = 2, .items = &r[1].item, .n_items = 1};
+    const struct step_result *result;
+    struct err e = ERR_INIT;
+    assert_int_equal(fake_step(r[1].fake, &p, &result, &e), -EINVAL);
+    fake_free(r[0].fake);
+    fake_free(r[1].fake);
+}
+
 static void test_sampling(void **state)
 {
     (void)state;
@@ -425,6 +528,10 @@ static void test_latency_and_refusals(void **state)
     struct plan_item items[3] = {{.n_tokens = 1}, {.n_tokens = 20}, {.n_tokens = 1}};
     struct plan p = {.items = items, .n_items = 3};
     assert_int_equal(fake_step_ns(&params, &p), 1000 + 20 * 10 + 2 * 3);
+    params.n_layers = 10;
+    items[1].sliced = true;
+    p.layer_begin = 2, p.layer_end = 5;
+    assert_int_equal(fake_step_ns(&params, &p), 1000 + 20 * 10 * 3 / 10 + 2 * 3);
 
     const struct step_result *result;
     struct err e = ERR_INIT;
@@ -451,6 +558,8 @@ int main(void)
         cmocka_unit_test(test_scores),
         cmocka_unit_test(test_mistakes_show),
         cmocka_unit_test(test_contexts_are_not_prefixes),
+        cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_stages),
         cmocka_unit_test(test_sampling),
         cmocka_unit_test(test_penalties),
         cmocka_unit_test(test_top_logprobs),
