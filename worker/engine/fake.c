@@ -253,33 +253,34 @@ static void hold(struct beams *b, struct result_candidate candidate)
     b->held[at] = candidate;
 }
 
-/* A row offers end tokens now and then, and text tokens that stand side by side: as many as the
- * group could keep. Searches that are not deterministic look from another place. */
-static void offer_row(struct beams *b, const struct fake_config *c, uint64_t state, uint32_t item,
-                      float beam_score, const struct plan_sampling *s)
+uint32_t fake_offers(const struct fake_config *c, uint64_t state, const struct plan_beam_group *g,
+                     const struct plan_sampling *s, struct result_logprob *ret)
 {
-    const struct plan_beam_group *g = b->group;
     uint64_t h = mix(plain_hash(state), SALT_BEAM);
     if (!g->deterministic)
         h = mix(mix(mix(h, g->seed), g->request), g->output_index);
-    uint32_t n_text = (uint32_t)(c->text_end - c->text_begin), offered = 0;
+    uint32_t n_text = (uint32_t)(c->text_end - c->text_begin), n = 0;
     if (h % MILLION < (uint64_t)(c->params.end_probability * MILLION) && c->n_end_tokens) {
         int32_t token = c->end_tokens[(h >> 40) % c->n_end_tokens];
-        if (is_allowed(token, s)) {
-            hold(b, (struct result_candidate){item, token,
-                                              beam_score + fake_token_logprob(c, state, token)});
-            offered++;
-        }
+        if (is_allowed(token, s))
+            ret[n++] = (struct result_logprob){token, fake_token_logprob(c, state, token)};
     }
     int32_t token = text_token(c, h);
-    for (uint32_t i = 0; i != n_text && offered != g->width; i++) {
-        if (is_allowed(token, s)) {
-            hold(b, (struct result_candidate){item, token,
-                                              beam_score + fake_token_logprob(c, state, token)});
-            offered++;
-        }
+    for (uint32_t i = 0; i != n_text && n != g->width; i++) {
+        if (is_allowed(token, s))
+            ret[n++] = (struct result_logprob){token, fake_token_logprob(c, state, token)};
         token = token + 1 == c->text_end ? c->text_begin : token + 1;
     }
+    return n;
+}
+
+static void offer_row(struct beams *b, const struct fake_config *c, uint64_t state, uint32_t item,
+                      float beam_score, const struct plan_sampling *s)
+{
+    struct result_logprob offers[PLAN_MAX_BEAM_WIDTH];
+    uint32_t n = fake_offers(c, state, b->group, s, offers);
+    for (uint32_t i = 0; i != n; i++)
+        hold(b, (struct result_candidate){item, offers[i].token, beam_score + offers[i].logprob});
 }
 
 /* ---- the cache ---- */

@@ -100,5 +100,10 @@ float fake_token_logprob(const struct fake_config *c, uint64_t state, int32_t to
 /* Best first; ties: lower id. Returns how many, at most n. */
 uint32_t fake_top(const struct fake_config *c, uint64_t state, uint32_t n,
                   struct result_logprob *ret);
+/* What a row offers to its beam group, in no order: end tokens now and then, and text tokens that
+ * stand side by side, as many as the group could keep. Searches that are not deterministic look
+ * from another place. `ret` has room for the group's width. */
+uint32_t fake_offers(const struct fake_config *c, uint64_t state, const struct plan_beam_group *g,
+                     const struct plan_sampling *s, struct result_logprob *ret);
 
 #endif
