@@ -71,7 +71,7 @@ static const struct conf_option options[] = {
     {"coordinator.limits.max_choices", CONF_UINT, AT(coordinator.limits.max_choices), "256", 1,
      4096, NULL, "Most choices of a Score request."},
     {"coordinator.limits.max_connections", CONF_UINT, AT(coordinator.limits.max_connections),
-     "1024", 1, 65536, NULL, "Calls open at once, workers included; one more is refused."},
+     "1024", 1, 65536, NULL, "Calls of clients open at once; one more is refused."},
     {"coordinator.limits.max_groups", CONF_UINT, AT(coordinator.limits.max_groups), "64", 1, 64,
      NULL, "Groups (copies of the model) at once; a rank that names one more is refused."},
     {"coordinator.limits.max_ranks", CONF_UINT, AT(coordinator.limits.max_ranks), "512", 1, 4096,

@@ -13,6 +13,8 @@
 
 #define TICK_NS (100 * NSEC_PER_MSEC)
 
+enum { SPARE_SESSIONS = 64 };
+
 /* ---- the pump ---- */
 
 static void pump_touched(struct coordinator *c)
@@ -329,7 +331,13 @@ static int open_servers(struct coordinator *c, struct rpc_runtime *runtime, stru
     bool separate = *f->coordinator.worker_listen;
     size_t n = front_methods(c, c->methods);
     assert(n < ARRAY_LEN(c->methods));
-    c->methods[n] = (struct rpc_method){"/glmd.v1.Worker/Session", fleet_on_session, c->fleet};
+    c->methods[n] = (struct rpc_method){
+        .path = "/glmd.v1.Worker/Session",
+        .on_call = fleet_on_session,
+        .context = c->fleet,
+        /* Clients that wait for ranks must not keep them out. A rank may have a second process. */
+        .max_calls = 2 * (size_t)f->coordinator.limits.max_ranks + SPARE_SESSIONS,
+    };
 
     int r = rpc_server_new(runtime, &limits, &c->server);
     if (r == 0 && separate)

@@ -518,6 +518,7 @@ size_t front_methods(struct coordinator *c, struct rpc_method *ret)
         {"/glmd.v1.Cluster/Abort", cluster_on_abort},
     };
     for (size_t i = 0; i != ARRAY_LEN(entries); i++)
-        ret[i] = (struct rpc_method){entries[i].path, entries[i].on_call, c};
+        ret[i] = (struct rpc_method){
+            .path = entries[i].path, .on_call = entries[i].on_call, .context = c};
     return ARRAY_LEN(entries);
 }

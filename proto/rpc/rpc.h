@@ -92,6 +92,9 @@ struct rpc_method {
     const char *path; /* "/glmd.v1.Inference/Generate" */
     void (*on_call)(struct rpc_call *c, void *context);
     void *context;
+    /* 0: its calls count towards the server's max_calls. Otherwise it has room of its own for so
+     * many, whatever the other methods do. */
+    size_t max_calls;
 };
 
 int rpc_server_new(struct rpc_runtime *r, const struct rpc_limits *limits, struct rpc_server **ret);

@@ -164,7 +164,8 @@ struct rpc_server {
     size_t n_methods;
     size_t max_calls, max_message_bytes;
     struct call_list calls, builtin_calls, refused_calls;
-    size_t n_accepting; /* call objects that wait inside gRPC */
+    struct call_list own_calls[RPC_MAX_METHODS]; /* of methods with a limit of their own */
+    size_t n_accepting;                          /* call objects that wait inside gRPC */
     bool started, stopping, drained;
     struct event shutdown_event;
     uv_timer_t grace; /* until this ends, open calls may go on */

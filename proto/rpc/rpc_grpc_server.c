@@ -184,26 +184,34 @@ static int64_t deadline_from(gpr_timespec deadline)
     return result ? result : 1;
 }
 
-static const struct rpc_method *find_method(const struct rpc_server *s, const char *path,
-                                            bool *ret_builtin)
+/* The list that a method's calls count in, and how many may be in it. */
+static const struct rpc_method *find_method(struct rpc_server *s, const char *path,
+                                            struct call_list **ret_list, size_t *ret_limit)
 {
+    *ret_list = &s->calls;
+    *ret_limit = s->max_calls;
     for (size_t i = 0; i < s->n_methods; i++) {
-        if (strcmp(path, s->methods[i]->path) == 0) {
-            *ret_builtin = s->is_builtin[i];
-            return s->methods[i];
+        const struct rpc_method *m = s->methods[i];
+        if (strcmp(path, m->path) != 0)
+            continue;
+        if (s->is_builtin[i]) {
+            *ret_list = &s->builtin_calls;
+            *ret_limit = RPC_BUILTIN_CALLS;
+        } else if (m->max_calls) {
+            *ret_list = &s->own_calls[i];
+            *ret_limit = m->max_calls;
         }
+        return m;
     }
-    *ret_builtin = false;
     return NULL;
 }
 
 /* Decides what becomes of a new call; NULL: it has been refused. */
 static const struct rpc_method *admit(struct rpc_server *s, struct rpc_call *c)
 {
-    bool builtin;
-    const struct rpc_method *method = find_method(s, c->path, &builtin);
-    size_t limit = builtin ? RPC_BUILTIN_CALLS : s->max_calls;
-    struct call_list *list = builtin ? &s->builtin_calls : &s->calls;
+    struct call_list *list;
+    size_t limit;
+    const struct rpc_method *method = find_method(s, c->path, &list, &limit);
     char reason[256];
     if (s->stopping) {
         rpc_finish(c, RPC_UNAVAILABLE, "the server is shutting down");
@@ -260,10 +268,17 @@ static void on_closed(struct event *e, bool ok)
 
 /* ---- shutting down ---- */
 
+static size_t count_calls(const struct rpc_server *s)
+{
+    size_t n = s->calls.n + s->builtin_calls.n + s->refused_calls.n;
+    for (size_t i = 0; i < s->n_methods; i++)
+        n += s->own_calls[i].n;
+    return n;
+}
+
 static void free_if_over(struct rpc_server *s)
 {
-    if (!s->drained || !s->grace_closed || s->n_accepting || s->calls.n || s->builtin_calls.n ||
-        s->refused_calls.n)
+    if (!s->drained || !s->grace_closed || s->n_accepting || count_calls(s))
         return;
     grpc_server_destroy(s->server);
     health_free(s->services.health);

@@ -178,7 +178,7 @@ const struct rpc_method test_methods[] = {
     {"/test.Test/Unary", on_echo_call, NULL},    {"/test.Test/Bidi", on_echo_call, NULL},
     {"/test.Test/Stream", on_stream_call, NULL}, {"/test.Test/Flood", on_flood_call, NULL},
     {"/test.Test/Hold", on_hold_call, NULL},     {"/test.Test/Paused", on_paused_call, NULL},
-    {"/test.Test/Refuse", on_refuse_call, NULL},
+    {"/test.Test/Refuse", on_refuse_call, NULL}, {"/test.Test/Own", on_echo_call, NULL, 1},
 };
 const size_t n_test_methods = ARRAY_LEN(test_methods);
 

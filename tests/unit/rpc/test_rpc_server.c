@@ -96,8 +96,19 @@ static void test_max_calls(void **state)
     client_unary(r, &more, "/test.Test/Unary", "x", 1);
     assert_int_equal(more.status, RPC_RESOURCE_EXHAUSTED);
     assert_string_equal(more.message, "the server already has its limit of 4 calls; try later");
+    /* a method with room of its own is not kept out, and has a limit, too */
+    struct client own = {0};
+    client_open(r, &own, "/test.Test/Own", 0);
+    assert_int_equal(rpc_send(own.call, "x", 1), 0);
+    WAIT(r, own.n_messages == 1);
+    client_unary(r, &more, "/test.Test/Own", "x", 1);
+    assert_int_equal(more.status, RPC_RESOURCE_EXHAUSTED);
+    assert_string_equal(more.message, "the server already has its limit of 1 calls; try later");
+    rpc_half_close(own.call);
+    WAIT(r, own.n_done);
+    assert_int_equal(own.status, RPC_OK);
     rpc_half_close(c[0].call);
-    WAIT(r, c[0].n_done && !served->next->next->next->call);
+    WAIT(r, c[0].n_done && !served->next->next->next->next->call); /* behind own */
     client_unary(r, &more, "/test.Test/Unary", "x", 1);
     assert_int_equal(more.status, RPC_OK);
     for (int i = 1; i < 4; i++)
