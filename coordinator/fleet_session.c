@@ -28,7 +28,8 @@ void session_close(struct rank_session *s, enum rpc_status status, const char *w
     if (s->ended)
         return;
     s->ended = true;
-    rpc_finish(s->call, status, why);
+    if (s->call) /* NULL: it is the end of the call that led here */
+        rpc_finish(s->call, status, why);
 }
 
 static void refuse(struct rank_session *s, enum wire_refuse_code code, const char *why)
@@ -199,7 +200,12 @@ static void claim_rank(struct rank_session *s)
             group_down(g, "rank %u lost its connection", s->rank);
         session_close(old, RPC_ABORTED, "the worker has opened another stream");
     } else if (k->current && k->standby) {
-        refuse(s, WIRE_REFUSE_RANK, "two other processes hold this rank or wait for it");
+        /* Not for good: both may be dead, and only their leases tell. It dials again. */
+        log_warn("rank %u: pid %u on %s is sent away: two other processes hold the rank or wait "
+                 "for it",
+                 s->rank, s->pid, s->host);
+        s->hello = false;
+        session_close(s, RPC_UNAVAILABLE, "two other processes hold this rank or wait for it");
         return;
     } else if (k->current) {
         log_warn("group %s: rank %u: pid %u on %s waits: pid %u on %s has the rank", g->name,
