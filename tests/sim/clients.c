@@ -1,0 +1,183 @@
+/* clients.c: the clients' calls: when they come, how they read, when they give up. See clients.h.
+ */
+#include "clients.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/util.h"
+
+struct sim_client {
+    struct process process;
+    struct rpc_sim_host *host;
+    struct rpc_runtime *runtime;
+    struct rpc_channel *channel;
+    struct sim_request *requests; /* all of the run, newest first */
+    uint32_t n_made, n_open;
+};
+
+static const char *path_of(const struct sim_request *q)
+{
+    return q->kind == REQUEST_GENERATE ? "/glmd.v1.Inference/Generate"
+           : q->kind == REQUEST_FILL   ? "/glmd.v1.Inference/Fill"
+                                       : "/glmd.v1.Inference/Score";
+}
+
+/* ---- a call ---- */
+
+static void cancel(struct sim_request *q)
+{
+    if (!q->call)
+        return;
+    trace(&q->sim->world, "request %u: cancels", q->number);
+    q->cancelled = true;
+    rpc_cancel(q->call);
+}
+
+static void on_cancel_time(void *arg)
+{
+    cancel(arg);
+}
+
+static void on_pause_over(void *arg)
+{
+    struct sim_request *q = arg;
+    if (q->call)
+        rpc_resume(q->call);
+}
+
+static void on_message(struct rpc_call *c, const uint8_t *data, size_t size)
+{
+    struct sim_request *q = rpc_user(c);
+    struct sim *s = q->sim;
+    q->n_messages++;
+    sim_request_message(q, data, size);
+    if (q->n_messages == q->cancel_message) {
+        cancel(q);
+    } else if (q->n_messages == q->pause_message) {
+        q->paused = true;
+        rpc_pause(c);
+        world_post(&s->world, &s->client->process, q->pause_ns, on_pause_over, q);
+    }
+}
+
+static void on_done(struct rpc_call *c, enum rpc_status status, const char *message)
+{
+    struct sim_request *q = rpc_user(c);
+    struct sim *s = q->sim;
+    q->call = NULL;
+    q->done = true;
+    q->done_ns = s->world.now_ns;
+    assert(s->client->n_open > 0);
+    s->client->n_open--;
+    trace(&s->world, "request %u: %s %s, %u messages, %u+%u tokens", q->number,
+          rpc_status_name(status), message, q->n_messages, q->usage.prompt_tokens,
+          q->usage.completion_tokens);
+    sim_request_verify(q, status, message);
+    sim_request_free_answer(q);
+    request_free(q->fresh);
+    q->fresh = NULL;
+    buf_deinit(&q->packed);
+}
+
+static const struct rpc_callbacks callbacks = {.on_message = on_message, .on_done = on_done};
+
+static void on_arrival(void *arg)
+{
+    struct sim_request *q = arg;
+    struct sim *s = q->sim;
+    struct sim_client *c = s->client;
+    sim_request_make(q);
+    q->sent_ns = s->world.now_ns;
+    c->n_open++;
+    trace(&s->world, "request %u: %s, %zu bytes%s", q->number, path_of(q), q->packed.size,
+          !q->fresh       ? ", not admissible"
+          : !q->fits_some ? ", too large"
+                          : "");
+    int r = rpc_open(c->channel, path_of(q), q->deadline_ns, rng_chance(&s->world.work, 80),
+                     &callbacks, q, &q->call);
+    if (r < 0)
+        world_fail(&s->world, "rpc_open: %s", err_name(r));
+    rpc_send(q->call, q->packed.data, q->packed.size);
+    rpc_half_close(q->call);
+    if (q->cancel_ns)
+        world_post(&s->world, &c->process, q->cancel_ns, on_cancel_time, q);
+}
+
+/* ---- all of them ---- */
+
+static void plan_arrivals(struct sim *s)
+{
+    struct rng *r = &s->world.work;
+    struct sim_client *c = s->client;
+    int64_t burst_ns = 0;
+    for (uint32_t i = 0; i != s->plan.n_requests; i++) {
+        struct sim_request *q = calloc(1, sizeof *q);
+        assert(q);
+        q->sim = s;
+        q->number = c->n_made++;
+        q->next = c->requests;
+        c->requests = q;
+        /* One in four comes right behind the one before. */
+        if (!i || rng_chance(r, 75))
+            burst_ns = rng_between(r, 0, s->plan.work_ns);
+        else
+            burst_ns += rng_between(r, 0, 2 * NSEC_PER_MSEC);
+        world_post(&s->world, &c->process, burst_ns, on_arrival, q);
+    }
+}
+
+void sim_clients_start(struct sim *s)
+{
+    struct sim_client *c = calloc(1, sizeof *c);
+    assert(c);
+    s->client = c;
+    snprintf(c->process.name, sizeof c->process.name, "clients");
+    c->host = rpc_sim_host_new(s->net, "clients", &c->process);
+    if (rng_chance(&s->world.work, 40)) /* small windows: back-pressure sooner */
+        rpc_sim_set_window(c->host, (size_t)rng_between(&s->world.work, 64, 2048));
+    struct err e = ERR_INIT;
+    int r = rpc_runtime_new(rpc_sim_host_loop(c->host), &c->runtime, &e);
+    if (r == 0)
+        r = rpc_channel_new(c->runtime, s->config.coordinator.listen, NULL, NULL, &c->channel, &e);
+    if (r < 0)
+        world_fail(&s->world, "clients: %s", e.message);
+    plan_arrivals(s);
+}
+
+bool sim_clients_done(const struct sim *s)
+{
+    for (const struct sim_request *q = s->client->requests; q; q = q->next) {
+        if (!q->done)
+            return false;
+    }
+    return true;
+}
+
+uint32_t sim_clients_open(const struct sim *s)
+{
+    return s->client->n_open;
+}
+
+void sim_clients_break(struct sim *s)
+{
+    rpc_sim_break(s->client->host);
+}
+
+void sim_clients_stop(struct sim *s)
+{
+    s->client->process.dead = true;
+    rpc_sim_kill(s->client->host, 0);
+}
+
+void sim_clients_free(struct sim *s)
+{
+    struct sim_client *c = s->client;
+    for (struct sim_request *q = c->requests, *next; q; q = next) {
+        next = q->next;
+        free(q);
+    }
+    free(c);
+    s->client = NULL;
+}

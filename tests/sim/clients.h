@@ -1,0 +1,77 @@
+/* clients.h: a client's request: what it asks for, how it behaves, what it has got. Shared by
+ * clients.c (the calls), generate.c (random requests) and verify.c (the answers). */
+#ifndef GLMD_TESTS_SIM_CLIENTS_H
+#define GLMD_TESTS_SIM_CLIENTS_H
+
+#include "base/buf.h"
+#include "coordinator/request.h"
+#include "proto/rpc/wire_inference.h"
+#include "sim.h"
+
+enum { SIM_MAX_PARTS = 64 };
+
+struct sim_logprob {
+    int32_t token;
+    float logprob;
+    uint32_t n_top;
+    struct result_logprob top[PLAN_MAX_TOP_LOGPROBS];
+};
+
+/* One choice or blank, as it came. */
+struct sim_part {
+    struct token_list tokens;
+    struct buf text;
+    uint32_t n_logprobs;
+    struct sim_logprob *logprobs; /* [n_logprobs] */
+    enum wire_finish_reason finish;
+    int32_t stop_token; /* -1 = none */
+    double score;
+};
+
+struct sim_request {
+    struct sim *sim;
+    struct sim_request *next;
+    uint32_t number;
+    enum request_kind kind;
+
+    /* what is asked */
+    struct buf packed;
+    bool return_ids, wants_logprobs;
+    bool has_seed;
+    uint32_t n_parts;      /* choices that come back; Fill: blanks */
+    struct request *fresh; /* as admission reads it; NULL: it refuses it */
+    int refusal;           /* then: its code */
+    bool fits_some;        /* a group of this run can run it at all */
+    bool fits_all;         /* every one can */
+
+    /* how the client behaves */
+    int64_t deadline_ns;     /* relative, 0 = none */
+    int64_t cancel_ns;       /* relative, 0 = never */
+    uint32_t cancel_message; /* after that many messages, 0 = never */
+    uint32_t pause_message;  /* stops reading after that many messages, 0 = never */
+    int64_t pause_ns;
+
+    /* what has come */
+    struct rpc_call *call; /* NULL before and after */
+    int64_t sent_ns, done_ns;
+    bool cancelled, paused, done;
+    uint32_t n_messages;
+    bool has_usage;
+    struct wire_usage usage;
+    bool seed_known;
+    uint64_t seed;
+    struct sim_part parts[SIM_MAX_PARTS];
+    /* Fill and Score: the last message */
+    struct wire_fill_response *fill; /* owned, unpacked */
+    struct wire_score_response *score;
+};
+
+/* generate.c */
+void sim_request_make(struct sim_request *q);
+
+/* verify.c */
+void sim_request_message(struct sim_request *q, const uint8_t *data, size_t size);
+void sim_request_verify(struct sim_request *q, enum rpc_status status, const char *message);
+void sim_request_free_answer(struct sim_request *q);
+
+#endif

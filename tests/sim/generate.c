@@ -1,0 +1,325 @@
+/* generate.c: random requests of every kind, with every option. See clients.h. */
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/util.h"
+#include "clients.h"
+
+enum { MAX_BIAS = 3, MAX_STOP_IDS = 4, MAX_SCORED = 12, MAX_IDS = 512 };
+
+/* Everything that a message points to while it is being packed. */
+struct draft {
+    struct sim_request *q;
+    struct rng *rng;
+    const struct arch *arch;
+    int32_t ids[MAX_IDS];
+    struct wire_token_ids tokens;
+    struct plan_bias bias[MAX_BIAS];
+    int32_t stop_ids[MAX_STOP_IDS];
+    struct wire_id_ranges ranges;
+    struct plan_range range;
+    struct wire_beam_parameters beam;
+    struct wire_sampling_parameters sampling;
+    int32_t scored_ids[MAX_SCORED][64];
+    struct wire_token_ids scored[MAX_SCORED];
+    char request_id[32];
+};
+
+static int32_t text_token(struct draft *d)
+{
+    const struct arch_tokens *t = &d->arch->tokens;
+    return (int32_t)(t->n_image_tokens + 20 +
+                     rng_below(d->rng, t->special_base - t->n_image_tokens - 20));
+}
+
+static uint32_t fill_ids(struct draft *d, int32_t *ids, uint32_t n)
+{
+    for (uint32_t i = 0; i != n; i++)
+        ids[i] = text_token(d);
+    return n;
+}
+
+/* Mostly short, sometimes as long as the run allows. */
+static uint32_t some_length(struct draft *d, uint32_t max)
+{
+    uint32_t limit = rng_chance(d->rng, 70) ? MAX(max / 6, 1u) : max;
+    return 1 + rng_below(d->rng, limit);
+}
+
+static const char *some_text(struct draft *d)
+{
+    static const char *const texts[] = {
+        "The capital of France is [MASK], on the river [MASK].",
+        "Once upon a time there was",
+        "人工智能的未来是",
+        "One, two, three, [gMASK]",
+        "A sentence with [sMASK] inside.",
+        "naïve café — 你好，世界 🙂",
+    };
+    return texts[rng_below(d->rng, ARRAY_LEN(texts))];
+}
+
+/* A few tenants, one of them with most of the requests. */
+static const char *some_user(struct draft *d)
+{
+    static const char *const users[] = {"", "", "", "a", "b", "c"};
+    return rng_chance(d->rng, 40) ? "crowd" : users[rng_below(d->rng, ARRAY_LEN(users))];
+}
+
+static int32_t some_priority(struct draft *d)
+{
+    return rng_chance(d->rng, 75) ? 0 : (int32_t)rng_below(d->rng, 201) - 100;
+}
+
+static void draft_beam(struct draft *d)
+{
+    struct rng *r = d->rng;
+    d->sampling.strategy = WIRE_STRATEGY_BEAM;
+    d->beam = (struct wire_beam_parameters){
+        .num_beams = 1 + rng_below(r, 5),
+        .has_length_penalty = rng_chance(r, 50),
+        .length_penalty = (double)rng_below(r, 5) / 2,
+        .no_repeat_ngram_size = rng_chance(r, 40) ? 2 + rng_below(r, 3) : 0,
+        .sampled = rng_chance(r, 30),
+        .has_consider_end = rng_chance(r, 50),
+        .consider_end = rng_chance(r, 50),
+    };
+    d->sampling.beam = &d->beam;
+}
+
+static void draft_bias(struct draft *d)
+{
+    uint32_t n = 1 + rng_below(d->rng, MAX_BIAS);
+    for (uint32_t i = 0; i != n; i++)
+        d->bias[i] = (struct plan_bias){text_token(d), (float)rng_below(d->rng, 9) - 4};
+    if (rng_chance(d->rng, 60)) /* an end token that is wanted: short answers */
+        d->bias[0] = (struct plan_bias){d->arch->tokens.eop, 4};
+    d->sampling.logit_bias = d->bias;
+    d->sampling.n_logit_bias = n;
+}
+
+static void draft_penalties(struct draft *d)
+{
+    struct rng *r = d->rng;
+    struct wire_sampling_parameters *s = &d->sampling;
+    s->min_p = rng_chance(r, 50) ? (float)rng_below(r, 10) / 20 : 0;
+    s->repetition_penalty = rng_chance(r, 50) ? (float)(5 + rng_below(r, 10)) / 10 : 0;
+    s->presence_penalty = rng_chance(r, 30) ? (float)rng_below(r, 9) / 2 - 2 : 0;
+    s->frequency_penalty = rng_chance(r, 30) ? (float)rng_below(r, 9) / 2 - 2 : 0;
+}
+
+static void draft_sampling(struct draft *d, bool beams_allowed)
+{
+    struct rng *r = d->rng;
+    struct wire_sampling_parameters *s = &d->sampling;
+    *s = (struct wire_sampling_parameters){
+        .has_temperature = rng_chance(r, 50),
+        .temperature = (float)rng_below(r, 20) / 10,
+        .top_k = rng_chance(r, 30) ? 1 + rng_below(r, 40) : 0,
+        .has_top_p = rng_chance(r, 50),
+        .top_p = (float)rng_below(r, 11) / 10,
+        .has_seed = rng_chance(r, 85),
+        .seed = rng_next(r),
+        .min_tokens = rng_chance(r, 20) ? rng_below(r, 10) : 0,
+        .ignore_end = rng_chance(r, 15),
+    };
+    if (rng_chance(r, 40))
+        draft_bias(d);
+    if (rng_chance(r, 25))
+        draft_penalties(d);
+    if (rng_chance(r, 15)) {
+        d->range = (struct plan_range){0, (int32_t)d->arch->tokens.n_image_tokens};
+        d->ranges = (struct wire_id_ranges){&d->range, 1};
+        s->invalid_ids = &d->ranges;
+    }
+    if (beams_allowed && rng_chance(r, 20)) {
+        draft_beam(d);
+    } else if (rng_chance(r, 15)) {
+        s->n_stop_token_ids = fill_ids(d, d->stop_ids, 1 + rng_below(r, MAX_STOP_IDS));
+        if (rng_chance(r, 30))
+            d->stop_ids[0] = d->arch->tokens.eos;
+        s->stop_token_ids = d->stop_ids;
+    } else if (rng_chance(r, 20)) {
+        s->logprobs = true;
+        s->top_logprobs = rng_below(r, 6);
+    }
+    d->q->has_seed = s->has_seed;
+    d->q->seed_known = s->has_seed;
+    d->q->seed = s->seed;
+    d->q->wants_logprobs = s->logprobs;
+}
+
+static void draft_request_id(struct draft *d)
+{
+    snprintf(d->request_id, sizeof d->request_id, "request-%u", d->q->number);
+}
+
+static void keep_request(struct sim_request *q, int code, struct request *r)
+{
+    q->refusal = code;
+    q->fresh = code == 0 ? r : NULL;
+}
+
+static void make_generate(struct draft *d)
+{
+    struct sim_request *q = d->q;
+    struct rng *r = d->rng;
+    struct wire_generate_request w = {.model = "", .request_id = d->request_id, .user = ""};
+    draft_sampling(d, true);
+    w.user = some_user(d);
+    w.priority = some_priority(d);
+    w.sampling = &d->sampling;
+    w.max_tokens = some_length(d, q->sim->plan.max_new);
+    w.n = rng_chance(r, 20) ? 1 + rng_below(r, 5) : 0;
+    if (d->sampling.strategy == WIRE_STRATEGY_BEAM)
+        w.n = rng_below(r, d->beam.num_beams + 1);
+    else if (d->sampling.top_k != 1 && d->sampling.has_temperature &&
+             d->sampling.temperature >= 0.1f && rng_chance(r, 15))
+        w.best_of = MAX(w.n, 1u) + rng_below(r, 4);
+    w.unidirectional = rng_chance(r, 25);
+    w.return_token_ids = rng_chance(r, 85);
+    if (rng_chance(r, 12)) {
+        w.text = some_text(d);
+    } else {
+        uint32_t n = fill_ids(d, d->ids, some_length(d, q->sim->plan.max_prompt));
+        if (rng_chance(r, 40))
+            d->ids[rng_below(r, n)] = d->arch->tokens.mask;
+        d->tokens = (struct wire_token_ids){d->ids, n};
+        w.tokens = &d->tokens;
+    }
+    if (rng_chance(r, 3))
+        w.max_tokens = 1000000; /* refused */
+    q->return_ids = w.return_token_ids;
+    struct err e = ERR_INIT;
+    struct request *fresh = NULL;
+    int code = admit_generate(&q->sim->admit, &w, &fresh, &e);
+    keep_request(q, code, fresh);
+    if (q->fresh)
+        q->n_parts = q->fresh->params.n_best ? q->fresh->params.n_best : q->fresh->params.n_choices;
+    if (wire_pack_generate_request(&w, &q->packed) < 0)
+        abort();
+}
+
+static void make_fill(struct draft *d)
+{
+    struct sim_request *q = d->q;
+    struct rng *r = d->rng;
+    struct wire_fill_request w = {.model = "", .request_id = d->request_id, .user = ""};
+    draft_sampling(d, true);
+    d->sampling.logprobs = false;
+    d->sampling.top_logprobs = 0;
+    q->wants_logprobs = false;
+    w.user = some_user(d);
+    w.priority = some_priority(d);
+    w.sampling = &d->sampling;
+    w.return_token_ids = rng_chance(r, 85);
+    if (rng_chance(r, 15)) {
+        w.text = "The capital of [MASK] is [MASK], on the river [MASK].";
+    } else {
+        const struct arch_tokens *t = &d->arch->tokens;
+        const int32_t masks[] = {t->mask, t->smask, t->gmask};
+        int32_t mask = masks[rng_below(r, 3)];
+        uint32_t n = 0, n_masks = 1 + rng_below(r, 4);
+        for (uint32_t i = 0; i != n_masks; i++) {
+            n += fill_ids(d, d->ids + n, rng_below(r, MIN(q->sim->plan.max_prompt / 4, 60u) + 1));
+            d->ids[n++] = mask;
+        }
+        n += fill_ids(d, d->ids + n, rng_below(r, 10));
+        d->tokens = (struct wire_token_ids){d->ids, n};
+        w.tokens = &d->tokens;
+        w.max_length = n + 1 + some_length(d, q->sim->plan.max_new);
+    }
+    q->return_ids = w.return_token_ids;
+    struct err e = ERR_INIT;
+    struct request *fresh = NULL;
+    int code = admit_fill(&q->sim->admit, &w, &fresh, &e);
+    keep_request(q, code, fresh);
+    q->n_parts = SIM_MAX_PARTS;
+    if (wire_pack_fill_request(&w, &q->packed) < 0)
+        abort();
+}
+
+static void make_score(struct draft *d)
+{
+    struct sim_request *q = d->q;
+    struct rng *r = d->rng;
+    struct wire_score_request w = {.model = "", .request_id = d->request_id, .user = ""};
+    w.user = some_user(d);
+    w.priority = some_priority(d);
+    uint32_t n = fill_ids(d, d->ids, some_length(d, q->sim->plan.max_prompt));
+    d->tokens = (struct wire_token_ids){d->ids, n};
+    w.tokens = &d->tokens;
+    w.use_gmask = rng_chance(r, 50);
+    w.n_choice_tokens = 1 + rng_below(r, MAX_SCORED);
+    for (uint32_t i = 0; i != w.n_choice_tokens; i++)
+        d->scored[i] = (struct wire_token_ids){d->scored_ids[i],
+                                               fill_ids(d, d->scored_ids[i], 1 + rng_below(r, 30))};
+    w.choice_tokens = d->scored;
+    struct err e = ERR_INIT;
+    struct request *fresh = NULL;
+    int code = admit_score(&q->sim->admit, &w, &fresh, &e);
+    keep_request(q, code, fresh);
+    if (wire_pack_score_request(&w, &q->packed) < 0)
+        abort();
+}
+
+/* What the scheduler checks: whether a group can ever run the request. */
+static bool fits(const struct request *r, const struct plan_limits *l)
+{
+    uint32_t n_slots = request_slots(r, l->n_slots), total = request_max_tokens(r);
+    uint32_t piece = r->prompt.prefix_len ? (uint32_t)r->prompt.ids.n : 1;
+    if (r->kind == REQUEST_FILL)
+        piece = total;
+    return n_slots <= l->n_slots && total <= l->max_seq && piece <= l->max_tokens &&
+           request_blocks(r, n_slots) <= l->n_blocks &&
+           r->params.n_top_logprobs <= l->n_top_logprobs;
+}
+
+static void check_fits(struct sim_request *q)
+{
+    q->fits_some = false;
+    q->fits_all = q->fresh != NULL;
+    for (uint32_t i = 0; q->fresh && i != q->sim->plan.n_groups; i++) {
+        bool ok = fits(q->fresh, &q->sim->groups[i].limits);
+        q->fits_some = q->fits_some || ok;
+        q->fits_all = q->fits_all && ok;
+    }
+}
+
+static void draw_behaviour(struct sim_request *q, struct rng *r)
+{
+    if (rng_chance(r, 25))
+        q->deadline_ns = rng_between(r, 20 * NSEC_PER_MSEC, 20 * NSEC_PER_SEC);
+    if (rng_chance(r, 12))
+        q->cancel_ns = rng_between(r, NSEC_PER_MSEC, 3 * NSEC_PER_SEC);
+    if (rng_chance(r, 5))
+        q->cancel_message = 1 + rng_below(r, 8);
+    if (rng_chance(r, 10)) {
+        q->pause_message = 1 + rng_below(r, 6);
+        q->pause_ns = rng_between(r, NSEC_PER_MSEC, 10 * NSEC_PER_SEC);
+    }
+}
+
+void sim_request_make(struct sim_request *q)
+{
+    struct draft *d = calloc(1, sizeof *d);
+    assert(d);
+    struct rng *r = &q->sim->world.work;
+    d->q = q;
+    d->rng = r;
+    d->arch = q->sim->admit.arch;
+    draft_request_id(d);
+    uint32_t kind = rng_below(r, 10);
+    q->kind = kind < 6 ? REQUEST_GENERATE : kind < 8 ? REQUEST_FILL : REQUEST_SCORE;
+    if (q->kind == REQUEST_GENERATE)
+        make_generate(d);
+    else if (q->kind == REQUEST_FILL)
+        make_fill(d);
+    else
+        make_score(d);
+    check_fits(q);
+    draw_behaviour(q, r);
+    free(d);
+}

@@ -1,0 +1,349 @@
+/* reference.c: see reference.h. */
+#include "reference.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/util.h"
+
+enum { MAX_STOP_IDS = 64 };
+
+struct job {
+    const struct arch *arch;
+    const struct fake_config *config;
+    const struct request *request;
+    struct reference *ret;
+};
+
+static void *must_alloc(size_t n, size_t size)
+{
+    void *p = alloc_array(n, size);
+    if (!p)
+        abort();
+    return p;
+}
+
+static void must_append(struct token_list *l, const int32_t *ids, size_t n)
+{
+    if (token_list_extend(l, ids, n) < 0)
+        abort();
+}
+
+/* The whole prompt. */
+static struct fake_context begin(const struct job *j, const struct prompt *p)
+{
+    struct fake_context x;
+    int32_t *positions = must_alloc(p->ids.n, sizeof *positions);
+    for (uint32_t i = 0; i != p->ids.n; i++)
+        positions[i] = prompt_position(p, i);
+    fake_context_init(&x, j->config, p->ids.ids, positions, p->prefix_len);
+    for (uint32_t i = p->prefix_len; i != p->ids.n; i++)
+        fake_context_add(&x, p->ids.ids[i], positions[i]);
+    free(positions);
+    return x;
+}
+
+static bool is_end(const struct arch *a, int32_t token)
+{
+    return token == a->tokens.eop || token == a->tokens.eos;
+}
+
+static bool is_stop(const struct request *r, int32_t token)
+{
+    for (uint32_t i = 0; i != r->params.n_stop_ids; i++) {
+        if (r->params.stop_ids[i] == token)
+            return true;
+    }
+    return false;
+}
+
+static struct plan_sampling sampling(const struct request *r, uint32_t round, uint32_t choice,
+                                     uint32_t index)
+{
+    const struct request_params *p = &r->params;
+    return (struct plan_sampling){
+        .temperature = p->temperature,
+        .top_k = p->top_k,
+        .top_p = p->top_p,
+        .min_p = p->min_p,
+        .repetition_penalty = p->repetition_penalty,
+        .presence_penalty = p->presence_penalty,
+        .frequency_penalty = p->frequency_penalty,
+        .seed = p->seed,
+        .request = round,
+        .choice = choice,
+        .output_index = index,
+        .bias = p->bias,
+        .n_bias = p->n_bias,
+        .forbidden = p->forbidden,
+        .n_forbidden = p->n_forbidden,
+    };
+}
+
+/* What must not be chosen as token `index`. */
+static uint32_t bans(const struct job *j, size_t index, int32_t *ret)
+{
+    const struct request_params *p = &j->request->params;
+    const int32_t end_tokens[2] = {j->arch->tokens.eop, j->arch->tokens.eos};
+    bool early = index < p->min_tokens;
+    uint32_t n = 0;
+    for (size_t i = 0; i != 2; i++) {
+        if (early || (p->ignore_end && !is_stop(j->request, end_tokens[i])))
+            ret[n++] = end_tokens[i];
+    }
+    for (uint32_t i = 0; early && i != p->n_stop_ids; i++)
+        ret[n++] = p->stop_ids[i];
+    return n;
+}
+
+static void run_sample(struct job *j, const struct prompt *p, uint32_t round, uint32_t choice,
+                       size_t max_new, struct ref_output *o)
+{
+    const struct request *r = j->request;
+    const struct arch *a = j->arch;
+    int32_t banned[2 + MAX_STOP_IDS];
+    struct token_list history = {0};
+    must_append(&history, p->ids.ids, p->ids.n);
+    struct fake_context x = begin(j, p);
+    o->end_token = -1;
+    o->finish = FINISH_LENGTH;
+    o->logprobs = must_alloc(max_new, sizeof *o->logprobs);
+    o->states = must_alloc(max_new, sizeof *o->states);
+    while (o->tokens.n < max_new) {
+        struct plan_sampling s = sampling(r, round, choice, (uint32_t)o->tokens.n);
+        s.banned = banned;
+        s.n_banned = bans(j, o->tokens.n, banned);
+        s.history = history.ids;
+        s.n_history = (uint32_t)history.n;
+        s.n_history_prompt = (uint32_t)p->ids.n;
+        uint64_t state = fake_context_state(&x);
+        int32_t token = fake_choose(j->config, state, &s, -1);
+        j->ret->n_completion_tokens++;
+        o->logprob_sum += (double)fake_token_logprob(j->config, state, token);
+        o->n_sampled++;
+        if ((is_end(a, token) && !r->params.ignore_end) || is_stop(r, token)) {
+            o->end_token = token;
+            o->finish = FINISH_STOP;
+            break;
+        }
+        size_t n = o->tokens.n;
+        o->logprobs[n] = fake_token_logprob(j->config, state, token);
+        o->states[n] = state;
+        fake_context_add(&x, token, prompt_position(p, (uint32_t)(p->ids.n + n)));
+        must_append(&o->tokens, &token, 1);
+        must_append(&history, &token, 1);
+    }
+    token_list_deinit(&history);
+}
+
+/* ---- beams ---- */
+
+static bool ranks_before(const struct beam_candidate *a, const struct beam_candidate *b)
+{
+    if (a->score != b->score)
+        return a->score > b->score;
+    return a->beam != b->beam ? a->beam < b->beam : a->token < b->token;
+}
+
+/* The `width` best of all beams, best first. */
+static uint32_t best_candidates(struct job *j, const struct prompt *p, uint32_t round,
+                                uint32_t step, const struct beam_search *search,
+                                struct beam_candidate *best)
+{
+    const struct request *r = j->request;
+    const struct plan_beam_group g = {.width = beam_search_width(search),
+                                      .deterministic = !r->params.beam_sampled,
+                                      .seed = r->params.seed,
+                                      .request = round,
+                                      .output_index = step};
+    uint32_t n = 0;
+    struct fake_context prompt = begin(j, p);
+    for (uint32_t i = 0; i != beam_search_n_live(search); i++) {
+        size_t n_tokens;
+        const int32_t *tokens = beam_search_tokens(search, i, &n_tokens);
+        struct fake_context x = prompt;
+        for (size_t k = 0; k != n_tokens; k++)
+            fake_context_add(&x, tokens[k], prompt_position(p, (uint32_t)(p->ids.n + k)));
+        int32_t banned[PLAN_MAX_BANNED];
+        struct plan_sampling s = sampling(r, round, i, step);
+        s.n_banned = (uint32_t)beam_search_bans(search, i, banned, PLAN_MAX_BANNED);
+        s.banned = banned;
+        struct result_logprob offers[PLAN_MAX_BEAM_WIDTH];
+        uint32_t n_offers = fake_offers(j->config, fake_context_state(&x), &g, &s, offers);
+        for (uint32_t k = 0; k != n_offers; k++) {
+            struct beam_candidate c = {i, offers[k].token,
+                                       beam_search_score(search, i) + offers[k].logprob};
+            uint32_t at = n < g.width ? n++ : n;
+            for (; at && ranks_before(&c, &best[at - 1]); at--) {
+                if (at != g.width)
+                    best[at] = best[at - 1];
+            }
+            if (at != g.width)
+                best[at] = c;
+        }
+    }
+    return n;
+}
+
+static void take_results(struct job *j, const struct beam_search *search, struct ref_round *round)
+{
+    for (uint32_t i = 0; i != round->n_outputs; i++) {
+        struct ref_output *o = &round->outputs[i];
+        const struct beam_hypothesis *h = beam_search_result(search, i);
+        size_t n = h->n;
+        o->end_token = n && is_end(j->arch, h->tokens[n - 1]) ? h->tokens[--n] : -1;
+        o->finish = o->end_token >= 0 ? FINISH_STOP : FINISH_LENGTH;
+        o->score = h->key;
+        must_append(&o->tokens, h->tokens, n);
+    }
+}
+
+static void run_beams(struct job *j, const struct prompt *p, uint32_t round_number, size_t max_new,
+                      struct ref_round *round)
+{
+    const struct request_params *params = &j->request->params;
+    int32_t end_tokens[2] = {j->arch->tokens.eop, j->arch->tokens.eos};
+    const struct beam_params bp = {
+        .n_beams = params->n_beams,
+        .length_penalty = params->length_penalty,
+        .no_repeat_ngram = params->no_repeat_ngram,
+        .min_new_tokens = params->ignore_end ? UINT32_MAX : params->min_tokens,
+        .consider_end = params->consider_end,
+        .end_tokens = end_tokens,
+        .n_end_tokens = 2,
+        .prompt = p->ids.ids,
+    };
+    struct beam_search *search;
+    if (beam_search_new(&bp, p->ids.n, &search) < 0)
+        abort();
+    bool done = false;
+    for (uint32_t step = 0; step != max_new && !done; step++) {
+        struct beam_candidate c[PLAN_MAX_BEAM_WIDTH];
+        uint32_t parent[BEAM_MAX];
+        uint32_t n = best_candidates(j, p, round_number, step, search, c);
+        if (beam_search_advance(search, c, n, parent, &done) < 0)
+            abort();
+        j->ret->n_completion_tokens++;
+    }
+    if (beam_search_finish(search) < 0)
+        abort();
+    round->n_outputs = (uint32_t)MIN(beam_search_n_results(search), (size_t)round->n_outputs);
+    take_results(j, search, round);
+    beam_search_free(search);
+}
+
+/* ---- rounds ---- */
+
+static struct ref_round *add_round(struct job *j, const struct prompt *p, uint32_t n_outputs)
+{
+    struct reference *ref = j->ret;
+    ref->rounds = realloc(ref->rounds, (ref->n_rounds + 1) * sizeof *ref->rounds);
+    if (!ref->rounds)
+        abort();
+    struct ref_round *round = &ref->rounds[ref->n_rounds++];
+    *round = (struct ref_round){.n_outputs = n_outputs};
+    must_append(&round->prompt, p->ids.ids, p->ids.n);
+    round->outputs = must_alloc(n_outputs, sizeof *round->outputs);
+    return round;
+}
+
+/* best_of: the outputs by their means, best first; equal ones in their order. */
+static void order_by_mean(struct ref_round *round)
+{
+    for (uint32_t i = 1; i < round->n_outputs; i++) {
+        struct ref_output o = round->outputs[i];
+        uint32_t at = i;
+        for (; at && o.score > round->outputs[at - 1].score; at--)
+            round->outputs[at] = round->outputs[at - 1];
+        round->outputs[at] = o;
+    }
+}
+
+static struct ref_round *run_round(struct job *j, const struct prompt *p, uint32_t number,
+                                   size_t max_new)
+{
+    const struct request_params *params = &j->request->params;
+    uint32_t n = params->beam ? params->n_beams : params->n_choices;
+    struct ref_round *round = add_round(j, p, max_new ? n : 1);
+    if (max_new == 0)
+        round->outputs[0] = (struct ref_output){.end_token = -1, .finish = FINISH_LENGTH};
+    else if (params->beam)
+        run_beams(j, p, number, max_new, round);
+    else
+        for (uint32_t i = 0; i != n; i++)
+            run_sample(j, p, number, i, max_new, &round->outputs[i]);
+    if (params->n_best) {
+        for (uint32_t i = 0; i != n; i++)
+            round->outputs[i].score = round->outputs[i].logprob_sum / round->outputs[i].n_sampled;
+        order_by_mean(round);
+    }
+    return round;
+}
+
+static void run_fill(struct job *j)
+{
+    const struct request *r = j->request;
+    struct token_list ids = {0};
+    must_append(&ids, r->ids.ids, r->ids.n);
+    struct prompt p;
+    for (uint32_t k = 0; k != r->params.max_rounds; k++) {
+        if (prompt_next(j->arch, &ids, r->mask, &p, NULL) < 0)
+            break;
+        size_t max_new = r->params.max_length > p.ids.n ? r->params.max_length - p.ids.n : 0;
+        const struct ref_output *best = &run_round(j, &p, k, max_new)->outputs[0];
+        if (prompt_apply(&ids, p.mask_index, best->tokens.ids, best->tokens.n, &ids) < 0)
+            abort();
+        prompt_deinit(&p);
+    }
+    token_list_deinit(&ids);
+}
+
+static void run_score(struct job *j)
+{
+    const struct request *r = j->request;
+    const struct prompt *p = &r->prompt;
+    struct ref_round *round = add_round(j, p, r->n_choices_scored);
+    for (uint32_t i = 0; i != r->n_choices_scored; i++) {
+        const struct token_list *c = &r->choices[i];
+        struct ref_output *o = &round->outputs[i];
+        struct fake_context x = begin(j, p);
+        o->logprobs = must_alloc(c->n, sizeof *o->logprobs);
+        o->finish = FINISH_STOP;
+        o->end_token = -1;
+        for (size_t k = 0; k != c->n; k++) {
+            o->logprobs[k] = fake_token_logprob(j->config, fake_context_state(&x), c->ids[k]);
+            o->score += (double)o->logprobs[k];
+            fake_context_add(&x, c->ids[k], prompt_position(p, (uint32_t)(p->ids.n + k)));
+        }
+        j->ret->n_completion_tokens += c->n;
+    }
+}
+
+void reference_make(const struct arch *a, const struct fake_config *c, const struct request *fresh,
+                    struct reference *ret)
+{
+    *ret = (struct reference){0};
+    struct job j = {.arch = a, .config = c, .request = fresh, .ret = ret};
+    if (fresh->kind == REQUEST_FILL)
+        run_fill(&j);
+    else if (fresh->kind == REQUEST_SCORE)
+        run_score(&j);
+    else
+        run_round(&j, &fresh->prompt, 0, fresh->params.max_new);
+}
+
+void reference_deinit(struct reference *r)
+{
+    for (uint32_t k = 0; k != r->n_rounds; k++) {
+        struct ref_round *round = &r->rounds[k];
+        for (uint32_t i = 0; i != round->n_outputs; i++) {
+            token_list_deinit(&round->outputs[i].tokens);
+            free(round->outputs[i].logprobs);
+            free(round->outputs[i].states);
+        }
+        token_list_deinit(&round->prompt);
+        free(round->outputs);
+    }
+    free(r->rounds);
+    *r = (struct reference){0};
+}

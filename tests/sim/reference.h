@@ -1,0 +1,37 @@
+/* reference.h: what a request must give, computed from the request alone, one sequence after the
+ * other: no scheduler, no blocks, no slots, no batch. The model is the fake device's function. */
+#ifndef GLMD_TESTS_SIM_REFERENCE_H
+#define GLMD_TESTS_SIM_REFERENCE_H
+
+#include "coordinator/request.h"
+#include "worker/engine/fake.h"
+
+struct ref_output {
+    struct token_list tokens; /* without the end token */
+    int32_t end_token;        /* -1 = none */
+    enum finish finish;
+    double score;       /* beams: penalized; Score: sum */
+    double logprob_sum; /* samples: of all tokens that were chosen, the last one included */
+    uint32_t n_sampled;
+    float *logprobs;  /* [tokens.n], samples; Score: [n_target] */
+    uint64_t *states; /* [tokens.n], samples: for top log-probabilities */
+};
+
+struct ref_round {
+    struct token_list prompt; /* ends in sop */
+    struct ref_output *outputs;
+    uint32_t n_outputs;
+};
+
+struct reference {
+    struct ref_round *rounds; /* Generate and Score have one */
+    uint32_t n_rounds;
+    uint64_t n_completion_tokens; /* usage */
+};
+
+/* `fresh` was admitted and never submitted. */
+void reference_make(const struct arch *a, const struct fake_config *c, const struct request *fresh,
+                    struct reference *ret);
+void reference_deinit(struct reference *r);
+
+#endif

@@ -1,0 +1,173 @@
+/* sim.h: a whole cluster in one thread: the production coordinator and workers (their cores), the
+ * simulated transport (proto/rpc/rpc_sim.h), simulated engine threads (runner_sim.c) over the fake
+ * device, clients that check what they get, and faults. docs/simulator.md says what is checked.
+ */
+#ifndef GLMD_TESTS_SIM_SIM_H
+#define GLMD_TESTS_SIM_SIM_H
+
+#include "base/config.h"
+#include "coordinator/admit.h"
+#include "coordinator/epoch.h"
+#include "model/model_dir.h"
+#include "proto/rpc/rpc_sim.h"
+#include "worker/engine/fake.h"
+#include "worker/identity.h"
+#include "world.h"
+
+enum { SIM_MAX_GROUPS = 3, SIM_MAX_MACHINES = 24, SIM_MAX_LOSSES = 256 };
+
+struct sim;
+struct sim_coordinator;
+struct sim_worker;
+struct sim_client;
+struct sim_comm;
+
+/* Opened once per program, shared by all runs. */
+struct sim_model {
+    struct model_dir *dir;
+    struct tokenizer *tokenizer;
+};
+
+/* What a seed decides before anything runs. */
+struct sim_plan {
+    bool calm; /* no faults */
+    uint32_t n_groups;
+    bool one_host; /* ranks share memory; otherwise TCP */
+    const char *device;
+    struct fake_params fake;
+    uint32_t n_requests;
+    int64_t work_ns; /* requests arrive and faults happen within this time */
+    uint32_t n_faults;
+    uint32_t max_prompt, max_new;
+};
+
+/* One copy of the model, as its ranks say it. */
+struct sim_group {
+    char name[16];
+    uint32_t tp_size, n_stages;
+    uint32_t first_machine, n_ranks;
+    struct plan_limits limits;
+    struct config config; /* of its ranks */
+    int64_t start_ns;     /* joins so long after the start */
+    /* as the scheduler has shown it */
+    uint64_t epoch; /* 0 = not attached */
+    uint64_t last_epoch;
+};
+
+/* A place where one rank runs; its processes come and go. */
+struct sim_machine {
+    struct sim *sim;
+    struct sim_group *group;
+    uint32_t number;           /* of the machine */
+    uint32_t rank;             /* in its group */
+    int64_t away_until;        /* not started before: its group has left */
+    struct sim_worker *worker; /* NULL: down */
+    uint32_t n_starts;
+    double slowness; /* of its steps; 1 = as the device says */
+    bool fail_next_step, corrupt_next_step;
+    int64_t latency_min, latency_max;
+};
+
+struct sim {
+    struct world world;
+    struct sim_plan plan;
+    const struct sim_model *model;
+    struct config config; /* the coordinator's */
+    struct fake_config fake;
+    uint64_t known_answer;
+    struct rpc_sim *net;
+
+    /* the coordinator; epochs survive its crashes */
+    struct sim_coordinator *coordinator; /* NULL: down */
+    struct epoch_store epochs;
+    uint32_t n_coordinators;
+    bool closing; /* nothing is started again */
+
+    struct sim_group groups[SIM_MAX_GROUPS];
+    struct sim_machine machines[SIM_MAX_MACHINES];
+    uint32_t n_machines;
+    struct sim_comm *comms;
+    struct sim_worker *workers; /* every process that ever was */
+    struct sim_coordinator *coordinators;
+
+    struct sim_client *client;
+    struct admit admit; /* what the coordinator would admit */
+
+    /* what errors are told by: allowed or not */
+    int64_t away_ns;     /* the coordinator was last away or draining; INT64_MAX = it is */
+    int64_t no_group_ns; /* no group served, likewise */
+    int64_t losses[SIM_MAX_LOSSES]; /* when the last ready groups were lost, a ring */
+    uint32_t n_losses;
+    bool serving;
+    int64_t last_fault_ns;     /* end of the last fault so far */
+    int64_t last_net_fault_ns; /* of those, that breaks or delays connections */
+    int64_t last_full_ns;      /* the queue was full, or the server */
+    int64_t last_progress_ns;
+    uint64_t n_steps_seen;
+
+    /* counts, for the summary */
+    uint64_t n_ok, n_errors, n_refused, n_cancelled, n_tokens, n_steps, n_faults, n_epochs;
+};
+
+struct sim_result {
+    double virtual_seconds;
+    uint64_t trace_hash, n_events;
+    uint64_t n_requests, n_ok, n_tokens, n_steps, n_faults, n_epochs;
+};
+/* Runs one seed from nothing to nothing; ends the program when a check fails. */
+void sim_run(uint64_t seed, const struct sim_model *model, FILE *trace, struct sim_result *ret);
+
+/* setup.c: what the seed decides. */
+void sim_make_plan(struct sim *s);
+
+/* sim_coordinator.c */
+void sim_coordinator_start(struct sim *s);
+void sim_coordinator_crash(struct sim *s, int64_t notice_ns);
+void sim_coordinator_drain(struct sim *s);
+struct process *sim_coordinator_process(const struct sim *s); /* NULL when down */
+struct rpc_sim_host *sim_coordinator_host(const struct sim *s);
+struct sched *sim_scheduler(const struct sim *s); /* NULL when down */
+struct fleet *sim_fleet(const struct sim *s);     /* likewise */
+bool sim_coordinator_stopping(const struct sim *s);
+void sim_coordinators_free(struct sim *s);
+
+/* sim_worker.c */
+void sim_worker_start(struct sim_machine *m);
+void sim_worker_crash(struct sim_machine *m, int64_t notice_ns, int64_t restart_ns);
+void sim_worker_drain(struct sim_machine *m);
+struct process *sim_worker_process(struct sim_worker *w);
+struct rpc_sim_host *sim_worker_host(struct sim_worker *w);
+struct sim_machine *sim_worker_machine(struct sim_worker *w);
+struct sim *sim_worker_sim(struct sim_worker *w);
+void sim_workers_free(struct sim *s);
+
+/* runner_sim.c */
+void sim_runner_die(struct sim_worker *w); /* its process was killed */
+void sim_comms_free(struct sim *s);
+
+/* clients.c */
+void sim_clients_start(struct sim *s);
+bool sim_clients_done(const struct sim *s);
+void sim_clients_break(struct sim *s);
+uint32_t sim_clients_open(const struct sim *s); /* calls under way */
+void sim_clients_stop(struct sim *s);
+void sim_clients_free(struct sim *s);
+
+/* faults.c */
+void sim_faults_start(struct sim *s);
+/* A fault that lasts until then: errors around it are allowed. */
+void sim_note_fault(struct sim *s, int64_t until_ns);
+
+/* checks.c */
+void sim_check(struct sim *s);           /* after every event of the coordinator */
+void sim_check_deadlines(struct sim *s); /* after its ticks */
+void sim_check_health(struct sim *s, bool serving);
+void sim_note_away(struct sim *s, bool away); /* the coordinator cannot be reached, or drains */
+void sim_check_end(struct sim *s);            /* drained, before the coordinator goes */
+/* Groups that were lost from `from` to now. */
+uint32_t sim_count_losses(const struct sim *s, int64_t from_ns);
+bool sim_all_ready(const struct sim *s); /* every group serves */
+/* Longest time until a healthy cluster serves again after the last fault. */
+int64_t sim_recovery_ns(const struct sim *s);
+
+#endif
