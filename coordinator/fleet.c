@@ -278,7 +278,7 @@ void fleet_tick(struct fleet *f, int64_t now_ns)
 {
     for (struct rank_session *s = f->sessions, *next; s; s = next) {
         next = s->next;
-        session_tick(s, now_ns);
+        rank_session_tick(s, now_ns);
     }
     for (uint32_t i = 0; i != f->max_groups; i++) {
         struct group *g = f->groups[i];
@@ -298,5 +298,5 @@ void fleet_stop(struct fleet *f, const char *why)
             group_down(f->groups[i], "%s", why);
     }
     for (struct rank_session *s = f->sessions; s; s = s->next)
-        session_close(s, RPC_UNAVAILABLE, why);
+        rank_session_close(s, RPC_UNAVAILABLE, why);
 }

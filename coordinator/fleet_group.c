@@ -394,9 +394,9 @@ void group_leave(struct group *g, const char *why)
     log_info("group %s: its ranks are told to leave: %s", g->name, why);
     for (uint32_t i = 0; i != g->n_ranks; i++) {
         if (g->ranks[i].current)
-            session_tell_drain(g->ranks[i].current, why);
+            rank_session_tell_drain(g->ranks[i].current, why);
         if (g->ranks[i].standby)
-            session_tell_drain(g->ranks[i].standby, why);
+            rank_session_tell_drain(g->ranks[i].standby, why);
     }
 }
 

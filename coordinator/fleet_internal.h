@@ -119,8 +119,8 @@ bool group_in_epoch(const struct rank_session *s); /* of its group's current epo
 
 /* fleet_session.c */
 /* Ends a stream from this side. */
-void session_close(struct rank_session *s, enum rpc_status status, const char *why);
-void session_tick(struct rank_session *s, int64_t now_ns);
-void session_tell_drain(struct rank_session *s, const char *why);
+void rank_session_close(struct rank_session *s, enum rpc_status status, const char *why);
+void rank_session_tick(struct rank_session *s, int64_t now_ns);
+void rank_session_tell_drain(struct rank_session *s, const char *why);
 
 #endif

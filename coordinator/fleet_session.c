@@ -23,7 +23,7 @@ static void copy_text(char *dst, size_t size, const char *src)
 
 /* ---- the end of a stream ---- */
 
-void session_close(struct rank_session *s, enum rpc_status status, const char *why)
+void rank_session_close(struct rank_session *s, enum rpc_status status, const char *why)
 {
     if (s->ended)
         return;
@@ -37,7 +37,7 @@ static void refuse(struct rank_session *s, enum wire_refuse_code code, const cha
     log_warn("refused rank %u of %s, pid %u: %s", s->rank, s->host, s->pid, why);
     const struct wire_refuse r = {.code = code, .reason = why};
     fleet_send(s, &(struct wire_coordinator_message){.refuse = &r});
-    session_close(s, RPC_FAILED_PRECONDITION, why);
+    rank_session_close(s, RPC_FAILED_PRECONDITION, why);
 }
 
 static void unlink_session(struct rank_session *s)
@@ -198,14 +198,13 @@ static void claim_rank(struct rank_session *s)
         k->current = s;
         if (group_in_epoch(old))
             group_down(g, "rank %u lost its connection", s->rank);
-        session_close(old, RPC_ABORTED, "the worker has opened another stream");
+        rank_session_close(old, RPC_ABORTED, "the worker has opened another stream");
     } else if (k->current && k->standby) {
         /* Not for good: both may be dead, and only their leases tell. It dials again. */
-        log_warn("rank %u: pid %u on %s is sent away: two other processes hold the rank or wait "
-                 "for it",
-                 s->rank, s->pid, s->host);
-        s->hello = false;
-        session_close(s, RPC_UNAVAILABLE, "two other processes hold this rank or wait for it");
+        log_warn("group %s: rank %u: pid %u on %s is sent away: two other processes hold the rank "
+                 "or wait for it",
+                 g->name, s->rank, s->pid, s->host);
+        rank_session_close(s, RPC_UNAVAILABLE, "two other processes hold this rank or wait for it");
         return;
     } else if (k->current) {
         log_warn("group %s: rank %u: pid %u on %s waits: pid %u on %s has the rank", g->name,
@@ -229,10 +228,10 @@ static bool enter_draining(struct rank_session *s)
     }
     if (memcmp(g->ranks[s->rank].instance, s->instance, sizeof s->instance) == 0) {
         if (g->leaving)
-            session_tell_drain(s, "the group drains");
+            rank_session_tell_drain(s, "the group drains");
         return true;
     }
-    session_close(s, RPC_UNAVAILABLE, "the group drains: try again when its ranks have left");
+    rank_session_close(s, RPC_UNAVAILABLE, "the group drains: try again when its ranks have left");
     return false;
 }
 
@@ -283,7 +282,7 @@ static void on_hello(struct rank_session *s, const struct wire_hello *h)
         refuse(s, code, e.message);
     } else { /* there may be room later */
         log_warn("rank %u of %s, pid %u: %s", s->rank, s->host, s->pid, e.message);
-        session_close(s, RPC_RESOURCE_EXHAUSTED, e.message);
+        rank_session_close(s, RPC_RESOURCE_EXHAUSTED, e.message);
     }
 }
 
@@ -403,10 +402,10 @@ static void on_message(struct rpc_call *c, const uint8_t *data, size_t size)
     struct err e = ERR_INIT;
     if (wire_unpack_worker_message(data, size, &m, &e) < 0) {
         log_warn("rank %u (%s): unreadable message: %s", s->rank, rpc_peer(c), e.message);
-        session_close(s, RPC_INVALID_ARGUMENT, "unreadable message");
+        rank_session_close(s, RPC_INVALID_ARGUMENT, "unreadable message");
     } else if (!on_body(s, m, now)) {
         log_warn("rank %u (%s): a message out of order", s->rank, rpc_peer(c));
-        session_close(s, RPC_FAILED_PRECONDITION, "a message out of order");
+        rank_session_close(s, RPC_FAILED_PRECONDITION, "a message out of order");
     }
     if (s->ended && group_in_epoch(s) && s->group->ranks[s->rank].current == s)
         group_down(s->group, "rank %u broke the protocol", s->rank);
@@ -436,7 +435,7 @@ static void check_session(struct rank_session *s, int64_t now)
         if (g->ranks[s->rank].current == s && group_in_epoch(s))
             group_down(g, "rank %u: %s", s->rank, why);
     }
-    session_close(s, RPC_DEADLINE_EXCEEDED, why);
+    rank_session_close(s, RPC_DEADLINE_EXCEEDED, why);
     rpc_cancel(s->call); /* a peer that hangs does not take the status */
 }
 
@@ -452,14 +451,14 @@ static void send_lease(struct rank_session *s, int64_t now)
     fleet_send(s, &(struct wire_coordinator_message){.lease = &lease});
 }
 
-void session_tick(struct rank_session *s, int64_t now_ns)
+void rank_session_tick(struct rank_session *s, int64_t now_ns)
 {
     if (!s->ended)
         check_session(s, now_ns);
     send_lease(s, now_ns);
 }
 
-void session_tell_drain(struct rank_session *s, const char *why)
+void rank_session_tell_drain(struct rank_session *s, const char *why)
 {
     const struct wire_drain drain = {.reason = why};
     fleet_send(s, &(struct wire_coordinator_message){.drain = &drain});
@@ -469,7 +468,7 @@ void session_tell_drain(struct rank_session *s, const char *why)
 
 static void on_half_close(struct rpc_call *c)
 {
-    session_close(rpc_user(c), RPC_OK, "");
+    rank_session_close(rpc_user(c), RPC_OK, "");
 }
 
 void fleet_on_session(struct rpc_call *c, void *context)
@@ -490,5 +489,5 @@ void fleet_on_session(struct rpc_call *c, void *context)
     f->n_sessions++;
     rpc_set(c, &callbacks, s);
     if (f->stopping)
-        session_close(s, RPC_UNAVAILABLE, "the coordinator stops");
+        rank_session_close(s, RPC_UNAVAILABLE, "the coordinator stops");
 }
