@@ -1,5 +1,5 @@
 """The original code's generations, beams, filled blanks and choice scores, through a coordinator and
-real worker processes at tensor-parallel degrees 1, 2 and 4 (FP32 mode: token for token)."""
+real worker processes, tensor parallel and in pipeline stages (FP32 mode: token for token)."""
 
 import pytest
 
@@ -7,8 +7,13 @@ END_TOKENS = {34, 517}  # eos, eop of the golden model
 WEIGHTS = {"fp16": ("ckpt-fp16-tp1", "--weights", "fp16"), "int4-tp1": ("ckpt-int4-tp1",)}
 
 
-def server(weights, tp, model, module_cluster):
-    return module_cluster((weights, tp), model(*WEIGHTS[weights]), tp)
+LAYOUTS = ["1x1", "2x1", "4x1", "1x2", "2x2", "1x3"]  # ranks of a stage x stages; three layers
+
+
+def server(weights, layout, model, module_cluster):
+    tp, pp = map(int, layout.split("x"))
+    return module_cluster((weights, layout), model(*WEIGHTS[weights]), tp,
+                          group__pipeline_parallel=pp)
 
 
 def strip_end(tokens):
@@ -52,10 +57,10 @@ def generate(api, c, request):
     return [choices[i] for i in sorted(choices)]
 
 
-@pytest.mark.parametrize("tp", [1, 2, 4])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("weights", ["fp16", "int4-tp1"])
-def test_generations(weights, tp, api, manifest, model, module_cluster):
-    c = server(weights, tp, model, module_cluster)
+def test_generations(weights, layout, api, manifest, model, module_cluster):
+    c = server(weights, layout, model, module_cluster)
     cases = [g for g in manifest["generation"] if g["weights"] == weights and "prompt" in g]
     assert cases
     for case in cases:
@@ -75,10 +80,10 @@ def test_generations(weights, tp, api, manifest, model, module_cluster):
                 assert choice["score"] == pytest.approx(score, abs=2e-4), case["name"]
 
 
-@pytest.mark.parametrize("tp", [1, 2, 4])
-def test_batch_of_greedy_generations(tp, api, manifest, model, module_cluster):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batch_of_greedy_generations(layout, api, manifest, model, module_cluster):
     """The padded batch of the original, as concurrent requests."""
-    c = server("fp16", tp, model, module_cluster)
+    c = server("fp16", layout, model, module_cluster)
     case = next(g for g in manifest["generation"] if g["name"] == "batch_greedy_eval")
     logits = next(l for l in manifest["logits"] if l["name"] == case["logits_case"])
     prompts = [t[:n] for t, n in zip(logits["tokens"], logits["valid_lengths"])]
@@ -93,9 +98,9 @@ def test_batch_of_greedy_generations(tp, api, manifest, model, module_cluster):
         assert tokens == strip_end(expected)
 
 
-@pytest.mark.parametrize("tp", [1, 2, 4])
-def test_blank_filling(tp, api, manifest, model, module_cluster):
-    c = server("fp16", tp, model, module_cluster)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_blank_filling(layout, api, manifest, model, module_cluster):
+    c = server("fp16", layout, model, module_cluster)
     for case in manifest["blank_filling"]:
         request = api.FillRequest(text=case["text"], sampling=sampling(api, case),
                                   max_length=case["out_seq_length"], return_token_ids=True)
@@ -116,9 +121,9 @@ def test_blank_filling(tp, api, manifest, model, module_cluster):
         assert [streamed[i] for i in sorted(streamed)] == case["blanks"][0], context
 
 
-@pytest.mark.parametrize("tp", [1, 2, 4])
-def test_multiple_choice(tp, api, manifest, model, module_cluster):
-    c = server("fp16", tp, model, module_cluster)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_multiple_choice(layout, api, manifest, model, module_cluster):
+    c = server("fp16", layout, model, module_cluster)
     for case in manifest["scores"]:
         if case["task"] != "multiple_choice":
             continue

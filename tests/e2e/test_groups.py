@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from conftest import DEADLINE_S, glmd
+from test_golden import sampling, strip_end
 
 FAKE = "fake:step_us=4000"
 
@@ -211,3 +212,42 @@ def test_shapes_that_do_not_fit_are_refused(weights, cluster, api):
         log = (c.folder / f"odd{i}.log").read_text()
         assert words in log, log
     assert len(groups(c)) == 1
+
+
+def test_stages_on_a_layout_of_their_own(model, cluster, api, manifest):
+    """Two stages of a model with three layers, as ranks say it: the original's tokens."""
+    c = cluster(model("ckpt-fp16-tp1", "--weights", "fp16"), 0, ready=False, workers="external")
+    start_group(c, "p", pp=2, sets=("--set", "group.stage_layers=1,2"))
+    g = wait_state(c, "p", api.GROUP_STATE_READY)
+    assert g.pp_size == 2 and list(g.stage_layers) == [1, 2]
+    assert [r.stage for r in g.ranks] == [0, 1]
+    assert g.ranks[0].weights_bytes < g.ranks[1].weights_bytes  # one layer, and two
+    assert "TP 1 x PP 2, layers 1+2" in glmd("status", "-c", c.target).stdout
+    cases = [x for x in manifest["generation"]
+             if x["weights"] == "fp16" and "prompt" in x and x["strategy"] == "greedy"]
+    streams = [c.inference.Generate(api.GenerateRequest(
+        tokens=api.TokenIds(ids=case["prompt"]), max_tokens=case["max_new_tokens"],
+        return_token_ids=True, sampling=sampling(api, case)), timeout=DEADLINE_S) for case in cases]
+    assert len(streams) > 1
+    for case, stream in zip(cases, streams):
+        tokens = [t for r in stream for d in r.choices for t in d.tokens]
+        assert tokens == strip_end(case["generated"][0]), case["name"]
+
+
+def test_a_lost_stage_ends_its_epoch_and_no_stream(weights, cluster, api):
+    c = cluster(weights, 0, ready=False, workers="external", deadlines__step="2s",
+                expect={"p.1": -signal.SIGKILL})
+    stages = start_group(c, "p", pp=3)
+    before = wait_state(c, "p", api.GROUP_STATE_READY)
+    streams = [Stream(c, api, f"river {i}", max_tokens=100) for i in range(4)]
+    for s in streams:
+        s.began.wait()
+    stages[1].kill()
+    start_group(c, "p", pp=3, ranks=[1], life="+")
+    results = [s.result() for s in streams]
+    after = wait_state(c, "p", api.GROUP_STATE_READY)
+    assert after.epoch > before.epoch
+    assert c.status().requests.resumed >= 4 and c.status().requests.failed == 0
+    for i, tokens in enumerate(results):
+        assert len(tokens) == 100
+        assert Stream(c, api, f"river {i}", max_tokens=100).result() == tokens
