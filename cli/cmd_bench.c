@@ -17,6 +17,7 @@ static const struct {
     {"rpc", bench_rpc, "what a coordinator costs, with ranks on fake devices"},
     {"serve", bench_serve, "load on a running coordinator: latencies, throughput, goodput"},
 #endif
+    {"stages", bench_stages, "how busy pipeline stages are, without a server"},
 };
 
 static void print_usage(FILE *out)

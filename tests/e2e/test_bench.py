@@ -39,6 +39,26 @@ def test_engine_rows(tmp_path):
     assert hashes(engine(tmp_path, "--synthetic", "glm-tiny", "--layers", "1")) != hashes(found)
 
 
+@pytest.mark.parametrize("tp, pp, layers", [(1, 2, None), (2, 2, "3,1"), (1, 3, None)])
+def test_stages(tmp_path, tp, pp, layers):
+    out = tmp_path / "stages.json"
+    glmd("bench", "stages", "--synthetic", "glm-tiny", "--layers", "4", "--tp", tp, "--pp", pp,
+         "--in-flight", "1,2,4", "--batch", "3", "--context", "20", "--seconds", "0.05",
+         "--threads", tp * pp, "--json", out, *(["--stage-layers", layers] if layers else []))
+    found = json.loads(out.read_text())
+    assert (found["layers"], found["tp"], found["pp"]) == (4, tp, pp)
+    assert [row["in_flight"] for row in found["rows"]] == [1, 2, 4]
+    for row in found["rows"]:
+        work = [stage["work_ms"] for stage in row["stages"]]
+        assert len(work) == pp and min(work) > 0
+        assert row["steps"] >= 8
+        assert row["tokens_per_s"] == pytest.approx(3 * 1000 / row["step_ms"])
+        assert row["step_ms_ideal"] == pytest.approx(max(max(work), sum(work) / row["in_flight"]))
+        assert row["bubble"] == pytest.approx(1 - sum(work) / pp / row["step_ms"])
+        for stage in row["stages"]:
+            assert 0 < stage["busy"] <= stage["busy_ideal"] * 1.01
+
+
 def test_a_written_model_runs(tmp_path):
     model = tmp_path / "model"
     glmd("bench", "model", "--synthetic", "glm-tiny", "--layers", "1", "--like", DEMO, "--out", model,
