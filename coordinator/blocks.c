@@ -13,7 +13,8 @@ int blocks_init(struct blocks *b, uint32_t n)
     *b = (struct blocks){.n = n, .n_free = n};
     b->refs = alloc_array(n, sizeof *b->refs);
     b->free = alloc_array(n, sizeof *b->free);
-    if (!b->refs || !b->free) {
+    b->cached = alloc_array(n, sizeof *b->cached);
+    if (!b->refs || !b->free || !b->cached) {
         blocks_deinit(b);
         return -ENOMEM;
     }
@@ -26,6 +27,7 @@ void blocks_deinit(struct blocks *b)
 {
     free(b->refs);
     free(b->free);
+    free(b->cached);
     *b = (struct blocks){0};
 }
 
@@ -48,7 +50,10 @@ void blocks_end_lease(struct blocks *b, struct block_lease *lease)
 static uint32_t take(struct blocks *b, struct block_lease *lease)
 {
     assert(lease->left > 0);
-    assert(b->n_free > 0);
+    while (b->n_free == 0) {
+        assert(b->n_idle > 0);
+        b->evict(b->evict_context);
+    }
     lease->left--;
     b->n_reserved--;
     uint32_t id = b->free[--b->n_free];
@@ -63,7 +68,10 @@ static void unref(struct blocks *b, struct block_lease *lease, uint32_t id)
     if (--b->refs[id])
         return;
     assert(b->n_free < b->n);
-    b->free[b->n_free++] = id;
+    if (b->cached[id])
+        b->n_idle++;
+    else
+        b->free[b->n_free++] = id;
     lease->left++;
     b->n_reserved++;
 }
@@ -116,6 +124,38 @@ void block_table_release(struct blocks *b, struct block_lease *lease, struct blo
         unref(b, lease, t->ids[--t->n]);
 }
 
+void block_table_share(struct blocks *b, struct block_lease *lease, struct block_table *t,
+                       const uint32_t *ids, uint32_t n)
+{
+    assert(n <= t->capacity - t->n);
+    for (uint32_t i = 0; i != n; i++) {
+        assert(b->cached[ids[i]]);
+        if (b->refs[ids[i]]++ == 0) {
+            assert(lease->left > 0 && b->n_idle > 0);
+            lease->left--;
+            b->n_reserved--;
+            b->n_idle--;
+        }
+        t->ids[t->n++] = ids[i];
+    }
+}
+
+void blocks_cache(struct blocks *b, uint32_t id)
+{
+    assert(b->refs[id] > 0 && !b->cached[id]);
+    b->cached[id] = true;
+}
+
+void blocks_uncache(struct blocks *b, uint32_t id)
+{
+    assert(b->cached[id]);
+    b->cached[id] = false;
+    if (b->refs[id])
+        return;
+    b->n_idle--;
+    b->free[b->n_free++] = id;
+}
+
 void block_table_swap(struct block_table *a, struct block_table *b)
 {
     struct block_table t = *a;
@@ -125,15 +165,17 @@ void block_table_swap(struct block_table *a, struct block_table *b)
 
 bool blocks_consistent(const struct blocks *b)
 {
-    if (b->n_free > b->n || b->n_reserved > b->n_free)
+    if (b->n_free > b->n || b->n_reserved > b->n_free + b->n_idle)
         return false;
-    uint32_t n_unused = 0;
-    for (uint32_t i = 0; i != b->n; i++)
-        n_unused += b->refs[i] == 0;
-    if (n_unused != b->n_free)
+    uint32_t n_unused = 0, n_idle = 0;
+    for (uint32_t i = 0; i != b->n; i++) {
+        n_unused += b->refs[i] == 0 && !b->cached[i];
+        n_idle += blocks_is_idle(b, i);
+    }
+    if (n_unused != b->n_free || n_idle != b->n_idle)
         return false;
     for (uint32_t i = 0; i != b->n_free; i++) {
-        if (b->free[i] >= b->n || b->refs[b->free[i]] != 0)
+        if (b->free[i] >= b->n || b->refs[b->free[i]] != 0 || b->cached[b->free[i]])
             return false;
     }
     return true;

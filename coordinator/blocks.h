@@ -4,6 +4,9 @@
  * admission what its whole life can need (a lease), so that nothing runs out later. Tables of one
  * request share blocks by reference count (choices and beams of one context); the last, partly
  * filled block is copied when a table is forked. Pure data, loop thread.
+ *
+ * Cached blocks keep their contents when no table holds them any more: they are idle then, count as
+ * available, and are given up (the evict callback) when nothing else is left to take.
  */
 #ifndef GLMD_COORDINATOR_BLOCKS_H
 #define GLMD_COORDINATOR_BLOCKS_H
@@ -18,10 +21,15 @@ struct blocks {
     /* owned */
     uint32_t *refs; /* [n] tables that hold the block */
     uint32_t *free; /* stack of unused blocks, [n_free] of n */
+    bool *cached;   /* [n] */
     /* state */
     uint32_t n;
     uint32_t n_free;
-    uint32_t n_reserved; /* promised to leases and not taken yet; <= n_free */
+    uint32_t n_idle;     /* cached, and in no table */
+    uint32_t n_reserved; /* promised to leases and not taken yet; <= n_free + n_idle */
+    /* Uncaches something that is idle; NULL while nothing is cached. */
+    void (*evict)(void *context);
+    void *evict_context;
 };
 
 /* What a request was promised: `left` blocks that it does not hold yet. */
@@ -47,12 +55,12 @@ static inline uint32_t blocks_for_tokens(uint32_t n_tokens)
 /* Blocks that a new lease could get. */
 static inline uint32_t blocks_available(const struct blocks *b)
 {
-    return b->n_free - b->n_reserved;
+    return b->n_free + b->n_idle - b->n_reserved;
 }
 
 static inline uint32_t blocks_used(const struct blocks *b)
 {
-    return b->n - b->n_free;
+    return b->n - b->n_free - b->n_idle;
 }
 
 /* Promises n blocks; false when there are not enough. */
@@ -75,6 +83,18 @@ bool block_table_fork(struct blocks *b, struct block_lease *lease, struct block_
 
 /* Drops the table's references; blocks that nobody else holds return to the lease. */
 void block_table_release(struct blocks *b, struct block_lease *lease, struct block_table *t);
+
+/* Appends cached blocks to a table. Idle ones are paid from the lease, as if they were taken. */
+void block_table_share(struct blocks *b, struct block_lease *lease, struct block_table *t,
+                       const uint32_t *ids, uint32_t n);
+
+/* A block that a table holds is to keep its contents. */
+void blocks_cache(struct blocks *b, uint32_t id);
+void blocks_uncache(struct blocks *b, uint32_t id);
+static inline bool blocks_is_idle(const struct blocks *b, uint32_t id)
+{
+    return b->cached[id] && b->refs[id] == 0;
+}
 
 /* Exchanges the contents of two tables. */
 void block_table_swap(struct block_table *a, struct block_table *b);

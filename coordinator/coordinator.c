@@ -254,7 +254,7 @@ static int open_scheduler(struct coordinator *c, struct err *e)
         .max_queue_tokens = c->config->coordinator.limits.max_queue_tokens,
         .max_wait_ns = c->config->coordinator.limits.max_wait,
         .prefill_budget_ns = c->config->scheduler.prefill_budget,
-        .slices = false, /* the engine cannot run them yet */
+        .slices = true,
     };
     struct fleet_config fleet = {
         .config = c->config,

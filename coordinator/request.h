@@ -172,8 +172,13 @@ struct request {
     uint32_t n_slots_reserved;
     struct seq *seqs; /* [n_seqs] */
     uint32_t n_seqs;
-    struct block_table context; /* Score: the shared context while choices run */
-    uint32_t next_choice;       /* Score: those in front of it have been started */
+    /* Score: the shared context while choices run. Others: a cached context, until the copies of
+     * its last block have run. */
+    struct block_table context;
+    uint64_t context_hash; /* of the current prompt */
+    uint32_t n_hit;        /* tokens of the prompt that the cache had when it started */
+    bool context_cached;   /* the context of this round was given to the cache */
+    uint32_t next_choice;  /* Score: those in front of it have been started */
     struct beam_search *search;
     uint32_t beam_step;
     struct plan_copy copies[BEAM_MAX]; /* to run before the next step of this request */

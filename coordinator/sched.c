@@ -102,6 +102,7 @@ static uint32_t queue_tokens(const struct request *r)
 int sched_submit(struct sched *s, struct request *r, struct err *e)
 {
     assert(r->state == REQUEST_NEW && r->prompt.ids.n > 0);
+    context_prepare(s, r);
     r->n_queue_tokens = queue_tokens(r);
     int code = sched_check_fits(s, r, e);
     if (code == 0)
@@ -254,7 +255,8 @@ static int allocate_seqs(struct request *r, uint32_t n)
         return -ENOMEM;
     r->n_seqs = n;
     uint32_t max_tokens = request_max_tokens(r);
-    int code = r->kind == REQUEST_SCORE ? block_table_init(&r->context, max_tokens) : 0;
+    bool context = r->kind == REQUEST_SCORE || r->n_hit;
+    int code = context ? block_table_init(&r->context, max_tokens) : 0;
     for (uint32_t i = 0; i != n; i++) {
         r->seqs[i] = (struct seq){.slot = REQUEST_SLOT_NONE};
         if (code == 0)
@@ -321,6 +323,33 @@ static uint32_t n_live_seqs(const struct request *r)
     return n;
 }
 
+/* A sequence goes on behind what r->context has of the prompt. */
+static void fork_context(struct sched_group *g, struct request *r, uint32_t seq)
+{
+    seq_begin(g, r, seq, r->n_hit);
+    if (block_table_fork(&g->blocks, &r->lease, &r->seqs[seq].table, &r->context, r->n_hit,
+                         &r->copies[r->n_copies]))
+        r->n_copies++;
+}
+
+/* As below, when the cache has the first n_hit tokens: all of the context that is to be shared, or
+ * the sequence that computes it goes on behind them. */
+static void begin_from_cache(struct sched_group *g, struct request *r, uint32_t n_live)
+{
+    context_take(g, r);
+    bool complete = r->n_hit == r->n_context;
+    if (complete)
+        r->phase = REQUEST_RUN;
+    uint32_t n_start = r->n_context && !complete ? 1 : n_live;
+    if (r->kind != REQUEST_SCORE || !complete) {
+        for (uint32_t i = 0; i != n_start; i++)
+            fork_context(g, r, i);
+    }
+    if (r->n_hit % PLAN_KV_BLOCK_TOKENS == 0 && (r->kind != REQUEST_SCORE || !complete))
+        block_table_release(&g->blocks, &r->lease, &r->context);
+    r->n_hit = 0; /* of this round only */
+}
+
 /* Puts the round's sequences to the beginning of their caches; outputs are what they are. Several
  * sequences share a context: without the last token of the prompt, which gives choices their first
  * token, but with it for beams, which have gone on from there. One sequence starts: the context, or
@@ -332,7 +361,12 @@ static void begin_seqs(struct sched_group *g, struct request *r)
     r->n_context = shares ? (uint32_t)r->prompt.ids.n - !r->params.beam : 0;
     r->phase = r->n_context ? REQUEST_CONTEXT : REQUEST_RUN;
     r->next_choice = 0;
+    r->context_cached = false;
     uint32_t n_start = r->n_context ? 1 : n_live;
+    if (r->n_hit) {
+        begin_from_cache(g, r, n_live);
+        return;
+    }
     for (uint32_t i = 0; i != n_start; i++)
         seq_begin(g, r, i, 0);
 }
@@ -382,6 +416,8 @@ void round_end(struct sched *s, struct request *r, int64_t now_ns)
 {
     struct sched_group *g = group_of(s, r);
     r->last_token_ns = now_ns;
+    if (context_waits(r))
+        context_give(g, r, &r->seqs[0]);
     for (uint32_t i = 0; i != r->n_seqs; i++)
         seq_stop(g, r, &r->seqs[i]);
     block_table_release(&g->blocks, &r->lease, &r->context);
@@ -393,6 +429,7 @@ void round_end(struct sched *s, struct request *r, int64_t now_ns)
         skip_full_rounds(s, r, &code);
     }
     if (code == 1) {
+        context_prepare(s, r);
         queue_charge(s, r, (uint32_t)r->prompt.ids.n, 0);
         round_begin(s, r);
     } else if (code == 0)
@@ -424,6 +461,8 @@ void sched_group_stats(const struct sched *s, uint32_t group, struct sched_group
         .n_prefill_tokens = g->n_prefill_tokens,
         .n_decode_tokens = g->n_decode_tokens,
         .n_discarded = g->n_discarded,
+        .n_hits = g->n_hits,
+        .n_hit_tokens = g->n_hit_tokens,
     };
     if (!g->attached)
         return;
@@ -431,6 +470,7 @@ void sched_group_stats(const struct sched *s, uint32_t group, struct sched_group
     ret->n_slots_used = g->limits.n_slots - g->n_free_slots;
     ret->n_blocks = g->limits.n_blocks;
     ret->n_blocks_used = blocks_used(&g->blocks);
+    ret->n_blocks_cached = g->blocks.n_idle;
 }
 
 void sched_add_group_stats(const struct sched *s, uint32_t group, struct sched_stats *sum)
@@ -443,10 +483,13 @@ void sched_add_group_stats(const struct sched *s, uint32_t group, struct sched_s
     sum->n_slots_used += g.n_slots_used;
     sum->n_blocks += g.n_blocks;
     sum->n_blocks_used += g.n_blocks_used;
+    sum->n_blocks_cached += g.n_blocks_cached;
     sum->n_steps += g.n_steps;
     sum->n_prefill_tokens += g.n_prefill_tokens;
     sum->n_decode_tokens += g.n_decode_tokens;
     sum->n_discarded += g.n_discarded;
+    sum->n_hits += g.n_hits;
+    sum->n_hit_tokens += g.n_hit_tokens;
 }
 
 void sched_stats(const struct sched *s, struct sched_stats *ret)

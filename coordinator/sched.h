@@ -24,8 +24,8 @@
  *
  *   a step of decodes + prefill_budget_ns + the prompt's time in one layer
  *
- * however long a prompt arrives, as far as the measurement holds. Without streams, with several
- * stages, or where ranks cannot run slices, a prompt runs whole. One prompt is sliced at a time.
+ * however long a prompt arrives, as far as the measurement holds. Without streams a prompt runs
+ * whole. One prompt is sliced at a time.
  *
  * One step ahead. Step n + 1 is planned while n runs: a sampling sequence with one token out gets
  * its next item with PLAN_TOKEN_PREVIOUS in that token's place. Whatever ends the sequence (end
@@ -37,6 +37,10 @@
  * They can be given away at once all the same: they can only get into a plan that is made later,
  * ranks run steps in order, and a step's copies and writes come after everything the step before
  * did; nobody reads a cell that he has not written or copied in the same table before.
+ *
+ * Contexts stay in the cache when a request ends, as long as nobody else wants the memory: a
+ * request of the same tenant with exactly the same context runs only its last token; causal prompts
+ * share the blocks that they begin with.
  *
  * Groups. One queue feeds all groups; a group is a copy of the model on some ranks, with slots,
  * blocks and limits of its own. A request runs on one of them. When a group is lost (sched_detach),
@@ -81,9 +85,11 @@ struct sched_group_stats {
     uint32_t n_running;
     uint32_t n_slots, n_slots_used;   /* 0 unless attached */
     uint32_t n_blocks, n_blocks_used; /* likewise */
+    uint32_t n_blocks_cached;         /* unused ones that hold a context still */
     uint64_t n_steps;
     uint64_t n_prefill_tokens, n_decode_tokens;
-    uint64_t n_discarded; /* items computed for sequences that had ended */
+    uint64_t n_discarded;          /* items computed for sequences that had ended */
+    uint64_t n_hits, n_hit_tokens; /* prompts that began in the cache, and how much of them */
 };
 
 struct sched_stats { /* sums over all groups, and the queue */
@@ -91,9 +97,10 @@ struct sched_stats { /* sums over all groups, and the queue */
     uint32_t n_waiting, n_running;
     uint64_t n_waiting_tokens;
     uint32_t n_slots, n_slots_used;
-    uint32_t n_blocks, n_blocks_used;
+    uint32_t n_blocks, n_blocks_used, n_blocks_cached;
     uint64_t n_steps;
     uint64_t n_prefill_tokens, n_decode_tokens, n_discarded;
+    uint64_t n_hits, n_hit_tokens;
     uint64_t n_resumed;   /* times that a request had to go on after its group was lost */
     uint64_t n_preempted; /* times that one made room for a higher priority */
 };

@@ -31,7 +31,7 @@ static bool group_consistent(const struct sched *s, uint32_t group)
         return !g || g->running.n == 0;
     uint32_t *refs = alloc_array(g->limits.n_blocks, sizeof *refs);
     uint8_t *slot_used = alloc_array(g->limits.n_slots, sizeof *slot_used);
-    bool ok = refs && slot_used && blocks_consistent(&g->blocks);
+    bool ok = refs && slot_used && blocks_consistent(&g->blocks) && cache_consistent(&g->cache);
     uint64_t n_reserved = 0;
     uint32_t n_reserved_slots = 0, n_running = 0;
     for (const struct request *r = g->running.first; ok && r; r = r->next) {

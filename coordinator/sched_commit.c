@@ -323,6 +323,10 @@ static void commit_item(struct sched *s, struct sched_group *g, const struct ste
         g->n_discarded++;
         return;
     }
+    if (si->role >= STEP_CONTEXT && !context_waits(r))
+        context_give(g, r, q);
+    if (r->kind != REQUEST_SCORE && r->n_copies == 0) /* forked, and the copies have run */
+        block_table_release(&g->blocks, &r->lease, &r->context);
     switch (si->role) {
     case STEP_CONTEXT:
         commit_context(g, r);

@@ -11,6 +11,8 @@
 
 static void release_epoch(struct sched_group *g)
 {
+    if (g->blocks.refs)
+        cache_deinit(&g->cache);
     blocks_deinit(&g->blocks);
     for (uint32_t i = 0; g->records && i != g->max_in_flight; i++) {
         free(g->records[i].items);
@@ -79,6 +81,7 @@ static int allocate_epoch(struct sched_group *g)
               g->tokens && g->positions && g->targets && g->banned_at && g->history_at;
     if (!ok || !allocate_records(g) || blocks_init(&g->blocks, l->n_blocks) < 0)
         return -ENOMEM;
+    cache_init(&g->cache, &g->blocks);
     for (uint32_t i = 0; i != l->n_slots; i++)
         g->free_slots[i] = l->n_slots - 1 - i;
     g->n_free_slots = l->n_slots;

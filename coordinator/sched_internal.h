@@ -6,6 +6,8 @@
  *   sched_plan.c    what goes into the next step
  *   sched_prefill.c how much of a prompt, so that streams do not stall
  *   sched_item.c    one item of it
+ *   sched_cache.c   contexts that stay (a module of its own)
+ *   sched_context.c how requests use them
  *   sched_commit.c  step results
  *   sched_check.c   invariants
  */
@@ -13,6 +15,7 @@
 #define GLMD_COORDINATOR_SCHED_INTERNAL_H
 
 #include "coordinator/sched.h"
+#include "coordinator/sched_cache.h"
 
 struct request_list {
     struct request *first, *last;
@@ -68,6 +71,8 @@ struct sched_group {
     uint32_t n_stages, max_in_flight;
     uint64_t epoch, step;
     struct blocks blocks;
+    struct cache cache;
+    uint64_t n_hits, n_hit_tokens;
     uint32_t *slot_gens;  /* [n_slots] */
     uint32_t *free_slots; /* stack */
     uint32_t n_free_slots;
@@ -232,6 +237,26 @@ void prefill_drop_slice(struct sched_group *g, const struct request *r);
 void prefill_measure(struct sched_group *g, const struct step_record *rec, int64_t now_ns);
 /* Moves a mean towards the newest value. */
 void average(double *mean, double value);
+
+/* ---- sched_context.c ---- */
+
+/* The request has a new prompt: one of a causal model has no prefix. */
+void context_prepare(const struct sched *s, struct request *r);
+/* Whether the context is for others only when the round is over; see sched_context.c. */
+static inline bool context_waits(const struct request *r)
+{
+    return r->kind == REQUEST_FILL || r->params.beam;
+}
+/* Tokens of the prompt, its last one excepted, that the group's cache has. */
+uint32_t context_cached(const struct sched_group *g, const struct request *r);
+/* What the request can need of the group's blocks when the first n_hit tokens come from the cache.
+ */
+uint64_t context_blocks(const struct sched_group *g, const struct request *r, uint32_t n_slots,
+                        uint32_t n_hit);
+/* Takes the first r->n_hit tokens of the prompt from the cache to r->context. */
+void context_take(struct sched_group *g, struct request *r);
+/* The context of the current round is in the cache of this sequence: others may use it. */
+void context_give(struct sched_group *g, struct request *r, const struct seq *q);
 
 /* ---- sched_queue.c ---- */
 

@@ -79,7 +79,7 @@ static uint32_t tokens_now(const struct sched *s, struct sched_group *g, struct 
         return afford;
     if (g->work_used) /* the next step's budget is whole again */
         return 0;
-    if (min == 1 || !s->config.slices || g->n_stages > 1)
+    if (min == 1 || !s->config.slices)
         return n - min == 1 ? n : min; /* not another step for the last token */
     begin_slices(g, r, seq, n);
     return 0;

@@ -224,9 +224,14 @@ int queue_check(const struct sched *s, struct request *r, struct err *e)
 /* Whether everything that the request can need is free on the group. */
 static bool has_room(const struct sched_group *g, const struct request *r)
 {
-    uint32_t n_slots = request_slots(r, g->limits.n_slots);
-    return n_slots <= g->limits.n_slots - g->n_reserved_slots &&
-           request_blocks(r, n_slots) <= blocks_available(&g->blocks);
+    uint32_t n_slots = request_slots(r, g->limits.n_slots),
+             available = blocks_available(&g->blocks);
+    if (n_slots > g->limits.n_slots - g->n_reserved_slots)
+        return false;
+    if (request_blocks(r, n_slots) <= available)
+        return true;
+    uint32_t n_hit = context_cached(g, r); /* what it shares with one that runs costs nothing */
+    return n_hit && context_blocks(g, r, n_slots, n_hit) <= available;
 }
 
 static bool takes(const struct sched *s, uint32_t group, const struct request *r)
@@ -249,17 +254,21 @@ static double prefill_wait(const struct sched_group *g)
     return (double)n * g->limits.n_layers * g->work_ns;
 }
 
-/* How good a place is: smaller is better. The shortest wait, then the least load, then the most
- * free memory. */
+/* How good a place is: smaller is better. The shortest wait for the first token, then most of the
+ * prompt in the cache, then the least load, then the most free memory. */
 struct place {
     double wait, load;
+    uint32_t n_uncached; /* tokens of the prompt */
     uint32_t n_used;
 };
 
-static struct place place_on(const struct sched_group *g)
+static struct place place_on(const struct sched_group *g, const struct request *r)
 {
+    uint32_t n_own = (uint32_t)r->prompt.ids.n - context_cached(g, r);
+    double own = (double)n_own * g->limits.n_layers * g->work_ns;
     return (struct place){
-        .wait = (double)(uint64_t)(prefill_wait(g) / WAIT_GRAIN_NS),
+        .wait = (double)(uint64_t)((prefill_wait(g) + own) / WAIT_GRAIN_NS),
+        .n_uncached = n_own,
         .load = (double)g->n_reserved_slots / g->limits.n_slots,
         .n_used = UINT32_MAX - blocks_available(&g->blocks),
     };
@@ -269,6 +278,8 @@ static bool is_better(const struct place *a, const struct place *b)
 {
     if (a->wait != b->wait)
         return a->wait < b->wait;
+    if (a->n_uncached != b->n_uncached)
+        return a->n_uncached < b->n_uncached;
     return a->load != b->load ? a->load < b->load : a->n_used < b->n_used;
 }
 
@@ -279,7 +290,7 @@ static uint32_t choose_group(const struct sched *s, const struct request *r)
     for (uint32_t i = 0; i != s->n_groups; i++) {
         if (!takes(s, i, r) || !has_room(s->groups[i], r))
             continue;
-        struct place p = place_on(s->groups[i]);
+        struct place p = place_on(s->groups[i], r);
         if (best == UINT32_MAX || is_better(&p, &best_place)) {
             best = i;
             best_place = p;
@@ -292,7 +303,14 @@ static void start(struct sched *s, uint32_t group, struct request *r, int64_t no
 {
     struct sched_group *g = s->groups[group];
     uint32_t n_slots = request_slots(r, g->limits.n_slots);
-    bool ok = blocks_reserve(&g->blocks, &r->lease, (uint32_t)request_blocks(r, n_slots));
+    /* The cache is a help where there is room for it, never a reason not to start. */
+    r->n_hit = context_cached(g, r);
+    uint64_t n_blocks = context_blocks(g, r, n_slots, r->n_hit);
+    if (n_blocks > blocks_available(&g->blocks)) {
+        r->n_hit = 0;
+        n_blocks = request_blocks(r, n_slots);
+    }
+    bool ok = blocks_reserve(&g->blocks, &r->lease, (uint32_t)n_blocks);
     assert(ok);
     g->n_reserved_slots += n_slots;
     r->n_slots_reserved = n_slots;

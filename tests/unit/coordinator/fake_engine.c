@@ -10,6 +10,7 @@ enum { N_RESULTS = 8 }; /* steps out at once, and one */
 struct cell {
     int32_t token, position;
     bool written;
+    uint64_t prefix; /* of a cell in a prefix: hash of all of it, which all of its rows depend on */
 };
 
 struct slot {
@@ -228,12 +229,17 @@ static struct cell *cell_at(struct fake_engine *f, const struct plan_item *it, u
 static uint64_t hash_row(struct fake_engine *f, const struct plan *p, uint32_t i, uint32_t row)
 {
     const struct plan_item *it = &p->items[i];
-    uint64_t hash = FAKE_HASH_SEED;
+    uint64_t hash = FAKE_HASH_SEED, prefix = 0;
     for (uint32_t k = 0; k <= it->start + row; k++) {
         const struct cell *c = cell_at(f, it, k);
         require(c->written, "reads a cell that nobody wrote", p, i);
         hash = fake_hash(hash, c->token, c->position);
+        if (k + 1 == it->prefix_len)
+            prefix = hash;
     }
+    for (uint32_t k = 0; k <= it->start + row; k++)
+        require(cell_at(f, it, k)->prefix == (k < it->prefix_len ? prefix : 0),
+                "reads a cell of another prefix", p, i);
     return hash;
 }
 
@@ -327,8 +333,13 @@ const struct step_result *fake_engine_step(struct fake_engine *f, const struct p
         for (uint32_t k = 0; k != it->n_tokens && (!it->sliced || p->layer_begin == 0); k++) {
             int32_t token =
                 it->tokens[k] == PLAN_TOKEN_PREVIOUS ? f->slots[it->slot].sample : it->tokens[k];
-            *cell_at(f, it, it->start + k) = (struct cell){token, it->positions[k], true};
+            *cell_at(f, it, it->start + k) = (struct cell){token, it->positions[k], true, 0};
         }
+        uint64_t prefix = FAKE_HASH_SEED;
+        for (uint32_t k = 0; it->start == 0 && k != it->prefix_len; k++)
+            prefix = fake_hash(prefix, it->tokens[k], it->positions[k]);
+        for (uint32_t k = 0; it->start == 0 && k != it->prefix_len; k++)
+            cell_at(f, it, k)->prefix = prefix;
     }
     f->now = &f->results[p->step % N_RESULTS];
     float *scores = f->now->scores;

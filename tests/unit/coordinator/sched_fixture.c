@@ -100,6 +100,14 @@ static void random_params(struct request *r)
     p->n_forbidden = 2;
 }
 
+/* Ids of one of a few texts, which begin alike. */
+static void known_ids(struct token_list *l)
+{
+    uint32_t text = rnd(5), n = 30 + 9 * text;
+    for (uint32_t i = 0; i != n; i++)
+        token_list_append(l, (int32_t)(40 + (i * 37 + (i > 20 ? text : 0)) % 470));
+}
+
 static void random_ids(struct token_list *l, uint32_t n)
 {
     for (uint32_t i = 0; i != n; i++)
@@ -115,8 +123,12 @@ struct request *fixture_random_request(void)
     struct err e = ERR_INIT;
     if (r->kind == REQUEST_GENERATE) {
         struct token_list ids = {0};
-        random_ids(&ids, 1 + rnd(60));
-        if (rnd(2))
+        bool known = rnd(2);
+        if (known)
+            known_ids(&ids);
+        else
+            random_ids(&ids, 1 + rnd(60));
+        if (!known && rnd(2))
             ids.ids[rnd((uint32_t)ids.n)] = 512;
         int code = rnd(4)
                        ? prompt_from_ids(&fixture_arch, ids.ids, ids.n, 256, &r->prompt, &e)
@@ -125,6 +137,10 @@ struct request *fixture_random_request(void)
         token_list_deinit(&ids);
     } else if (r->kind == REQUEST_FILL) {
         uint32_t kind = rnd(3), n_masks = 1 + rnd(4);
+        if (rnd(3) == 0) {
+            known_ids(&r->ids);
+            n_masks = 1;
+        }
         for (uint32_t i = 0; i != n_masks; i++) {
             random_ids(&r->ids, rnd(12));
             token_list_append(&r->ids, masks[kind]);
@@ -136,7 +152,10 @@ struct request *fixture_random_request(void)
         r->params.max_length = (uint32_t)r->prompt.ids.n + 1 + rnd(40);
     } else {
         struct token_list ids = {0};
-        random_ids(&ids, rnd(50));
+        if (rnd(2))
+            known_ids(&ids);
+        else
+            random_ids(&ids, rnd(50));
         enum mask_kind kind = rnd(2) ? MASK_GMASK : MASK_MASK;
         token_list_append(&ids, kind == MASK_GMASK ? 513 : 512);
         random_ids(&ids, rnd(5));

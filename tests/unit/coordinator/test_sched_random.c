@@ -122,7 +122,7 @@ static void submit(struct run *t)
     if (rnd(10) == 0)
         r->deadline_ns = t->now + (int64_t)rnd(30) * NSEC_PER_MSEC;
     r->priority = rnd(3) ? 0 : (int32_t)rnd(5) - 2;
-    r->tenant = rnd(4);
+    r->tenant = rnd(3);
     struct err e = ERR_INIT;
     int code = sched_submit(t->s, r, &e);
     check(t, code != -ENOBUFS || r->retry_after_ns > 0, "no hint when to try again");
@@ -252,6 +252,7 @@ static void add_stats(const struct sched_stats *stats)
 {
     struct sched_stats *sum = &totals.stats;
     sum->n_resumed += stats->n_resumed;
+    sum->n_hits += stats->n_hits;
     sum->n_preempted += stats->n_preempted;
     sum->n_discarded += stats->n_discarded;
     sum->n_steps += stats->n_steps;
@@ -261,8 +262,11 @@ static uint64_t run_seed(uint64_t seed, uint32_t n_actions)
 {
     struct run t = {.seed = seed, .now = NSEC_PER_SEC};
     fixture_random = seed * 2654435761u + 1;
+    struct arch arch = fixture_arch;
+    if (rnd(3) == 0)
+        arch.context = ARCH_CONTEXT_CAUSAL;
     struct sched_config config = {
-        .arch = &fixture_arch,
+        .arch = &arch,
         .max_queue = 12,
         .max_queue_tokens = rnd(4) ? 0 : 200,
         .max_wait_ns = rnd(4) ? 0 : 100 * NSEC_PER_MSEC,
@@ -307,10 +311,12 @@ static void test_random_interleavings(void **state)
     const struct sched_stats *sum = &totals.stats;
     printf(
         "%d seeds from %llu: %u requests equal to the reference, %u ended otherwise; %llu steps, "
-        "%u with slices, %llu discarded items, %llu resumed, %llu preempted\n",
+        "%u with slices, %llu discarded items, %llu resumed, %llu preempted, %llu cache hits\n",
         N_SEEDS, (unsigned long long)first_seed(), totals.n_ok, totals.n_ended,
         (unsigned long long)sum->n_steps, totals.n_slices, (unsigned long long)sum->n_discarded,
-        (unsigned long long)sum->n_resumed, (unsigned long long)sum->n_preempted);
+        (unsigned long long)sum->n_resumed, (unsigned long long)sum->n_preempted,
+        (unsigned long long)sum->n_hits);
+    assert_true(sum->n_hits > 300);
     assert_true(sum->n_preempted > 100);
     assert_true(totals.n_ok > 3000);
     assert_true(sum->n_resumed > 100 && sum->n_discarded > 100 && totals.n_slices > 1000);
