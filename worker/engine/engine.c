@@ -484,11 +484,11 @@ static int step_model(struct engine *g, const struct plan *plan, const struct st
 {
     int64_t begin_ns = clock_now_ns();
     int r = batch_check(&g->batch, plan, e);
-    if (r == 0 && is_last_stage(g))
-        r = reserve_logits(g, plan, e);
     if (r < 0)
-        return r;
-    r = run_plan(g, plan, e);
+        return r; /* as on every other rank */
+    r = is_last_stage(g) ? reserve_logits(g, plan, e) : 0;
+    if (r == 0)
+        r = run_plan(g, plan, e);
     if (r < 0) {
         g->failed = r;
         return r;
