@@ -51,7 +51,8 @@ static void random_part(const struct buf *text, char ret[STOP_MAX_BYTES + 1])
     size_t begin = random_below((uint32_t)text->size);
     while (begin && is_inside_character(text->data[begin]))
         begin--;
-    size_t end = MIN(begin + 1 + random_below(random_below(4) ? 4 : 20), text->size);
+    size_t end = begin + 1 + random_below(random_below(4) ? 4 : 20);
+    end = MIN(end, text->size);
     while (end < text->size && is_inside_character(text->data[end]))
         end++;
     memcpy(ret, text->data + begin, end - begin);
