@@ -174,7 +174,7 @@ static void print_head(const struct wire_status_response *r)
                q->total, q->finished, q->failed, q->cancelled, q->aborted, q->rejected, q->resumed);
 }
 
-/* "1 of 3 groups serves; not: b (forming), c (gone)" */
+/* "1 of 3 serves, 2 requests wait; not: b (forming), c (gone)" */
 static void print_groups_line(const struct wire_status_response *r)
 {
     uint32_t n_ready = 0;
@@ -182,6 +182,7 @@ static void print_groups_line(const struct wire_status_response *r)
         n_ready += r->groups[i].state == WIRE_GROUP_READY;
     printf("groups    %" PRIu32 " of %" PRIu32 " serve%s", n_ready, r->n_groups,
            n_ready == 1 ? "s" : "");
+    printf(", %" PRIu32 " requests wait", r->waiting);
     const char *before = "; not: ";
     for (uint32_t i = 0; i < r->n_groups; i++) {
         if (r->groups[i].state == WIRE_GROUP_READY)
@@ -233,9 +234,9 @@ static void print_group(const struct wire_group_status *g)
     putchar('\n');
     if (g->state == WIRE_GROUP_GONE)
         return; /* nothing runs there, and nobody holds anything */
-    printf("  running %" PRIu32 ", waiting %" PRIu32 "; KV blocks %" PRIu32 " of %" PRIu32
-           " used; slots %" PRIu32 " of %" PRIu32 " used\n",
-           g->running, g->waiting, g->kv_blocks_total - MIN(g->kv_blocks_free, g->kv_blocks_total),
+    printf("  running %" PRIu32 "; KV blocks %" PRIu32 " of %" PRIu32 " used; slots %" PRIu32
+           " of %" PRIu32 " used\n",
+           g->running, g->kv_blocks_total - MIN(g->kv_blocks_free, g->kv_blocks_total),
            g->kv_blocks_total, g->slots_used, g->slots_total);
     printf("  prefill %.1f tokens/s, decode %.1f tokens/s; %" PRIu64 " steps, %" PRIu64
            " + %" PRIu64 " tokens\n",
@@ -311,9 +312,10 @@ static int print_json(const struct status *s)
     json_t *groups = json_array();
     for (uint32_t i = 0; i < r->n_groups; i++)
         json_array_append_new(groups, group_to_json(&r->groups[i]));
-    json_t *root = json_pack("{s:b, s:s, s:f, s:s, s:b, s:o}", "healthy", healthy(r), "version",
-                             r->version, "uptime_seconds", r->uptime_seconds, "cluster", r->cluster,
-                             "draining", r->draining, "groups", groups);
+    json_t *root =
+        json_pack("{s:b, s:s, s:f, s:s, s:b, s:I, s:o}", "healthy", healthy(r), "version",
+                  r->version, "uptime_seconds", r->uptime_seconds, "cluster", r->cluster,
+                  "draining", r->draining, "waiting", (json_int_t)r->waiting, "groups", groups);
     const struct wire_model_info *m = r->model;
     if (m)
         json_object_set_new(root, "model",

@@ -114,6 +114,7 @@ static int pack_status(const struct coordinator *c, struct buf *out)
         .model = &model,
         .requests = &counters,
         .draining = c->draining,
+        .waiting = all.n_waiting,
     };
     return pack_groups(c, &all, &response, out);
 }

@@ -61,6 +61,7 @@ static const struct wire_field status_response_fields[] = {
     F_MESSAGES(T, groups, &group_status),
     F_POINTER(T, requests, &request_counters),
     F_VALUE(T, draining),
+    F_VALUE(T, waiting),
 };
 WIRE_MAP(status_response, status_response, T);
 WIRE_DEFINE(status_response, T, status_response)

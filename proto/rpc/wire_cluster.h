@@ -93,6 +93,7 @@ struct wire_status_response {
     uint32_t n_groups;
     const struct wire_request_counters *requests;
     bool draining;
+    uint32_t waiting;
 };
 
 struct wire_drain_request {

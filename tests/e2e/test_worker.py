@@ -79,10 +79,11 @@ class FakeCoordinator:
     def send(self, stream, **body):
         stream.to_worker.put(self.api.CoordinatorMessage(**body))
 
-    def grant(self, streams, epoch, comm, lease_ms=60000):
+    def grant(self, streams, epoch, comm, lease_ms=60000, pp=1, link_comm=0):
         for rank, s in enumerate(streams):
             self.send(s, grant=self.api.Grant(
-                group="0", epoch=epoch, protocol=1, rank=rank, tp_size=len(streams), comm=comm,
+                group="0", epoch=epoch, protocol=1, rank=rank, comm=comm,
+                tp_size=len(streams) // pp, pp_size=pp, link_comm=link_comm,
                 comm_name=f"glmd-test-{self.port}-{epoch}", token=bytes([epoch]) * 16,
                 comm_timeout_ms=20000, lease_ms=lease_ms, heartbeat_ms=50,
                 peers=[p.hello.listen_addresses[0] for p in streams]))
@@ -96,6 +97,22 @@ class FakeCoordinator:
             output=self.api.STEP_OUTPUT_SAMPLE,
             sampling=self.api.StepSampling(temperature=1, top_k=1))
         self.send(stream, step=self.api.Step(epoch=epoch, step=number, items=[item]))
+
+    def generate_staged(self, streams, epoch, tp, n=12):
+        """n greedy tokens of a pipeline: only the last stage knows them, and agrees."""
+        tokens, feed, start = [], PROMPT, 0
+        for number in range(1, n + 1):
+            for s in streams:
+                self.step(s, epoch, number, start, feed)
+            start += len(feed)
+            done = [s.get("step_done") for s in streams]
+            assert {d.step for d in done} == {number}
+            stages = [done[i:i + tp] for i in range(0, len(done), tp)]
+            assert all(len({d.state_hash for d in stage}) == 1 for stage in stages)
+            assert all(d.items[0].token == -1 for stage in stages[:-1] for d in stage)
+            tokens.append(stages[-1][0].items[0].token)
+            feed = tokens[-1:]
+        return tokens
 
     def generate(self, streams, epoch, n=12):
         """n greedy tokens, the next step always queued before the last one is back."""
@@ -170,6 +187,28 @@ def test_ranks_agree_over_every_comm_and_for_every_degree(coordinator, worker, a
     for p in two:
         p.terminate()
     for p in two:
+        ends_with(p, 0)
+
+
+def test_stages_agree_over_every_link(coordinator, worker, api):
+    one = worker(0, 1)
+    streams = coordinator.ranks(1)
+    answer = coordinator.grant(streams, 1, api.COMM_KIND_SELF)
+    expected = coordinator.generate(streams, 1)
+    one.terminate()
+    ends_with(one, 0)
+
+    four = [worker(rank, 2, "--pp", "2") for rank in range(4)]
+    streams = coordinator.ranks(4)
+    assert [(s.hello.pp_size, s.hello.layer_begin, s.hello.layer_end) for s in streams] == [
+        (2, 0, 2), (2, 0, 2), (2, 2, 3), (2, 2, 3)]
+    shm, tcp = api.COMM_KIND_SHM, api.COMM_KIND_TCP
+    for epoch, (comm, link) in enumerate([(shm, shm), (shm, tcp), (tcp, shm), (tcp, tcp)], 2):
+        assert coordinator.grant(streams, epoch, comm, pp=2, link_comm=link) == answer
+        assert coordinator.generate_staged(streams, epoch, tp=2) == expected
+    for p in four:
+        p.terminate()
+    for p in four:
         ends_with(p, 0)
 
 
