@@ -55,9 +55,11 @@ static void finish_all(struct sched *s)
 {
     for (uint32_t i = 0; i != n_submitted; i++) {
         sched_end(s, submitted[i], RPC_CANCELLED, "end of test");
-        request_free(submitted[i]);
     }
-    n_submitted = 0;
+    while (sched_next_touched(s))
+        ;
+    while (n_submitted)
+        request_free(submitted[--n_submitted]);
     assert_true(sched_consistent(s));
     sched_free(s);
 }

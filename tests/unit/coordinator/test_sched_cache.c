@@ -80,6 +80,13 @@ static struct request *new_request(uint32_t n, uint32_t differs, uint32_t n_choi
     return r;
 }
 
+static void discard(struct rig *t, struct request *r)
+{
+    while (sched_next_touched(t->s))
+        ;
+    request_free(r);
+}
+
 static void submit(struct rig *t, struct request *r)
 {
     struct err e = ERR_INIT;
@@ -101,7 +108,7 @@ static uint32_t run(struct rig *t, struct request *r)
     assert_string_equal(found.data, expected.data);
     buf_deinit(&expected);
     buf_deinit(&found);
-    request_free(r);
+    discard(t, r);
     return t->n_prefill;
 }
 
@@ -197,7 +204,7 @@ static void test_sharing_with_one_that_runs(void **state)
     while (step(&t))
         ;
     for (uint32_t i = 0; i != 4; i++)
-        request_free(r[i]);
+        discard(&t, r[i]);
     expect_hits(&t, 2, 398);
     close_rig(&t);
 }
@@ -277,8 +284,8 @@ static void test_affinity(void **state)
     assert_int_equal(r->group, 0);
     sched_end(t.s, fresh, RPC_CANCELLED, "enough");
     sched_end(t.s, r, RPC_CANCELLED, "enough");
-    request_free(fresh);
-    request_free(r);
+    discard(&t, fresh);
+    discard(&t, r);
     close_rig(&t);
 }
 

@@ -8,6 +8,8 @@
 #include <cmocka.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <time.h>
 
 #include "base/clock.h"
 #include "base/util.h"
@@ -248,8 +250,86 @@ static void test_cancelled_slices(void **state)
     close_device(&d);
 }
 
-int main(void)
+/* ---- --bench: what a step costs the coordinator ---- */
+
+enum { BENCH_STREAMS = 64, BENCH_STEPS = 5000, BENCH_WAITING = 1000 };
+
+static int64_t cpu_ns(void)
 {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (int64_t)t.tv_sec * NSEC_PER_SEC + t.tv_nsec;
+}
+
+/* Plans and commits steps of 64 streams, two out at a time, while others wait in the queue. */
+static void bench(const char *what, void (*change)(struct request *r))
+{
+    struct plan_limits l = limits;
+    l.n_slots = BENCH_STREAMS;
+    l.n_blocks = 1 << 16;
+    arch = fixture_arch;
+    arch.n_layers = l.n_layers;
+    arch.max_seq = l.max_seq;
+    struct sched_config config = {.arch = &arch, .max_queue = 2 * BENCH_WAITING};
+    struct device d = {.now = NSEC_PER_SEC};
+    struct err e = ERR_INIT;
+    assert_int_equal(sched_new(&config, &d.s), 0);
+    assert_int_equal(sched_attach(d.s, 0, &l, 1, 1, &e), 0);
+    for (uint32_t i = 0; i != BENCH_STREAMS + BENCH_WAITING; i++) {
+        struct request *r = new_stream(&d, 500, 600);
+        r->params.top_k = 0;
+        r->tenant = i % 50;
+        change(r);
+    }
+    static struct result_item memory[3][BENCH_STREAMS]; /* of the steps that are out */
+    struct step_result results[2];
+    uint64_t n_items = 0;
+    int64_t start = cpu_ns();
+    for (uint32_t step = 0; step != BENCH_STEPS; step++) {
+        const struct plan *p;
+        while (d.n_out != 2 && sched_plan(d.s, 0, d.now, &p)) {
+            struct result_item *items = memory[p->step % 3];
+            for (uint32_t i = 0; i != p->n_items; i++)
+                items[i] = (struct result_item){
+                    .slot = p->items[i].slot, .slot_gen = p->items[i].slot_gen, .token = 100};
+            results[d.n_out++] = (struct step_result){
+                .epoch = p->epoch, .step = p->step, .items = items, .n_items = p->n_items};
+            n_items += p->n_items;
+        }
+        d.now += NSEC_PER_MSEC;
+        if (sched_commit(d.s, 0, &results[0], d.now, &e) < 0) {
+            fprintf(stderr, "%s\n", e.message);
+            exit(1);
+        }
+        results[0] = results[1];
+        d.n_out--;
+        for (struct request *r; (r = sched_next_touched(d.s));) {
+            if (r->state == REQUEST_DONE)
+                request_free(r);
+        }
+    }
+    int64_t taken = cpu_ns() - start;
+    printf("%s: %.1f us of CPU in a step, %.1f sequences each\n", what,
+           (double)taken / BENCH_STEPS / 1e3, (double)n_items / BENCH_STEPS);
+}
+
+static void change_nothing(struct request *r)
+{
+    (void)r;
+}
+
+static void change_penalties(struct request *r)
+{
+    r->params.presence_penalty = 0.5f;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "--bench") == 0) {
+        bench("64 streams", change_nothing);
+        bench("64 streams with penalties", change_penalties);
+        return 0;
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gap_beside_a_long_prompt),
         cmocka_unit_test(test_gap_beside_many_prompts),

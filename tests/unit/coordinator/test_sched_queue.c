@@ -54,8 +54,11 @@ static void close_rig(struct rig *t)
 {
     for (uint32_t i = 0; i != t->n; i++) {
         sched_end(t->s, t->requests[i], RPC_CANCELLED, "end of test");
-        request_free(t->requests[i]);
     }
+    while (sched_next_touched(t->s))
+        ;
+    while (t->n)
+        request_free(t->requests[--t->n]);
     assert_true(sched_consistent(t->s));
     sched_free(t->s);
     fake_engine_free(t->engine);
