@@ -228,6 +228,9 @@ bool prefill_add(struct sched *s, struct sched_group *g, struct step_record *rec
                  uint32_t seq);
 /* Whether n tokens more fit into the step and its budget. */
 bool prefill_fits(const struct sched_group *g, uint64_t n);
+/* Whether prefill_add would add at least a token of one that can be cut: the first one of a step
+ * goes on however little time there is. */
+bool prefill_goes_on(const struct sched_group *g);
 void prefill_pay(struct sched_group *g, uint32_t n_tokens, uint32_t n_layers);
 /* The next layers of the sliced prompt, behind everything else; false when memory ran out. */
 bool prefill_add_slice(struct sched *s, struct sched_group *g, struct step_record *rec);

@@ -131,8 +131,7 @@ static bool add_choices(struct sched *s, struct sched_group *g, struct step_reco
     for (uint32_t i = 0; ok && i != r->n_seqs; i++)
         ok = prefill_add(s, g, rec, r, i);
     uint32_t seq;
-    while (ok && prefill_fits(g, 1) && !g->prefill_full && rec->n_items < g->max_items &&
-           next_choice(r, &seq)) {
+    while (ok && prefill_goes_on(g) && rec->n_items < g->max_items && next_choice(r, &seq)) {
         struct seq *q = &r->seqs[seq];
         q->output = r->next_choice++;
         q->live = true;
@@ -323,6 +322,8 @@ bool sched_plan(struct sched *s, uint32_t group, int64_t now_ns, const struct pl
     if (!exclusive)
         add_decodes(s, g, rec);
     add_prefills(s, g, rec);
+    if (exclusive && rec->n_items == 0)
+        add_decodes(s, g, rec);
     g->last_exclusive = exclusive && rec->n_items;
     if (rec->n_items == 0)
         return false;

@@ -58,6 +58,12 @@ bool prefill_fits(const struct sched_group *g, uint64_t n)
     return n <= g->limits.max_tokens - g->n_tokens && n <= affordable(g);
 }
 
+bool prefill_goes_on(const struct sched_group *g)
+{
+    return !g->prefill_full && g->n_tokens < g->limits.max_tokens &&
+           (!g->work_used || affordable(g) > 0);
+}
+
 /* From the first layer, in the steps from this one on. */
 static void begin_slices(struct sched_group *g, struct request *r, uint32_t seq, uint32_t n)
 {

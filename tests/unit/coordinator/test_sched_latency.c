@@ -228,6 +228,53 @@ static void test_no_slices_without_streams(void **state)
     close_device(&d);
 }
 
+/* Even where a single token costs more than the budget, everything goes on. */
+static void test_tiny_budget(void **state)
+{
+    (void)state;
+    struct device d;
+    open_device(&d, true);
+    sched_free(d.s);
+    struct sched_config config = {
+        .arch = &arch, .max_queue = 64, .prefill_budget_ns = 1, .slices = true};
+    struct err e = ERR_INIT;
+    assert_int_equal(sched_new(&config, &d.s), 0);
+    assert_int_equal(sched_attach(d.s, 0, &limits, 1, 1, &e), 0);
+    struct request *stream = new_stream(&d, 100, 1000);
+    for (uint32_t i = 0; i != 5; i++)
+        run_step(&d);
+    struct request *r[4];
+    for (uint32_t i = 0; i != 4; i++) {
+        r[i] = request_new(i == 0 ? REQUEST_SCORE : REQUEST_GENERATE);
+        int32_t ids[40];
+        for (uint32_t k = 0; k != 40; k++)
+            ids[k] = (int32_t)(100 + i);
+        assert_int_equal(i == 3 ? prompt_unidirectional(&arch, ids, 40, 4096, &r[i]->prompt, &e)
+                                : prompt_from_ids(&arch, ids, 40, 4096, &r[i]->prompt, &e),
+                         0);
+        r[i]->params = stream->params;
+        r[i]->params.max_new = 3;
+        r[i]->params.n_choices = i == 1 ? 3 : 1;
+        r[i]->params.beam = i == 2;
+        r[i]->params.n_beams = 4;
+    }
+    r[0]->n_choices_scored = 3;
+    r[0]->choices = calloc(3, sizeof *r[0]->choices);
+    for (uint32_t i = 0; i != 3; i++) {
+        for (uint32_t k = 0; k != 5; k++)
+            token_list_append(&r[0]->choices[i], 100);
+    }
+    for (uint32_t i = 0; i != 4; i++)
+        assert_int_equal(sched_submit(d.s, r[i], &e), 0);
+    while (sched_n_requests(d.s) > 1)
+        run_step(&d); /* the stream is the longest by far */
+    assert_int_equal(stream->state, REQUEST_RUNNING);
+    for (uint32_t i = 0; i != 4; i++)
+        assert_int_equal(r[i]->status, RPC_OK);
+    sched_end(d.s, stream, RPC_CANCELLED, "enough");
+    close_device(&d);
+}
+
 /* A sliced prompt whose client goes away leaves nothing behind. */
 static void test_cancelled_slices(void **state)
 {
@@ -334,6 +381,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_gap_beside_a_long_prompt),
         cmocka_unit_test(test_gap_beside_many_prompts),
         cmocka_unit_test(test_no_slices_without_streams),
+        cmocka_unit_test(test_tiny_budget),
         cmocka_unit_test(test_cancelled_slices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
