@@ -160,6 +160,25 @@ uint32_t sim_clients_open(const struct sim *s)
     return s->client->n_open;
 }
 
+struct process *sim_clients_process(const struct sim *s)
+{
+    return &s->client->process;
+}
+
+struct rpc_channel *sim_clients_channel(const struct sim *s)
+{
+    return s->client->channel;
+}
+
+void sim_clients_note_abort(struct sim *s, uint32_t number)
+{
+    struct sim_request *q = s->client->requests;
+    while (q && q->number != number)
+        q = q->next;
+    assert(q);
+    q->aborted = true;
+}
+
 void sim_clients_break(struct sim *s)
 {
     rpc_sim_break(s->client->host);

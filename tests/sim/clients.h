@@ -54,7 +54,7 @@ struct sim_request {
     /* what has come */
     struct rpc_call *call; /* NULL before and after */
     int64_t sent_ns, done_ns;
-    bool cancelled, paused, done;
+    bool cancelled, aborted, paused, done;
     uint32_t n_messages;
     bool has_usage;
     struct wire_usage usage;

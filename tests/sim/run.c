@@ -84,6 +84,7 @@ static void set_up(struct sim *s)
     start_machines(s);
     sim_clients_start(s);
     sim_faults_start(s);
+    sim_operator_start(s);
 }
 
 /* All requests end and the cluster serves, in bounded time after the last fault. */
@@ -137,6 +138,7 @@ static void shut_down(struct sim *s)
 
 static void tear_down(struct sim *s)
 {
+    sim_operator_free(s);
     sim_clients_free(s);
     sim_comms_free(s);
     sim_workers_free(s);

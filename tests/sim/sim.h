@@ -21,6 +21,7 @@ struct sim_coordinator;
 struct sim_worker;
 struct sim_client;
 struct sim_comm;
+struct sim_operation;
 
 /* Opened once per program, shared by all runs. */
 struct sim_model {
@@ -91,6 +92,7 @@ struct sim {
     struct sim_coordinator *coordinators;
 
     struct sim_client *client;
+    struct sim_operation *operations;
     struct admit admit; /* what the coordinator would admit */
 
     /* what errors are told by: allowed or not */
@@ -150,8 +152,15 @@ void sim_clients_start(struct sim *s);
 bool sim_clients_done(const struct sim *s);
 void sim_clients_break(struct sim *s);
 uint32_t sim_clients_open(const struct sim *s); /* calls under way */
+struct process *sim_clients_process(const struct sim *s);
+struct rpc_channel *sim_clients_channel(const struct sim *s);
+void sim_clients_note_abort(struct sim *s, uint32_t number); /* the request may end CANCELLED */
 void sim_clients_stop(struct sim *s);
 void sim_clients_free(struct sim *s);
+
+/* operator.c */
+void sim_operator_start(struct sim *s);
+void sim_operator_free(struct sim *s);
 
 /* faults.c */
 void sim_faults_start(struct sim *s);

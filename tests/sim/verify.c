@@ -360,7 +360,7 @@ static bool may_fail(const struct sim_request *q, enum rpc_status status, const 
 {
     switch (status) {
     case RPC_CANCELLED:
-        return q->cancelled;
+        return q->cancelled || q->aborted;
     case RPC_DEADLINE_EXCEEDED:
         return deadline_passed(q);
     case RPC_UNAVAILABLE:
