@@ -135,7 +135,7 @@ void sim_clients_start(struct sim *s)
     s->client = c;
     snprintf(c->process.name, sizeof c->process.name, "clients");
     c->host = rpc_sim_host_new(s->net, "clients", &c->process);
-    if (rng_chance(&s->world.work, 40)) /* small windows: back-pressure sooner */
+    if (s->plan.chatty || rng_chance(&s->world.work, 40)) /* small windows: back-pressure sooner */
         rpc_sim_set_window(c->host, (size_t)rng_between(&s->world.work, 64, 2048));
     struct err e = ERR_INIT;
     int r = rpc_runtime_new(rpc_sim_host_loop(c->host), &c->runtime, &e);

@@ -13,6 +13,7 @@ enum fault {
     RANK_SLOW,
     RANK_SLOW_NET,
     DEVICE_FAILS,
+    DEVICE_HANGS,
     RANK_DIVERGES,
     COORDINATOR_CRASH,
     COORDINATOR_FREEZE,
@@ -140,6 +141,9 @@ static void fault_rank(struct sim *s, enum fault f)
         break;
     case DEVICE_FAILS:
         m->fail_next_step = true;
+        break;
+    case DEVICE_HANGS:
+        m->hang_next_step_ns = draw(s, 100, rng_chance(&s->world.faults, 80) ? 15000 : 150000);
         break;
     case RANK_DIVERGES:
         m->corrupt_next_step = true;

@@ -44,7 +44,8 @@ static uint32_t fill_ids(struct draft *d, int32_t *ids, uint32_t n)
 /* Mostly short, sometimes as long as the run allows. */
 static uint32_t some_length(struct draft *d, uint32_t max)
 {
-    uint32_t limit = rng_chance(d->rng, 70) ? MAX(max / 6, 1u) : max;
+    uint32_t percent = d->q->sim->plan.chatty ? 20 : 70;
+    uint32_t limit = rng_chance(d->rng, percent) ? MAX(max / 6, 1u) : max;
     return 1 + rng_below(d->rng, limit);
 }
 
@@ -94,7 +95,8 @@ static void draft_bias(struct draft *d)
     uint32_t n = 1 + rng_below(d->rng, MAX_BIAS);
     for (uint32_t i = 0; i != n; i++)
         d->bias[i] = (struct plan_bias){text_token(d), (float)rng_below(d->rng, 9) - 4};
-    if (rng_chance(d->rng, 60)) /* an end token that is wanted: short answers */
+    if (!d->q->sim->plan.chatty &&
+        rng_chance(d->rng, 60)) /* an end token that is wanted: short answers */
         d->bias[0] = (struct plan_bias){d->arch->tokens.eop, 4};
     d->sampling.logit_bias = d->bias;
     d->sampling.n_logit_bias = n;
@@ -296,7 +298,7 @@ static void draw_behaviour(struct sim_request *q, struct rng *r)
         q->cancel_ns = rng_between(r, NSEC_PER_MSEC, 3 * NSEC_PER_SEC);
     if (rng_chance(r, 5))
         q->cancel_message = 1 + rng_below(r, 8);
-    if (rng_chance(r, 10)) {
+    if (rng_chance(r, q->sim->plan.chatty ? 50 : 10)) {
         q->pause_message = 1 + rng_below(r, 6);
         q->pause_ns = rng_between(r, NSEC_PER_MSEC, 10 * NSEC_PER_SEC);
     }

@@ -35,7 +35,7 @@ struct runner {
     bool waiting;   /* for the others of the comm */
     bool finishing; /* its end is posted: an abort does not matter any more */
     bool opened, stop, stopped_told, dead;
-    int64_t busy_since, timeout_ns;
+    int64_t busy_since, timeout_ns, hung_until;
     uint64_t counter, loaded_bytes;
     struct session_progress stats;
 };
@@ -334,6 +334,14 @@ static void on_stepped(void *arg, uint64_t number)
     const struct plan *p = r->running->message->step;
     const struct step_result *result;
     struct err e = ERR_INIT;
+    if (m->hang_next_step_ns) { /* its session goes on as if nothing were */
+        trace(world_of(r), "engine: hangs for %.3f s", (double)m->hang_next_step_ns / 1e9);
+        r->hung_until = world_of(r)->now_ns + m->hang_next_step_ns;
+        sim_note_fault(r->sim, r->hung_until);
+        post(r, m->hang_next_step_ns, on_stepped);
+        m->hang_next_step_ns = 0;
+        return;
+    }
     if (m->fail_next_step) {
         m->fail_next_step = false;
         sim_note_fault(r->sim, world_of(r)->now_ns);
@@ -480,7 +488,8 @@ void runner_abort(struct runner *r)
     r->waiting = false;
     r->finishing = true;
     int64_t longest = rng_chance(rng, 5) ? 2 * NSEC_PER_SEC : 20 * NSEC_PER_MSEC;
-    post(r, rng_between(rng, 0, longest), on_cancelled);
+    int64_t hung_ns = MAX(r->hung_until - world_of(r)->now_ns, 0);
+    post(r, hung_ns + rng_between(rng, 0, longest), on_cancelled);
 }
 
 void runner_stop(struct runner *r)

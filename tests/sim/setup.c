@@ -127,11 +127,17 @@ static void draw_load(struct sim *s)
     p->n_requests = (uint32_t)between(s, 5, rng_chance(r, 70) ? 60 : 150);
     p->max_prompt = (uint32_t)between(s, 16, 300);
     p->max_new = (uint32_t)between(s, 4, rng_chance(r, 70) ? 24 : 80);
+    p->chatty = rng_chance(r, 20);
+    if (p->chatty) {
+        p->max_new = (uint32_t)between(s, 150, 400);
+        p->max_prompt = (uint32_t)between(s, 4, 60);
+        p->n_requests = (uint32_t)between(s, 5, 20);
+    }
     p->fake = (struct fake_params){
         .step_ns = rng_between(r, 1, rng_chance(r, 70) ? 10 : 40) * NSEC_PER_MSEC,
         .prefill_token_ns = rng_between(r, 0, 100) * NSEC_PER_USEC,
         .decode_seq_ns = rng_between(r, 0, 500) * NSEC_PER_USEC,
-        .end_probability = (double)rng_below(r, 8) / 100,
+        .end_probability = p->chatty ? 0.001 : (double)rng_below(r, 8) / 100,
         .seed = rng_next(r),
     };
 }

@@ -40,6 +40,7 @@ struct sim_plan {
     int64_t work_ns; /* requests arrive and faults happen within this time */
     uint32_t n_faults;
     uint32_t max_prompt, max_new;
+    bool chatty; /* long streams and slow readers */
 };
 
 /* One copy of the model, as its ranks say it. */
@@ -66,6 +67,7 @@ struct sim_machine {
     uint32_t n_starts;
     double slowness; /* of its steps; 1 = as the device says */
     bool fail_next_step, corrupt_next_step;
+    int64_t hang_next_step_ns; /* 0 = does not */
     int64_t latency_min, latency_max;
 };
 
