@@ -187,6 +187,9 @@ void sim_check_end(struct sim *s)
 {
     struct sched_stats stats;
     sched_stats(sim_scheduler(s), &stats);
+    s->n_hits = stats.n_hits;
+    s->n_preempted = stats.n_preempted;
+    s->n_resumed = stats.n_resumed;
     if (stats.n_waiting || stats.n_running || stats.n_blocks_used || stats.n_slots_used)
         world_fail(&s->world,
                    "all is answered, but %u requests wait, %u run, %u blocks and %u slots are used",

@@ -41,6 +41,26 @@ static uint32_t fill_ids(struct draft *d, int32_t *ids, uint32_t n)
     return n;
 }
 
+/* A prompt of n tokens, or one that came before: as it was, or with another end. */
+static uint32_t prompt_ids(struct draft *d, uint32_t n)
+{
+    struct sim *s = d->q->sim;
+    uint32_t at = rng_below(d->rng, SIM_PROMPTS);
+    uint32_t n_old = s->prompts[at].n;
+    n = MIN(n, (uint32_t)SIM_PROMPT_TOKENS);
+    if (n_old && rng_chance(d->rng, 55)) {
+        memcpy(d->ids, s->prompts[at].ids, n_old * sizeof *d->ids);
+        if (rng_chance(d->rng, 70))
+            return n_old;
+        uint32_t n_kept = rng_below(d->rng, n_old + 1);
+        return n_kept + fill_ids(d, d->ids + n_kept, 1 + rng_below(d->rng, 20));
+    }
+    fill_ids(d, d->ids, n);
+    s->prompts[at].n = n;
+    memcpy(s->prompts[at].ids, d->ids, n * sizeof *d->ids);
+    return n;
+}
+
 /* Mostly short, sometimes as long as the run allows. */
 static uint32_t some_length(struct draft *d, uint32_t max)
 {
@@ -66,7 +86,7 @@ static const char *some_text(struct draft *d)
 static const char *some_user(struct draft *d)
 {
     static const char *const users[] = {"", "", "", "a", "b", "c"};
-    return rng_chance(d->rng, 40) ? "crowd" : users[rng_below(d->rng, ARRAY_LEN(users))];
+    return rng_chance(d->rng, 60) ? "crowd" : users[rng_below(d->rng, ARRAY_LEN(users))];
 }
 
 static int32_t some_priority(struct draft *d)
@@ -185,9 +205,9 @@ static void make_generate(struct draft *d)
     if (rng_chance(r, 12)) {
         w.text = some_text(d);
     } else {
-        uint32_t n = fill_ids(d, d->ids, some_length(d, q->sim->plan.max_prompt));
+        uint32_t n = prompt_ids(d, some_length(d, q->sim->plan.max_prompt));
         if (rng_chance(r, 40))
-            d->ids[rng_below(r, n)] = d->arch->tokens.mask;
+            d->ids[n / 2] = d->arch->tokens.mask;
         d->tokens = (struct wire_token_ids){d->ids, n};
         w.tokens = &d->tokens;
     }
@@ -250,7 +270,7 @@ static void make_score(struct draft *d)
     struct wire_score_request w = {.model = "", .request_id = d->request_id, .user = ""};
     w.user = some_user(d);
     w.priority = some_priority(d);
-    uint32_t n = fill_ids(d, d->ids, some_length(d, q->sim->plan.max_prompt));
+    uint32_t n = prompt_ids(d, some_length(d, q->sim->plan.max_prompt));
     d->tokens = (struct wire_token_ids){d->ids, n};
     w.tokens = &d->tokens;
     w.use_gmask = rng_chance(r, 50);

@@ -120,6 +120,9 @@ static void add(struct totals *t, const struct sim_result *r)
     t->sum.n_steps += r->n_steps;
     t->sum.n_faults += r->n_faults;
     t->sum.n_epochs += r->n_epochs;
+    t->sum.n_hits += r->n_hits;
+    t->sum.n_preempted += r->n_preempted;
+    t->sum.n_resumed += r->n_resumed;
 }
 
 static bool run_seed(const struct arguments *a, const struct sim_model *m, uint64_t seed,
@@ -188,10 +191,11 @@ int main(int argc, char **argv)
     if (ok)
         printf("%" PRIu64 " seeds: %" PRIu64 " requests, %" PRIu64 " answered, %" PRIu64
                " tokens, %" PRIu64 " steps, %" PRIu64 " faults, %" PRIu64 " epochs, %" PRIu64
-               " events\n%.0f s simulated in %.2f s of CPU: %.0f times real time\n",
+               " events\n%" PRIu64 " contexts reused, %" PRIu64 " preemptions, %" PRIu64
+               " requests resumed\n%.0f s simulated in %.2f s of CPU: %.0f times real time\n",
                t.n_seeds, t.sum.n_requests, t.sum.n_ok, t.sum.n_tokens, t.sum.n_steps,
-               t.sum.n_faults, t.sum.n_epochs, t.sum.n_events, t.sum.virtual_seconds, used,
-               t.sum.virtual_seconds / used);
+               t.sum.n_faults, t.sum.n_epochs, t.sum.n_events, t.sum.n_hits, t.sum.n_preempted,
+               t.sum.n_resumed, t.sum.virtual_seconds, used, t.sum.virtual_seconds / used);
     tokenizer_close(m.tokenizer);
     model_dir_close(m.dir);
     return ok ? 0 : 1;

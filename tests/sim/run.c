@@ -175,6 +175,9 @@ void sim_run(uint64_t seed, const struct sim_model *model, FILE *trace_file, str
         .n_steps = s->n_steps,
         .n_faults = s->n_faults,
         .n_epochs = s->n_epochs,
+        .n_hits = s->n_hits,
+        .n_preempted = s->n_preempted,
+        .n_resumed = s->n_resumed,
     };
     tear_down(s);
     free(s);

@@ -14,7 +14,13 @@
 #include "worker/identity.h"
 #include "world.h"
 
-enum { SIM_MAX_GROUPS = 3, SIM_MAX_MACHINES = 24, SIM_MAX_LOSSES = 256 };
+enum {
+    SIM_MAX_GROUPS = 3,
+    SIM_MAX_MACHINES = 24,
+    SIM_MAX_LOSSES = 256,
+    SIM_PROMPTS = 4,
+    SIM_PROMPT_TOKENS = 320
+};
 
 struct sim;
 struct sim_coordinator;
@@ -95,6 +101,11 @@ struct sim {
 
     struct sim_client *client;
     struct sim_operation *operations;
+    /* prompts that come again, whole or in their beginnings */
+    struct {
+        int32_t ids[SIM_PROMPT_TOKENS];
+        uint32_t n;
+    } prompts[SIM_PROMPTS];
     struct admit admit; /* what the coordinator would admit */
 
     /* what errors are told by: allowed or not */
@@ -111,12 +122,14 @@ struct sim {
 
     /* counts, for the summary */
     uint64_t n_ok, n_errors, n_refused, n_cancelled, n_tokens, n_steps, n_faults, n_epochs;
+    uint64_t n_hits, n_preempted, n_resumed; /* of the last coordinator */
 };
 
 struct sim_result {
     double virtual_seconds;
     uint64_t trace_hash, n_events;
     uint64_t n_requests, n_ok, n_tokens, n_steps, n_faults, n_epochs;
+    uint64_t n_hits, n_preempted, n_resumed;
 };
 /* Runs one seed from nothing to nothing; ends the program when a check fails. */
 void sim_run(uint64_t seed, const struct sim_model *model, FILE *trace, struct sim_result *ret);
