@@ -151,7 +151,7 @@ static int send_request(struct stream *s)
                                                   .tokens = p->text ? NULL : &tokens,
                                                   .sampling = &sampling,
                                                   .max_tokens = p->max_tokens,
-                                                  .n = p->n_choices,
+                                                  .best_of = p->best_of,
                                                   .return_token_ids = true};
     struct buf packed = {0};
     int r = wire_pack_generate_request(&request, &packed);

@@ -19,7 +19,7 @@ struct load_prompt {
     const int32_t *tokens;
     uint32_t n_tokens;
     uint32_t max_tokens;
-    uint32_t n_choices; /* 0 = 1 */
+    uint32_t best_of; /* that many are sampled, one is told, at the end; 0 = 1 */
 };
 
 struct load_outcome { /* times of clock_now_ns; 0 = it did not happen */

@@ -2,15 +2,14 @@
  * and measures the coordinator's processor time and memory from outside, in four phases:
  *
  *   idle       no requests
- *   apart      a batch of streams of one choice: each step sends one message per stream
- *   together   the same batch as few requests of many choices: one message carries them all
+ *   streamed   a batch of streams: each step sends one message per stream
+ *   silent     the same batch as few requests with best_of, which send nothing before their end
  *   open       many streams at once, memory before, while and at the end
  *
- * apart and together plan and dispatch the same batch and differ in the number of messages, so that
- * the difference is the cost of messages, and the rest that of the step (which includes making text
- * of the tokens):
+ * streamed and silent plan and dispatch the same batch, so that silent is the cost of a step and
+ * the difference that of the messages, with the text of their tokens:
  *
- *   cpu per step = step + messages per step * message
+ *   cpu per step, streamed = cpu per step, silent + messages per step * message
  *
  * What the process needs when idle is taken off before. Processor time comes from the process's own
  * clock, steps from its Status, messages from what arrived here.
@@ -42,7 +41,7 @@ static const char usage[] =
     "  --like DIR            a model directory: its tokenizer and vocabulary are used\n"
     "  --ranks N             ranks of the group: 1, 2, 4, ... 64; default 2\n"
     "  --batch N             streams of the first phases; default 64\n"
-    "  --choices N           choices of a request where messages are shared; default 16\n"
+    "  --best-of N           sequences of a silent request, 2 to 16; default 16\n"
     "  --streams N           open streams of the last phase, up to 1024; default 1000\n"
     "  --step-us US          time of a step; default 5000\n"
     "  --decode-us US        and of each sequence in it; default 100\n"
@@ -77,7 +76,7 @@ struct trace_point {
 struct rpc_bench {
     /* options */
     const char *like, *program, *json, *svg;
-    uint32_t ranks, batch, choices, streams, input_len;
+    uint32_t ranks, batch, best_of, streams, input_len;
     double step_us, decode_us, seconds;
     const char *sets[MAX_SETS + 1];
     size_t n_sets;
@@ -97,7 +96,7 @@ struct rpc_bench {
     uint64_t rss_peak;
     /* results */
     double idle_percent, idle_after_percent;
-    struct window apart, together, open;
+    struct window streamed, silent, open;
     uint64_t rss_start, rss_before, rss_open, rss_end;
     uint32_t max_open;
     double step_cost_us, message_cost_us;
@@ -109,7 +108,7 @@ enum {
     OPT_LIKE = 256,
     OPT_RANKS,
     OPT_BATCH,
-    OPT_CHOICES,
+    OPT_BEST_OF,
     OPT_STREAMS,
     OPT_STEP,
     OPT_DECODE,
@@ -125,7 +124,7 @@ static const struct option options[] = {
     {"like", required_argument, NULL, OPT_LIKE},
     {"ranks", required_argument, NULL, OPT_RANKS},
     {"batch", required_argument, NULL, OPT_BATCH},
-    {"choices", required_argument, NULL, OPT_CHOICES},
+    {"best-of", required_argument, NULL, OPT_BEST_OF},
     {"streams", required_argument, NULL, OPT_STREAMS},
     {"step-us", required_argument, NULL, OPT_STEP},
     {"decode-us", required_argument, NULL, OPT_DECODE},
@@ -165,8 +164,8 @@ static int take_option(struct rpc_bench *b, int c)
         return take_ranks(b);
     case OPT_BATCH:
         return cli_option_u32(verb, "--batch", optarg, 2, 1024, &b->batch);
-    case OPT_CHOICES:
-        return cli_option_u32(verb, "--choices", optarg, 2, 16, &b->choices);
+    case OPT_BEST_OF:
+        return cli_option_u32(verb, "--best-of", optarg, 2, 16, &b->best_of);
     case OPT_STREAMS:
         return cli_option_u32(verb, "--streams", optarg, 0, 1024, &b->streams);
     case OPT_STEP:
@@ -198,7 +197,7 @@ static int parse_args(struct rpc_bench *b, int argc, char **argv)
 {
     *b = (struct rpc_bench){.ranks = 2,
                             .batch = 64,
-                            .choices = 16,
+                            .best_of = 16,
                             .streams = 1000,
                             .input_len = 16,
                             .step_us = 5000,
@@ -217,9 +216,9 @@ static int parse_args(struct rpc_bench *b, int argc, char **argv)
     }
     if (!b->like || optind != argc)
         return cli_usage_error(verb, "expected --like DIR");
-    if (b->batch % b->choices)
-        return cli_usage_error(verb, "--batch %u: expected a multiple of --choices %u", b->batch,
-                               b->choices);
+    if (b->batch % b->best_of)
+        return cli_usage_error(verb, "--batch %u: expected a multiple of --best-of %u", b->batch,
+                               b->best_of);
     return -1;
 }
 
@@ -299,8 +298,9 @@ static struct window window_between(const struct snapshot *a, const struct snaps
     return w;
 }
 
-/* n streams of so many choices; the window begins behind a second (or a quarter) of warming up. */
-static int run_phase(struct rpc_bench *b, uint32_t n, uint32_t n_choices, struct window *ret,
+/* n requests of so many sequences; the window begins behind a second (or a quarter) of warming up.
+ */
+static int run_phase(struct rpc_bench *b, uint32_t n, uint32_t best_of, struct window *ret,
                      struct err *e)
 {
     double ramp = MIN(1 + n / 1000.0, 0.25 * b->seconds + n / 1000.0);
@@ -317,7 +317,7 @@ static int run_phase(struct rpc_bench *b, uint32_t n, uint32_t n_choices, struct
         return err_set(e, -ENOMEM, "out of memory");
     }
     for (uint32_t i = 0; i != d.n; i++)
-        d.prompts[i].n_choices = n_choices;
+        d.prompts[i].best_of = best_of;
     b->has_first = b->has_last = false;
     b->rss_peak = 0;
     b->from_ns = clock_now_ns() + (int64_t)(ramp * 1e9);
@@ -409,10 +409,10 @@ static int measure_open(struct rpc_bench *b, struct err *e)
 
 static void solve(struct rpc_bench *b)
 {
-    double messages = b->apart.messages_per_step - b->together.messages_per_step;
+    double messages = b->streamed.messages_per_step - b->silent.messages_per_step;
+    b->step_cost_us = b->silent.cpu_us_per_step;
     if (messages > 0)
-        b->message_cost_us = (b->apart.cpu_us_per_step - b->together.cpu_us_per_step) / messages;
-    b->step_cost_us = b->apart.cpu_us_per_step - b->apart.messages_per_step * b->message_cost_us;
+        b->message_cost_us = (b->streamed.cpu_us_per_step - b->step_cost_us) / messages;
 }
 
 static int measure(struct rpc_bench *b, struct err *e)
@@ -425,9 +425,9 @@ static int measure(struct rpc_bench *b, struct err *e)
         return err_set(e, r, "the coordinator: %s", err_name(r));
     r = run_idle(b, &b->idle_percent, e);
     if (r == 0)
-        r = run_phase(b, b->batch, 1, &b->apart, e);
+        r = run_phase(b, b->batch, 1, &b->streamed, e);
     if (r == 0)
-        r = run_phase(b, b->batch / b->choices, b->choices, &b->together, e);
+        r = run_phase(b, b->batch / b->best_of, b->best_of, &b->silent, e);
     if (r == 0 && b->streams)
         r = measure_open(b, e);
     if (r == 0)
@@ -460,8 +460,8 @@ static void print_report(const struct rpc_bench *b, FILE *out)
             "%-10s %9s %10s %12s %10s %10s %11s %9s\n",
             b->ranks, b->ranks > 1 ? "s" : "", b->step_us, b->decode_us, "phase", "steps/s",
             "messages/s", "messages/step", "us/step", "of it loop", "us/message", "one core");
-    print_window(out, "apart", &b->apart);
-    print_window(out, "together", &b->together);
+    print_window(out, "streamed", &b->streamed);
+    print_window(out, "silent", &b->silent);
     if (b->streams)
         print_window(out, "open", &b->open);
     fprintf(out, "\n");
@@ -493,9 +493,9 @@ static json_t *to_json(const struct rpc_bench *b)
     json_t *root = json_pack(
         "{s:s, s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:o, s:o, s:f, s:f, s:I}", "bench", "rpc",
         "version", GLMD_VERSION, "ranks", (json_int_t)b->ranks, "batch", (json_int_t)b->batch,
-        "choices", (json_int_t)b->choices, "step_us", b->step_us, "decode_us", b->decode_us,
+        "best_of", (json_int_t)b->best_of, "step_us", b->step_us, "decode_us", b->decode_us,
         "idle_cpu_percent", b->idle_percent, "idle_after_cpu_percent", b->idle_after_percent,
-        "apart", window_json(&b->apart), "together", window_json(&b->together), "step_cpu_us",
+        "streamed", window_json(&b->streamed), "silent", window_json(&b->silent), "step_cpu_us",
         b->step_cost_us, "message_cpu_us", b->message_cost_us, "rss_start_bytes",
         (json_int_t)b->rss_start);
     if (!root || !b->streams)
