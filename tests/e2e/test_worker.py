@@ -99,7 +99,7 @@ class FakeCoordinator:
         self.send(stream, step=self.api.Step(epoch=epoch, step=number, items=[item]))
 
     def generate_staged(self, streams, epoch, tp, n=12):
-        """n greedy tokens of a pipeline: only the last stage knows them, and agrees."""
+        """n greedy tokens of a pipeline: only the last stage knows them, and one rank tells."""
         tokens, feed, start = [], PROMPT, 0
         for number in range(1, n + 1):
             for s in streams:
@@ -109,8 +109,9 @@ class FakeCoordinator:
             assert {d.step for d in done} == {number}
             stages = [done[i:i + tp] for i in range(0, len(done), tp)]
             assert all(len({d.state_hash for d in stage}) == 1 for stage in stages)
-            assert all(d.items[0].token == -1 for stage in stages[:-1] for d in stage)
-            tokens.append(stages[-1][0].items[0].token)
+            told = stages[-1][0]
+            assert not any(d.items for d in done if d is not told)  # the hash says it
+            tokens.append(told.items[0].token)
             feed = tokens[-1:]
         return tokens
 
@@ -126,6 +127,7 @@ class FakeCoordinator:
                 done = [s.get("step_done") for s in streams]
                 assert {d.step for d in done} == {number - 1}
                 assert len({d.state_hash for d in done}) == 1
+                assert not any(d.items for d in done[1:])  # the hash says it
                 tokens.append(done[0].items[0].token)
         return tokens
 
