@@ -12,6 +12,7 @@
  * t_s comes from the row itself: what stages cost each other in memory bandwidth or CPUs is in it,
  * what they wait for each other is not.
  */
+#include <assert.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -280,6 +281,7 @@ static void read_work(struct bench *b, double *ret_ns)
 static int run_steps(struct bench *b, uint32_t in_flight, uint64_t n, uint64_t *ret_n,
                      struct err *e)
 {
+    assert(in_flight > 0);
     int64_t end_ns = clock_now_ns() + (int64_t)(b->seconds * 1e9);
     uint64_t given = 0;
     uint64_t taken = 0;
@@ -299,8 +301,8 @@ static int run_steps(struct bench *b, uint32_t in_flight, uint64_t n, uint64_t *
 
 static int measure(struct bench *b, struct row *row, struct err *e)
 {
-    double before[COMM_MAX_STAGES];
-    double after[COMM_MAX_STAGES];
+    double before[COMM_MAX_STAGES] = {0};
+    double after[COMM_MAX_STAGES] = {0};
     uint64_t n;
     int r = run_steps(b, row->in_flight, (uint64_t)WARM_UP * row->in_flight, &n, e);
     if (r < 0)

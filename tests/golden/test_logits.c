@@ -203,6 +203,7 @@ static const struct golden_options stages[] = {
     {.tp = 1, .pp = 3},
 };
 
+/* Every other combination unless there is time for all. */
 static void test_stages(void **state)
 {
     (void)state;
@@ -212,11 +213,13 @@ static void test_stages(void **state)
             o.model = weights[i].model;
             o.n_slots = 1;
             o.mode = K_MODE_FP32;
-            assert_int_equal(check_model(&o, weights[i].key, fp32_tolerance, INFINITY),
-                             weights[i].n_entries);
+            if (golden_long() || (i + j) % 2 == 0)
+                assert_int_equal(check_model(&o, weights[i].key, fp32_tolerance, INFINITY),
+                                 weights[i].n_entries);
             o.mode = K_MODE_FP16;
-            assert_int_equal(check_model(&o, weights[i].key, fp16_tolerance, INFINITY),
-                             weights[i].n_entries);
+            if (golden_long() || (i + j) % 4 == 1)
+                assert_int_equal(check_model(&o, weights[i].key, fp16_tolerance, INFINITY),
+                                 weights[i].n_entries);
         }
     }
 }
@@ -243,10 +246,17 @@ static void score_rows(struct golden_engine *g, const struct sample *s, float *r
     memcpy(ret_scores, r->items[0].scores, s->n * sizeof *ret_scores);
 }
 
+static uint32_t bits(float x)
+{
+    uint32_t b;
+    memcpy(&b, &x, sizeof b);
+    return b;
+}
+
 static void compare_bits(const char *what, const float *found, const float *expected, size_t n)
 {
     for (size_t i = 0; i != n; i++)
-        if (memcmp(&found[i], &expected[i], sizeof *found) != 0)
+        if (bits(found[i]) != bits(expected[i]))
             fail_msg("%s: value %zu is %a, expected %a", what, i, (double)found[i],
                      (double)expected[i]);
 }
@@ -305,16 +315,20 @@ static void test_stages_and_slices_have_the_bits_of_one(void **state)
     for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
         struct golden_options o = {.model = cases[i].model, .mode = cases[i].mode, .n_slots = 1};
         for (o.tp = 1; o.tp <= 4; o.tp *= 2) {
-            for (o.slice_layers = 1; o.slice_layers <= 2; o.slice_layers++)
-                check_bits(&o);
+            for (o.slice_layers = 1; o.slice_layers <= 2; o.slice_layers++) {
+                if (golden_long() || o.slice_layers == 1 + (i + o.tp / 2) % 2)
+                    check_bits(&o);
+            }
         }
         for (size_t j = 0; j != ARRAY_LEN(stages); j++) {
             o = stages[j];
             o.model = cases[i].model;
             o.mode = cases[i].mode;
             o.n_slots = 1;
-            for (o.slice_layers = 0; o.slice_layers <= 2; o.slice_layers++)
-                check_bits(&o);
+            for (o.slice_layers = 0; o.slice_layers <= 2; o.slice_layers++) {
+                if (golden_long() || o.slice_layers == (i + j) % 3)
+                    check_bits(&o);
+            }
         }
     }
 }

@@ -95,7 +95,7 @@ int comm_links_recv(struct comm *c, void *data, size_t bytes)
 {
     struct comm_links *l = links_of(c);
     int64_t deadline_ns = clock_now_ns() + l->timeout_ns;
-    struct message_header h;
+    struct message_header h = {0};
     int r = take(l, &h, sizeof h, deadline_ns);
     if (r < 0)
         return r;
