@@ -125,10 +125,10 @@ static int add_configured(struct fleet *f)
     for (uint32_t i = 0; i != c->group.replicas; i++) {
         char name[CONFIG_MAX_GROUP_NAME + 8];
         struct err e = ERR_INIT;
-        struct group *g;
+        struct group *g = NULL;
         config_replica_name(c, i, name);
         int r = add_group(f, name, shape, &g, &e);
-        if (r < 0) {
+        if (r < 0 || !g) {
             log_error("%s", e.message);
             return r;
         }
