@@ -245,7 +245,7 @@ int rpc_server_listen(struct rpc_server *s, const char *address, const struct rp
     const char *colon = strrchr(address, ':');
     if (!colon || colon == address)
         return err_set(e, -EINVAL, "expected HOST:PORT, found \"%s\"", address);
-    int port = atoi(colon + 1);
+    int port = (int)strtol(colon + 1, NULL, 10);
     if (port == 0)
         port = s->host->net->next_port++;
     char text[sizeof s->address];

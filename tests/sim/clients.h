@@ -8,7 +8,7 @@
 #include "proto/rpc/wire_inference.h"
 #include "sim.h"
 
-enum { SIM_MAX_PARTS = 64 };
+enum { SIM_MAX_PARTS = 64, SIM_MAX_STOPS = 3 };
 
 struct sim_logprob {
     int32_t token;
@@ -25,6 +25,7 @@ struct sim_part {
     struct sim_logprob *logprobs; /* [n_logprobs] */
     enum wire_finish_reason finish;
     int32_t stop_token; /* -1 = none */
+    char stop[32];      /* the stop text */
     double score;
 };
 
@@ -37,6 +38,8 @@ struct sim_request {
     /* what is asked */
     struct buf packed;
     bool return_ids, wants_logprobs;
+    const char *stops[SIM_MAX_STOPS];
+    uint32_t n_stops;
     bool has_seed;
     uint32_t n_parts;      /* choices that come back; Fill: blanks */
     struct request *fresh; /* as admission reads it; NULL: it refuses it */

@@ -173,6 +173,20 @@ static void draft_sampling(struct draft *d, bool beams_allowed)
     d->q->wants_logprobs = s->logprobs;
 }
 
+/* Short ones, because the model says nothing that makes sense. */
+static void draft_stops(struct draft *d)
+{
+    static const char *const texts[] = {"e", " t", "in", "the", "。", "的", "er ", "s", "zz", "他"};
+    struct sim_request *q = d->q;
+    q->n_stops = 1 + rng_below(d->rng, SIM_MAX_STOPS);
+    for (uint32_t i = 0; i != q->n_stops; i++)
+        q->stops[i] = texts[rng_below(d->rng, ARRAY_LEN(texts))];
+    d->sampling.stop = q->stops;
+    d->sampling.n_stop = q->n_stops;
+    d->sampling.include_stop = rng_chance(d->rng, 40);
+    d->sampling.min_tokens = 0;
+}
+
 static void draft_request_id(struct draft *d)
 {
     snprintf(d->request_id, sizeof d->request_id, "request-%u", d->q->number);
@@ -190,6 +204,8 @@ static void make_generate(struct draft *d)
     struct rng *r = d->rng;
     struct wire_generate_request w = {.model = "", .request_id = d->request_id, .user = ""};
     draft_sampling(d, true);
+    if (d->sampling.strategy != WIRE_STRATEGY_BEAM && rng_chance(r, 20))
+        draft_stops(d);
     w.user = some_user(d);
     w.priority = some_priority(d);
     w.sampling = &d->sampling;

@@ -12,6 +12,8 @@ struct job {
     const struct arch *arch;
     const struct fake_config *config;
     const struct request *request;
+    const struct tokenizer *tokenizer;
+    struct ref_stops stops;
     struct reference *ret;
 };
 
@@ -96,6 +98,61 @@ static uint32_t bans(const struct job *j, size_t index, int32_t *ret)
     return n;
 }
 
+/* ---- stop texts, one token at a time ---- */
+
+struct stopper {
+    struct token_stream *decoder;
+    size_t n_searched;
+};
+
+/* The stop text that is complete first at a byte behind those that were searched; of several the
+ * longest. */
+static int find_stop(const struct job *j, struct stopper *x, const struct buf *text,
+                     size_t *ret_end)
+{
+    for (; x->n_searched < text->size; x->n_searched++) {
+        size_t end = x->n_searched + 1;
+        int best = -1;
+        for (uint32_t i = 0; i != j->stops.n; i++) {
+            size_t n = strlen(j->stops.texts[i]);
+            if (n <= end && memcmp(text->data + end - n, j->stops.texts[i], n) == 0 &&
+                (best < 0 || n > strlen(j->stops.texts[best])))
+                best = (int)i;
+        }
+        *ret_end = end;
+        if (best >= 0)
+            return best;
+    }
+    return -1;
+}
+
+/* Whether the output, one token longer or at its end, stops. */
+static bool stops_here(struct job *j, struct stopper *x, struct ref_output *o, bool grown, bool end)
+{
+    struct err e = ERR_INIT;
+    size_t at;
+    if (!j->stops.n)
+        return false;
+    if (!x->decoder && token_stream_new(j->tokenizer, &x->decoder) < 0)
+        abort();
+    int32_t last = grown ? o->tokens.ids[o->tokens.n - 1] : -1;
+    if (grown && tokenizer_piece(j->tokenizer, last) &&
+        token_stream_push(x->decoder, last, &o->text, &e) < 0)
+        abort();
+    if (end && token_stream_flush(x->decoder, &o->text, &e) < 0)
+        abort();
+    o->stop = find_stop(j, x, &o->text, &at);
+    if (o->stop < 0)
+        return false;
+    if (!j->request->params.include_stop)
+        at -= strlen(j->stops.texts[o->stop]);
+    o->text.size = at;
+    o->text.data[at] = '\0';
+    o->end_token = -1;
+    o->finish = FINISH_STOP;
+    return true;
+}
+
 static void run_sample(struct job *j, const struct prompt *p, uint32_t round, uint32_t choice,
                        size_t max_new, struct ref_output *o)
 {
@@ -105,7 +162,8 @@ static void run_sample(struct job *j, const struct prompt *p, uint32_t round, ui
     struct token_list history = {0};
     must_append(&history, p->ids.ids, p->ids.n);
     struct fake_context x = begin(j, p);
-    o->end_token = -1;
+    struct stopper stopper = {0};
+    o->end_token = o->stop = -1;
     o->finish = FINISH_LENGTH;
     o->logprobs = must_alloc(max_new, sizeof *o->logprobs);
     o->states = must_alloc(max_new, sizeof *o->states);
@@ -124,6 +182,7 @@ static void run_sample(struct job *j, const struct prompt *p, uint32_t round, ui
         if ((is_end(a, token) && !r->params.ignore_end) || is_stop(r, token)) {
             o->end_token = token;
             o->finish = FINISH_STOP;
+            stops_here(j, &stopper, o, false, true);
             break;
         }
         size_t n = o->tokens.n;
@@ -132,7 +191,10 @@ static void run_sample(struct job *j, const struct prompt *p, uint32_t round, ui
         fake_context_add(&x, token, prompt_position(p, (uint32_t)(p->ids.n + n)));
         must_append(&o->tokens, &token, 1);
         must_append(&history, &token, 1);
+        if (stops_here(j, &stopper, o, true, o->tokens.n == max_new))
+            break;
     }
+    token_stream_free(stopper.decoder);
     token_list_deinit(&history);
 }
 
@@ -194,6 +256,7 @@ static void take_results(struct job *j, const struct beam_search *search, struct
         o->end_token = n && is_end(j->arch, h->tokens[n - 1]) ? h->tokens[--n] : -1;
         o->finish = o->end_token >= 0 ? FINISH_STOP : FINISH_LENGTH;
         o->score = h->key;
+        o->stop = -1;
         must_append(&o->tokens, h->tokens, n);
     }
 }
@@ -266,7 +329,8 @@ static struct ref_round *run_round(struct job *j, const struct prompt *p, uint32
     uint32_t n = params->beam ? params->n_beams : params->n_choices;
     struct ref_round *round = add_round(j, p, max_new ? n : 1);
     if (max_new == 0)
-        round->outputs[0] = (struct ref_output){.end_token = -1, .finish = FINISH_LENGTH};
+        round->outputs[0] =
+            (struct ref_output){.end_token = -1, .stop = -1, .finish = FINISH_LENGTH};
     else if (params->beam)
         run_beams(j, p, number, max_new, round);
     else
@@ -319,11 +383,12 @@ static void run_score(struct job *j)
     }
 }
 
-void reference_make(const struct arch *a, const struct fake_config *c, const struct request *fresh,
-                    struct reference *ret)
+void reference_make(const struct arch *a, const struct tokenizer *t, const struct fake_config *c,
+                    const struct request *fresh, struct ref_stops stops, struct reference *ret)
 {
     *ret = (struct reference){0};
-    struct job j = {.arch = a, .config = c, .request = fresh, .ret = ret};
+    struct job j = {
+        .arch = a, .tokenizer = t, .config = c, .request = fresh, .stops = stops, .ret = ret};
     if (fresh->kind == REQUEST_FILL)
         run_fill(&j);
     else if (fresh->kind == REQUEST_SCORE)
@@ -338,6 +403,7 @@ void reference_deinit(struct reference *r)
         struct ref_round *round = &r->rounds[k];
         for (uint32_t i = 0; i != round->n_outputs; i++) {
             token_list_deinit(&round->outputs[i].tokens);
+            buf_deinit(&round->outputs[i].text);
             free(round->outputs[i].logprobs);
             free(round->outputs[i].states);
         }

@@ -7,7 +7,9 @@
 #include "worker/engine/fake.h"
 
 struct ref_output {
-    struct token_list tokens; /* without the end token */
+    struct token_list tokens; /* without the end token; with a stop text: all up to its last one */
+    int stop;                 /* index of the stop text that ended it, -1 = none */
+    struct buf text;          /* then: what is left of it */
     int32_t end_token;        /* -1 = none */
     enum finish finish;
     double score;       /* beams: penalized; Score: sum */
@@ -29,9 +31,15 @@ struct reference {
     uint64_t n_completion_tokens; /* usage */
 };
 
+/* What a request is made of that admission has digested. */
+struct ref_stops {
+    const char *const *texts;
+    uint32_t n;
+};
+
 /* `fresh` was admitted and never submitted. */
-void reference_make(const struct arch *a, const struct fake_config *c, const struct request *fresh,
-                    struct reference *ret);
+void reference_make(const struct arch *a, const struct tokenizer *t, const struct fake_config *c,
+                    const struct request *fresh, struct ref_stops stops, struct reference *ret);
 void reference_deinit(struct reference *r);
 
 #endif

@@ -72,6 +72,7 @@ static void take_generate(struct sim_request *q, const struct wire_generate_resp
         add_logprobs(p, d);
         p->finish = d->finish_reason;
         p->stop_token = d->has_stop_token ? d->stop_token : -1;
+        snprintf(p->stop, sizeof p->stop, "%s", d->stop);
         p->score = d->score;
     }
 }
@@ -169,6 +170,17 @@ static void check_text(struct sim_request *q, uint32_t part, const struct buf *f
     free(text);
 }
 
+/* What a stop text has left. */
+static void check_cut_text(struct sim_request *q, uint32_t part, const struct buf *found,
+                           const struct buf *expected, bool whole)
+{
+    size_t n = found->size;
+    if (n > expected->size || (n && memcmp(found->data, expected->data, n) != 0) ||
+        (whole && n != expected->size))
+        WRONG(q, "%u, part %u: expected \"%s\" in front of the stop text, found \"%s\"", q->number,
+              part, expected->data, found->data ? found->data : "");
+}
+
 static void check_logprobs(struct sim_request *q, uint32_t part, const struct sim_part *p,
                            const struct ref_output *o, bool whole)
 {
@@ -199,11 +211,17 @@ static void check_part(struct sim_request *q, uint32_t part, const struct ref_ou
     if (ended && p->stop_token != o->end_token)
         WRONG(q, "%u, part %u: expected to end with token %d, found %d", q->number, part,
               o->end_token, p->stop_token);
+    bool stopped = o->stop >= 0;
+    if (ended && strcmp(p->stop, stopped ? q->stops[o->stop] : "") != 0)
+        WRONG(q, "%u, part %u: found the stop text \"%s\"", q->number, part, p->stop);
     if (q->return_ids)
-        check_tokens(q, part, &p->tokens, &o->tokens, ended);
-    check_text(q, part, &p->text, &o->tokens, ended);
+        check_tokens(q, part, &p->tokens, &o->tokens, ended && !stopped);
+    if (stopped)
+        check_cut_text(q, part, &p->text, &o->text, ended);
+    else
+        check_text(q, part, &p->text, &o->tokens, ended);
     if (!q->fresh->params.beam)
-        check_logprobs(q, part, p, o, ended);
+        check_logprobs(q, part, p, o, ended && !stopped);
 }
 
 static void verify_generate(struct sim_request *q, const struct reference *ref, bool whole)
@@ -300,7 +318,9 @@ static void verify_answer(struct sim_request *q, bool whole)
     struct reference ref;
     if (q->kind != REQUEST_SCORE)
         q->fresh->params.seed = q->seed;
-    reference_make(q->sim->admit.arch, &q->sim->fake, q->fresh, &ref);
+    const struct ref_stops stops = {q->stops, q->n_stops};
+    reference_make(q->sim->admit.arch, q->sim->model->tokenizer, &q->sim->fake, q->fresh, stops,
+                   &ref);
     if (q->kind == REQUEST_GENERATE)
         verify_generate(q, &ref, whole);
     else if (q->kind == REQUEST_FILL)
