@@ -280,6 +280,9 @@ static void pack_result(struct runner *r, const struct step_result *result)
         trace(world_of(r), "engine: corrupts step %llu", (unsigned long long)result->step);
         corrupt(&copy, items, r->rank);
     }
+    const struct engine_config *c = &r->config.engine;
+    if (c->tp_rank != 0 || c->stage + 1 < c->pp_size)
+        copy.n_items = copy.n_groups = 0; /* as worker/runner.c: one rank tells for all */
     const struct wire_worker_message wm = {.step_done = &copy};
     if (wire_pack_worker_message(&wm, &r->running->bytes) < 0)
         abort();
