@@ -7,7 +7,13 @@
 #include "coordinator/sched_internal.h"
 #include "sim.h"
 
-enum { MAX_MESSAGES = 200000 };
+enum {
+    MAX_MESSAGES = 200000,
+    SCANNED = 16, /* waiting requests that the scheduler looks at */
+};
+
+/* The scheduler's two seconds, and what may pass until it looks again. */
+#define PATIENCE_NS (2500 * NSEC_PER_MSEC)
 
 /* ---- when nothing serves ---- */
 
@@ -133,6 +139,36 @@ static void check_progress(struct sim *s, const struct sched *d)
                    (double)(w->now_ns - s->last_progress_ns) / 1e9);
 }
 
+/* Whoever has waited in vain for room for longer than the scheduler's patience is not overtaken by
+ * those behind it, on a group that could run it. */
+static void check_overtaken(struct sim *s, const struct sched *d, const struct request *r)
+{
+    for (uint32_t i = 0; i != d->n_groups; i++) {
+        const struct sched_group *g = d->groups[i];
+        if (!g || !g->attached || sched_group_check_fits(g, r, NULL) < 0)
+            continue;
+        for (const struct request *x = g->running.first; x; x = x->next) {
+            if (x->id > r->id && x->tenant_idx == r->tenant_idx && x->priority <= r->priority &&
+                x->started_ns > r->blocked_ns + PATIENCE_NS)
+                world_fail(&s->world, "request %s waits for %.3f s, and %s behind it has started",
+                           r->client_id, (double)(s->world.now_ns - r->blocked_ns) / 1e9,
+                           x->client_id);
+        }
+    }
+}
+
+static void check_starvation(struct sim *s, const struct sched *d)
+{
+    if (d->n_waiting > SCANNED)
+        return; /* it may not have been looked at */
+    for (uint32_t i = 0; queue_list(d, i); i++) {
+        for (const struct request *r = queue_list(d, i)->first; r; r = r->next) {
+            if (r->blocked_ns && s->world.now_ns > r->blocked_ns + PATIENCE_NS)
+                check_overtaken(s, d, r);
+        }
+    }
+}
+
 /* Those that a lost group had go to the front of the queue, whatever its limit. */
 static uint64_t longest_queue(const struct sim *s)
 {
@@ -160,6 +196,7 @@ void sim_check(struct sim *s)
         world_fail(w, "%zu messages are under way", rpc_sim_n_messages(s->net));
     check_groups(s, d);
     check_progress(s, d);
+    check_starvation(s, d);
 }
 
 static void check_list(struct sim *s, const struct request_list *l)
