@@ -152,10 +152,7 @@ class Layer(nn.Module):
         c = self.config
         qkv = self.qkv(a).view(b, t, c.heads, 3, c.head_dim).permute(3, 0, 2, 1, 4)
         q, k = rotate(qkv[:2], cos, sin)  # both [B, N, T, D]
-        scores = torch.matmul(q * c.head_dim**-0.5, k.transpose(-1, -2))
-        with torch.autocast(a.device.type, enabled=False):
-            weights = (scores + bias.to(scores.dtype)).softmax(-1)
-        out = torch.matmul(weights, qkv[2])
+        out = attend(q, k, qkv[2], bias)
         return self.dense(out.transpose(1, 2).reshape(b, t, h))
 
     def forward(
@@ -169,11 +166,54 @@ class Layer(nn.Module):
         return self.config.alpha * b + self.down(first * F.gelu(second.contiguous()))
 
 
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """Softmax attention; q, k, v [B, N, T, D], bias as in Layer.attention."""
+    if hasattr(F, "scaled_dot_product_attention"):  # torch 2: one fused kernel
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+    with torch.autocast(q.device.type, enabled=False):
+        weights = (scores + bias.to(scores.dtype)).softmax(-1)
+    return torch.matmul(weights, v)
+
+
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary positions, pairs (i, i + D/2); x [..., B, N, T, D]."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+class HeadLoss(torch.autograd.Function):
+    """Sum of the negative log-likelihoods of `targets` [n] under x [n, H] times the tied head
+    [V, H]. Forward and backward in one pass over slices of rows that stay in the cache: n * V
+    logits never exist at once."""
+
+    ROWS = 128
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        dx, dhead, loss = torch.empty_like(x), torch.zeros_like(head), x.new_zeros(())
+        for begin in range(0, len(x), HeadLoss.ROWS):
+            rows = slice(begin, begin + HeadLoss.ROWS)
+            logits = x[rows] @ head.t()
+            wanted = targets[rows, None]
+            best = logits.amax(1, keepdim=True)
+            loss -= (logits.gather(1, wanted) - best).sum()
+            logits.sub_(best).exp_()
+            total = logits.sum(1, keepdim=True)
+            loss += total.log().sum()
+            logits.div_(total).scatter_add_(1, wanted, torch.full_like(total, -1.0))
+            torch.mm(logits, head, out=dx[rows])
+            dhead.addmm_(logits.t(), x[rows])
+        ctx.save_for_backward(dx, dhead)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        dx, dhead = ctx.saved_tensors
+        return dx * grad, dhead * grad, None
 
 
 class GLM(nn.Module):
@@ -218,8 +258,31 @@ class GLM(nn.Module):
         allow: torch.Tensor,
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """Logits, [rows, V] or [B, T, V]; arguments as of hidden()."""
+        return F.linear(self.hidden(tokens, positions, allow, rows), self.emb.weight)
+
+    def loss(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        allow: torch.Tensor,
+        targets: torch.Tensor,
+    ) -> torch.Tensor:
+        """Mean negative log-likelihood of the targets [B, T], -1 = none."""
+        rows = targets >= 0
+        x = self.hidden(tokens, positions, allow, rows).float()
+        wanted = targets[rows]
+        return HeadLoss.apply(x, self.emb.weight, wanted) / len(wanted)
+
+    def hidden(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        allow: torch.Tensor,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """tokens, positions [B, T]; allow [B, T, T] bool, True = the query sees the key;
-        rows [B, T] bool selects the outputs wanted. Returns logits [rows, V] or [B, T, V]."""
+        rows [B, T] bool selects the outputs wanted. Returns what the head reads."""
         x = self.emb(tokens)
         if self.shrink != 1:
             x = x * self.shrink + x.detach() * (1 - self.shrink)
@@ -227,8 +290,7 @@ class GLM(nn.Module):
         bias = (~allow[:, None]).to(torch.bfloat16) * -10000.0
         for layer in self.layers:
             x = layer(x, cos, sin, bias)
-        x = self.ln(x if rows is None else x[rows])
-        return F.linear(x, self.emb.weight)
+        return self.ln(x if rows is None else x[rows])
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------

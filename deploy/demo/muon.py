@@ -19,7 +19,7 @@ STEPS = 5
 def orthogonalise(batch: torch.Tensor) -> torch.Tensor:
     """Approximate U V^T of each matrix; batch [n, rows, columns], rows <= columns."""
     a, b, c = COEFFICIENTS
-    x = batch.bfloat16()
+    x = batch.bfloat16() if batch.is_cuda else batch.clone()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(STEPS):
         gram = torch.bmm(x, x.transpose(1, 2))

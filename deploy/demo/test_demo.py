@@ -17,7 +17,16 @@ import torch
 
 import corpus
 import evaluate
-from model import GLM, Config, FakeQuant, Tokenizer, load_published, save_published
+from model import (
+    GLM,
+    Config,
+    FakeQuant,
+    HeadLoss,
+    Tokenizer,
+    attend,
+    load_published,
+    save_published,
+)
 from muon import Muon
 from samples import Blanker, pack, tensors
 from train import Trainer, train_tokenizer
@@ -75,6 +84,32 @@ class DemoTest(unittest.TestCase):
         sample = self.blanker().gmask(t.encode("the river bends slowly around an old mill"), True)
         self.assertEqual(sample.positions, list(range(len(sample.tokens))))
         self.assertEqual(sample.targets[-1], t.eos)
+
+    def test_loss_by_slices_equals_cross_entropy(self) -> None:
+        torch.manual_seed(5)
+        for rows in (1, HeadLoss.ROWS, HeadLoss.ROWS + 7):
+            x = torch.randn(rows, 24, requires_grad=True)
+            head = torch.randn(50, 24, requires_grad=True)
+            targets = torch.randint(50, (rows,))
+            HeadLoss.apply(x, head, targets).mul(0.5).backward()
+            found = x.grad.clone(), head.grad.clone()
+            x.grad = head.grad = None
+            expected = torch.nn.functional.cross_entropy(x @ head.t(), targets, reduction="sum")
+            expected.mul(0.5).backward()
+            self.assertAlmostEqual(
+                HeadLoss.apply(x, head, targets).item(), expected.item(), delta=1e-3 * rows
+            )
+            for one, other in zip(found, (x.grad, head.grad)):
+                self.assertLess((one - other).abs().max().item(), 1e-4)
+
+    def test_attention_equals_its_formula(self) -> None:
+        torch.manual_seed(6)
+        q, k, v = torch.randn(3, 2, 3, 9, 8)
+        bias = (torch.rand(2, 1, 9, 9) < 0.3).float() * -10000.0
+        bias[..., 0] = 0
+        scores = q @ k.transpose(-1, -2) / 8**0.5 + bias
+        worst = (attend(q, k, v, bias) - scores.softmax(-1) @ v).abs().max().item()
+        self.assertLess(worst, 1e-5)
 
     def test_who_sees_whom(self) -> None:
         t = self.tokenizer
