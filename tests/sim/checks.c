@@ -150,9 +150,13 @@ static void check_overtaken(struct sim *s, const struct sched *d, const struct r
         for (const struct request *x = g->running.first; x; x = x->next) {
             if (x->id > r->id && x->tenant_idx == r->tenant_idx && x->priority <= r->priority &&
                 x->started_ns > r->blocked_ns + PATIENCE_NS)
-                world_fail(&s->world, "request %s waits for %.3f s, and %s behind it has started",
-                           r->client_id, (double)(s->world.now_ns - r->blocked_ns) / 1e9,
-                           x->client_id);
+                world_fail(
+                    &s->world,
+                    "request %s waits for %.3f s, and %s behind it has started %.3f s ago on "
+                    "group %u (%u and %u losses, requeued %d and %d, priorities %d and %d)",
+                    r->client_id, (double)(s->world.now_ns - r->blocked_ns) / 1e9, x->client_id,
+                    (double)(s->world.now_ns - x->started_ns) / 1e9, i, r->n_losses, x->n_losses,
+                    r->requeued, x->requeued, r->priority, x->priority);
         }
     }
 }

@@ -12,6 +12,7 @@
 #include "worker/worker.h"
 
 #define RESTART_NS (200 * NSEC_PER_MSEC)
+#define KILL_NS    (10 * NSEC_PER_SEC) /* as worker/daemon.c: time to take everything apart */
 
 struct sim_worker {
     struct process process;
@@ -123,6 +124,15 @@ static void tick_at(struct sim_worker *w, int64_t at_ns)
                      w, (uint64_t)w->next_tick_ns);
 }
 
+static void on_kill_time(void *context)
+{
+    struct sim_worker *w = context;
+    if (w->process.dead)
+        return;
+    trace(&w->sim->world, "worker: did not end in time");
+    sim_worker_crash(w->machine, 0, RESTART_NS);
+}
+
 static void on_tick(void *context, uint64_t at_ns)
 {
     struct sim_worker *w = context;
@@ -131,6 +141,7 @@ static void on_tick(void *context, uint64_t at_ns)
     w->next_tick_ns = INT64_MAX;
     if (w->core.exit_asked && !w->stopping) {
         w->stopping = true;
+        world_post(&w->sim->world, &w->process, KILL_NS, on_kill_time, w);
         worker_stop(&w->core, on_core_stopped);
         return;
     }
