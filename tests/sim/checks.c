@@ -140,7 +140,7 @@ static void check_progress(struct sim *s, const struct sched *d)
 }
 
 /* Whoever has waited in vain for room for longer than the scheduler's patience is not overtaken by
- * those behind it, on a group that could run it. */
+ * those behind it, on a group that could run it. Those that have run before may go on. */
 static void check_overtaken(struct sim *s, const struct sched *d, const struct request *r)
 {
     for (uint32_t i = 0; i != d->n_groups; i++) {
@@ -148,8 +148,8 @@ static void check_overtaken(struct sim *s, const struct sched *d, const struct r
         if (!g || !g->attached || sched_group_check_fits(g, r, NULL) < 0)
             continue;
         for (const struct request *x = g->running.first; x; x = x->next) {
-            if (x->id > r->id && x->tenant_idx == r->tenant_idx && x->priority <= r->priority &&
-                x->started_ns > r->blocked_ns + PATIENCE_NS)
+            if (x->id > r->id && !x->requeued && x->tenant_idx == r->tenant_idx &&
+                x->priority <= r->priority && x->started_ns > r->blocked_ns + PATIENCE_NS)
                 world_fail(
                     &s->world,
                     "request %s waits for %.3f s, and %s behind it has started %.3f s ago on "
