@@ -141,8 +141,10 @@ void cache_init(struct cache *c, struct blocks *blocks)
 
 void cache_deinit(struct cache *c)
 {
-    while (c->oldest)
-        drop(c, c->oldest);
+    for (struct cache_entry *e = c->oldest, *newer; e; e = newer) {
+        newer = e->newer;
+        drop(c, e);
+    }
 }
 
 uint32_t cache_find(const struct cache *c, const struct cache_key *key, uint32_t *ret_blocks)

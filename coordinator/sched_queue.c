@@ -236,9 +236,11 @@ static bool has_room(const struct sched_group *g, const struct request *r)
 
 static bool takes(const struct sched *s, uint32_t group, const struct request *r)
 {
+    if (!sched_attached(s, group))
+        return false;
     const struct sched_group *g = s->groups[group];
-    return sched_attached(s, group) && !g->draining && !g->held &&
-           sched_group_check_fits(g, r, NULL) == 0;
+    assert(g);
+    return !g->draining && !g->held && sched_group_check_fits(g, r, NULL) == 0;
 }
 
 /* Time until a prompt that starts now has its turn, behind those that have not run yet. */

@@ -140,7 +140,7 @@ static const struct wire_field grant_fields[] = {
     F_VALUE(T, rank),         F_VALUE(T, tp_size),         F_VALUE(T, comm),
     F_VALUE(T, comm_name),    F_VALUE(T, token),           F_ARRAY(T, peers),
     F_VALUE(T, comm_id),      F_VALUE(T, comm_timeout_ms), F_VALUE(T, lease_ms),
-    F_VALUE(T, heartbeat_ms), F_VALUE(T, pp_size), F_VALUE(T, link_comm),
+    F_VALUE(T, heartbeat_ms), F_VALUE(T, pp_size),         F_VALUE(T, link_comm),
 };
 WIRE_MAP(grant, grant, T);
 #undef T

@@ -199,7 +199,8 @@ static bool commit(struct run *t, uint32_t group)
     if (sched_commit(t->s, group, g->pending[0], t->now, &e) < 0)
         fail_msg("%s", e.message);
     g->n_pending--;
-    memmove(g->pending, g->pending + 1, g->n_pending * sizeof g->pending[0]);
+    for (uint32_t i = 0; i != g->n_pending; i++)
+        g->pending[i] = g->pending[i + 1];
     return true;
 }
 

@@ -80,7 +80,7 @@ static void test_any_cut_finds_the_same(void **state)
         random_text(text, 64);
         struct stop_set *s;
         assert_int_equal(stop_set_new(texts, n, &s), 0);
-        struct stop_match expected, found;
+        struct stop_match expected = {0}, found = {0};
         bool is_there = plain_search(texts, n, text, strlen(text), &expected);
         bool was_found = false;
         struct stop_search at = {0};

@@ -317,7 +317,7 @@ static void test_random_penalties(void **state)
     assert_int_equal(sampler_new(PENALTY_VOCAB, &s), 0);
     float logits[PENALTY_VOCAB], row[PENALTY_VOCAB], found[PENALTY_VOCAB], again[PENALTY_VOCAB];
     double expected[PENALTY_VOCAB];
-    int32_t history[MAX_HISTORY];
+    int32_t history[MAX_HISTORY] = {0};
     for (uint32_t i = 0; i != 500; i++) {
         struct plan_sampling p = random_sampling(history);
         random_row(logits, PENALTY_VOCAB, 0);
@@ -350,7 +350,7 @@ static void test_greedy_with_penalties(void **state)
     struct sampler *s;
     assert_int_equal(sampler_new(PENALTY_VOCAB, &s), 0);
     float logits[PENALTY_VOCAB], row[PENALTY_VOCAB];
-    int32_t history[MAX_HISTORY];
+    int32_t history[MAX_HISTORY] = {0};
     uint32_t n_other = 0;
     for (uint32_t i = 0; i != 300; i++) {
         struct plan_sampling p = random_sampling(history);
