@@ -465,7 +465,7 @@ static void print_report(const struct rpc_bench *b, FILE *out)
     if (b->streams)
         print_window(out, "open", &b->open);
     fprintf(out, "\n");
-    snprintf(what, sizeof what, "planning and dispatch of a step at batch %u", b->batch);
+    snprintf(what, sizeof what, "a step at batch %u, all but its messages", b->batch);
     print_target(out, what, b->step_cost_us, "us", target_step_us);
     print_target(out, "a streamed token message", b->message_cost_us, "us", target_message_us);
     print_target(out, "idle, before any request", b->idle_percent, "%", target_idle_percent);
