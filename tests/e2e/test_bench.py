@@ -140,7 +140,7 @@ def test_rpc(tmp_path):
                   "--streams", "40", "--seconds", "1", "--step-us", "4000", "--decode-us", "10",
                   "--json", out, "--svg", tmp_path / "rpc.svg",
                   env={**os.environ, "TMPDIR": str(scratch)})
-    assert "planning and dispatch of a step at batch 16" in result.stdout
+    assert "a step at batch 16, all but its messages" in result.stdout
     found = json.loads(out.read_text())
     ElementTree.parse(tmp_path / "rpc.svg")
     assert (found["ranks"], found["batch"], found["open_streams"]) == (4, 16, 40)
