@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/front.h"
 
 /* The longest time that Drain may ask for. */
 #define MAX_DRAIN_SECONDS 86400.0

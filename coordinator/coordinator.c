@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/random.h"
 #include "base/util.h"
+#include "coordinator/front.h"
 
 #define TICK_NS (100 * NSEC_PER_MSEC)
 

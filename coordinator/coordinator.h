@@ -2,11 +2,11 @@
  * streams. It is driven by the transport's callbacks and by the calls below; daemon.c gives it a
  * loop, signals and a service manager, and tests/sim a virtual clock and a simulated transport.
  *
- *   front_rpc  client calls  -> admit -> request -+
- *                                                 v
+ *   front_rpc ...  client calls  -> front: admit -> request -+
+ *                                                            v
  *   coordinator_pump:  sched_plan -> fleet_send_step ... fleet result -> sched_commit
- *                                                 |
- *   stream     messages  <- touched requests  <---+
+ *                                                            |
+ *   stream         messages  <- front: touched requests  <---+
  *
  *   init -> listen -> tick, tick, ... [drain -> ops->drained] -> stop -> on_stopped -> deinit
  *
@@ -113,14 +113,6 @@ extern const char *const front_services[];
 extern const size_t front_n_services;
 /* The client methods, context c; returns how many. */
 size_t front_methods(struct coordinator *c, struct rpc_method *ret);
-/* A request has something new, or has ended. */
-void front_touched(struct coordinator *c, struct request *r);
-/* Streams that nobody reads: cancelled after deadlines.slow_reader. */
-void front_tick(struct coordinator *c, int64_t now_ns);
-/* Ends the requests of this id; returns how many there were. */
-uint32_t front_abort(struct coordinator *c, const char *request_id);
-/* Every request that has not ended ends now. */
-void front_end_all(struct coordinator *c, enum rpc_status status, const char *why);
 
 /* cluster.c: Cluster.Drain and Cluster.Abort */
 void cluster_on_drain(struct rpc_call *c, void *coordinator);

@@ -1,304 +1,114 @@
-/* front_rpc.c: the client API over gRPC: calls in, requests to the scheduler, messages out.
- *
- * A call and its request have lives of their own: the call ends when gRPC says so (on_done), the
- * request when the scheduler says so. The front_call between them goes when both have. A Generate
- * with prompt_logprobs is two requests, one after the other: its prompt is scored, then it runs.
- */
-#include <assert.h>
+/* front_rpc.c: the client API over gRPC: calls in, messages of inference.proto out. What a call
+ * does between the two is front.c's business. */
 #include <errno.h>
-#include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/clock.h"
-#include "base/log.h"
 #include "base/util.h"
 #include "coordinator/coordinator.h"
-#include "coordinator/stream.h"
+#include "coordinator/front.h"
 
 const char *const front_services[] = {"glmd.v1.Inference", "glmd.v1.Cluster", "glmd.v1.Worker"};
 const size_t front_n_services = ARRAY_LEN(front_services);
 
-#define ANSWER_MARGIN_NS (50 * NSEC_PER_MSEC)
-
 enum method { GENERATE, FILL, SCORE, TOKENIZE, DETOKENIZE, LIST_MODELS };
 
-struct front_call {
+/* One RPC; lives until gRPC says that it is over. */
+struct rpc_front {
     struct coordinator *coordinator;
-    struct front_call *prev, *next;
     enum method method;
-    struct rpc_call *rpc;    /* NULL after on_done */
-    struct request *request; /* NULL before and after */
-    struct request *waiting; /* owned: until the log-probabilities of its prompt are there */
-    struct stream *stream;   /* owned */
+    struct rpc_call *rpc;
+    struct front_call *call; /* a generation that has not ended */
     bool answered;           /* rpc_finish was called */
-    int64_t stalled_ns;      /* the reader is behind since; 0 = it is not */
 };
 
-/* ---- life ---- */
-
-static void link_call(struct front_call *f)
+static void answer(struct rpc_front *f, enum rpc_status status, const char *message)
 {
-    struct coordinator *c = f->coordinator;
-    f->next = c->calls;
-    if (c->calls)
-        c->calls->prev = f;
-    c->calls = f;
-}
-
-static void free_if_over(struct front_call *f)
-{
-    if (f->rpc || f->request)
-        return;
-    if (f->prev)
-        f->prev->next = f->next;
-    else
-        f->coordinator->calls = f->next;
-    if (f->next)
-        f->next->prev = f->prev;
-    assert(!f->waiting);
-    stream_free(f->stream);
-    free(f);
-}
-
-static void answer(struct front_call *f, enum rpc_status status, const char *message)
-{
-    if (!f->rpc || f->answered)
+    if (f->answered)
         return;
     f->answered = true;
     rpc_finish(f->rpc, status, message);
 }
 
-/* Bad input, or no memory. */
-static void reject(struct front_call *f, int code, const struct err *e)
+/* ---- generations ---- */
+
+static int on_news(void *user, const struct stream_message *m)
 {
-    f->coordinator->counters.rejected++;
-    enum rpc_status status = code == -ENOMEM || code == -ENOBUFS ? RPC_RESOURCE_EXHAUSTED
-                             : code == -EINVAL || code == -E2BIG ? RPC_INVALID_ARGUMENT
-                                                                 : RPC_INTERNAL;
-    answer(f, status, e->message);
+    struct rpc_front *f = user;
+    struct buf out = {0};
+    int r = stream_pack(&out, m);
+    if (r == 0)
+        rpc_send(f->rpc, out.data, out.size);
+    buf_deinit(&out);
+    return r;
 }
 
-/* ---- requests that run ---- */
-
-/* Deadline and owner: what the call says beside its message. */
-static void set_origin(const struct coordinator *c, const struct rpc_call *rpc, struct request *r)
+static void on_end(void *user, const struct front_end *end)
 {
-    const char *key = rpc_metadata(rpc, "authorization");
-    if (key && *key)
-        r->tenant = admit_tenant(key);
-    int64_t now = clock_now_ns(), deadline = rpc_deadline_ns(rpc);
-    int64_t longest = now + c->config->coordinator.deadlines.max_request;
-    r->arrived_ns = now;
-    if (deadline == 0)
-        deadline = now + c->config->coordinator.deadlines.request;
-    else /* our answer should be there before the client gives up */
-        deadline -= MIN(MAX(deadline - now, INT64_C(0)) / 10, ANSWER_MARGIN_NS);
-    r->deadline_ns = MIN(deadline, longest);
+    struct rpc_front *f = user;
+    f->call = NULL;
+    answer(f, end->status, end->message);
 }
 
-/* `next`: what runs once r, the score of its prompt, is there; NULL = nothing. */
-static void submit(struct front_call *f, struct request *r, struct request *next, bool return_ids)
+static size_t unsent(void *user)
 {
-    struct coordinator *c = f->coordinator;
-    struct err e = ERR_INIT;
-    struct request *main = next ? next : r;
-    set_origin(c, f->rpc, r);
-    r->user = f;
-    if (next) {
-        set_origin(c, f->rpc, next);
-        next->user = f;
-    }
-    int code = stream_new(c->tokenizer, model_dir_arch(c->model), main, return_ids, &f->stream);
-    if (code < 0)
-        err_set(&e, code, "out of memory");
-    if (code == 0)
-        code = sched_submit(c->sched, r, &e);
-    if (code < 0) {
-        request_free(r);
-        request_free(next);
-        reject(f, code, &e);
-        return;
-    }
-    if (!*r->client_id) /* so that the client, and Abort, have a name for it */
-        snprintf(r->client_id, sizeof r->client_id, "%s-%" PRIu64, c->id_prefix, r->id);
-    f->request = r;
-    f->waiting = next;
-    coordinator_pump(c);
+    const struct rpc_front *f = user;
+    return rpc_queued_bytes(f->rpc);
 }
 
-static void on_generate(struct front_call *f, const uint8_t *data, size_t size, struct err *e,
-                        int *ret_code)
+static const struct front_ops ops = {.message = on_news, .end = on_end, .unsent = unsent};
+
+static int open_generate(struct rpc_front *f, const struct front_origin *o, const uint8_t *data,
+                         size_t size, struct front_end *refused, struct err *e)
 {
-    const struct admit *a = &f->coordinator->admit;
     struct wire_generate_request *w;
-    struct request *r = NULL, *echo = NULL;
-    *ret_code = wire_unpack_generate_request(data, size, &w, e);
-    if (*ret_code < 0)
-        return;
-    if (w->has_prompt_logprobs)
-        *ret_code = admit_echo(a, w, &echo, e);
-    if (*ret_code == 0 && !(echo && w->prompt_only))
-        *ret_code = admit_generate(a, w, &r, e);
-    if (*ret_code == 0)
-        submit(f, echo ? echo : r, echo ? r : NULL, w->return_token_ids);
-    else
-        request_free(echo);
+    int r = wire_unpack_generate_request(data, size, &w, e);
+    if (r < 0)
+        return r;
+    f->call = front_generate(f->coordinator, o, w, &ops, f, refused);
     wire_free_generate_request(w);
+    return 0;
 }
 
-static void on_fill(struct front_call *f, const uint8_t *data, size_t size, struct err *e,
-                    int *ret_code)
+static int open_fill(struct rpc_front *f, const struct front_origin *o, const uint8_t *data,
+                     size_t size, struct front_end *refused, struct err *e)
 {
     struct wire_fill_request *w;
-    struct request *r = NULL;
-    *ret_code = wire_unpack_fill_request(data, size, &w, e);
-    if (*ret_code < 0)
-        return;
-    *ret_code = admit_fill(&f->coordinator->admit, w, &r, e);
-    if (*ret_code == 0)
-        submit(f, r, NULL, w->return_token_ids);
+    int r = wire_unpack_fill_request(data, size, &w, e);
+    if (r < 0)
+        return r;
+    f->call = front_fill(f->coordinator, o, w, &ops, f, refused);
     wire_free_fill_request(w);
+    return 0;
 }
 
-static void on_score(struct front_call *f, const uint8_t *data, size_t size, struct err *e,
-                     int *ret_code)
+static int open_score(struct rpc_front *f, const struct front_origin *o, const uint8_t *data,
+                      size_t size, struct front_end *refused, struct err *e)
 {
     struct wire_score_request *w;
-    struct request *r = NULL;
-    *ret_code = wire_unpack_score_request(data, size, &w, e);
-    if (*ret_code < 0)
-        return;
-    *ret_code = admit_score(&f->coordinator->admit, w, &r, e);
-    if (*ret_code == 0)
-        submit(f, r, NULL, false);
+    int r = wire_unpack_score_request(data, size, &w, e);
+    if (r < 0)
+        return r;
+    f->call = front_score(f->coordinator, o, w, &ops, f, refused);
     wire_free_score_request(w);
+    return 0;
 }
 
-/* A request that has ended: last message, status, the end of its half of the call. */
-static void end_request(struct front_call *f, struct request *r)
+static int open_generation(struct rpc_front *f, const uint8_t *data, size_t size, struct err *e)
 {
-    struct coordinator *c = f->coordinator;
-    if (r->status == RPC_OK)
-        c->counters.finished++;
-    else if (r->status == RPC_CANCELLED)
-        c->counters.cancelled++;
-    else
-        c->counters.failed++;
-    log_debug("request %" PRIu64 "%s%s: %s, %u + %" PRIu64 " tokens", r->id,
-              *r->client_id ? " " : "", r->client_id, rpc_status_name(r->status),
-              r->n_prompt_tokens, r->n_completion_tokens);
-    answer(f, r->status, r->message);
-    f->request = NULL;
-    request_free(r);
-    request_free(f->waiting);
-    f->waiting = NULL;
-    free_if_over(f);
-}
-
-/* Whoever does not read gets no more until the queue is empty; the others go on. */
-static void check_reader(struct front_call *f, struct request *r)
-{
-    struct coordinator *c = f->coordinator;
-    if (f->stalled_ns || r->state == REQUEST_DONE ||
-        rpc_queued_bytes(f->rpc) <= c->config->coordinator.limits.max_stream_bytes)
-        return;
-    f->stalled_ns = clock_now_ns();
-    sched_pause(c->sched, r, true);
-}
-
-/* The request that waited for the score of its prompt runs. */
-static void run_next(struct front_call *f, struct request *scored)
-{
-    struct coordinator *c = f->coordinator;
-    struct err e = ERR_INIT;
-    struct request *r = f->waiting;
-    request_free(scored);
-    f->waiting = NULL;
-    int code = sched_submit(c->sched, r, &e);
-    f->request = code < 0 ? NULL : r;
-    if (code < 0) {
-        request_free(r);
-        reject(f, code, &e);
-        return;
-    }
-    check_reader(f, r);
-    coordinator_pump(c);
-}
-
-/* Sends what is new of r. */
-static int send_news(struct front_call *f, struct request *r)
-{
-    bool is_echo = f->method == GENERATE && r->kind == REQUEST_SCORE;
-    int code = 1;
-    if (is_echo && r->state != REQUEST_DONE)
-        return 0;
-    for (bool more = true; more && code == 1; more = is_echo) {
-        struct buf out = {0};
-        code = is_echo ? stream_prompt(f->stream, r, f->waiting, &out)
-                       : stream_next(f->stream, r, &out);
-        if (code == 1)
-            rpc_send(f->rpc, out.data, out.size);
-        buf_deinit(&out);
-    }
-    return code;
-}
-
-void front_touched(struct coordinator *c, struct request *r)
-{
-    struct front_call *f = r->user;
-    bool well = r->state != REQUEST_DONE || r->status == RPC_OK;
-    if (f->rpc && !f->answered && well) {
-        int code = send_news(f, r);
-        if (code < 0) {
-            log_error("request %" PRIu64 ": cannot make its message: %s", r->id, err_name(code));
-            answer(f, RPC_INTERNAL, "the answer could not be packed");
-            sched_end(c->sched, r, RPC_INTERNAL, "the answer could not be packed");
-        } else {
-            check_reader(f, r);
-        }
-    }
-    if (r->state != REQUEST_DONE || r->touched)
-        return;
-    if (f->waiting && f->rpc && !f->answered && r->status == RPC_OK)
-        run_next(f, r);
-    else
-        end_request(f, r);
-}
-
-void front_tick(struct coordinator *c, int64_t now_ns)
-{
-    int64_t patience = c->config->coordinator.deadlines.slow_reader;
-    for (struct front_call *f = c->calls; f; f = f->next) {
-        if (f->request && f->stalled_ns && now_ns - f->stalled_ns > patience)
-            sched_end(c->sched, f->request, RPC_RESOURCE_EXHAUSTED,
-                      "the output was not read in time");
-    }
-}
-
-void front_end_all(struct coordinator *c, enum rpc_status status, const char *why)
-{
-    for (struct front_call *f = c->calls; f; f = f->next) {
-        if (f->request)
-            sched_end(c->sched, f->request, status, why);
-    }
-    coordinator_pump(c);
-}
-
-uint32_t front_abort(struct coordinator *c, const char *request_id)
-{
-    uint32_t n = 0;
-    for (struct front_call *f = c->calls; f; f = f->next) {
-        if (!f->request || f->request->state == REQUEST_DONE ||
-            strcmp(f->request->client_id, request_id) != 0)
-            continue;
-        sched_end(c->sched, f->request, RPC_CANCELLED, "aborted by an operator");
-        n++;
-    }
-    c->counters.aborted += n;
-    coordinator_pump(c);
-    return n;
+    const struct front_origin origin = {
+        .key = rpc_metadata(f->rpc, "authorization"),
+        .deadline_ns = rpc_deadline_ns(f->rpc),
+    };
+    struct front_end refused;
+    int r = f->method == GENERATE ? open_generate(f, &origin, data, size, &refused, e)
+            : f->method == FILL   ? open_fill(f, &origin, data, size, &refused, e)
+                                  : open_score(f, &origin, data, size, &refused, e);
+    if (r == 0 && !f->call)
+        answer(f, refused.status, refused.message);
+    else if (r == 0)
+        coordinator_pump(f->coordinator);
+    return r;
 }
 
 /* ---- calls that are answered at once ---- */
@@ -368,92 +178,62 @@ static int on_list_models(struct coordinator *c, const uint8_t *data, size_t siz
         &(struct wire_list_models_response){.models = &model, .n_models = 1}, out);
 }
 
-static void answer_at_once(struct front_call *f, const uint8_t *data, size_t size, struct err *e,
-                           int *ret_code)
+static int answer_at_once(struct rpc_front *f, const uint8_t *data, size_t size, struct err *e)
 {
     struct buf out = {0};
     struct coordinator *c = f->coordinator;
-    *ret_code = f->method == TOKENIZE     ? on_tokenize(c, data, size, &out, e)
-                : f->method == DETOKENIZE ? on_detokenize(c, data, size, &out, e)
-                                          : on_list_models(c, data, size, &out, e);
-    if (*ret_code == 0) {
+    int r = f->method == TOKENIZE     ? on_tokenize(c, data, size, &out, e)
+            : f->method == DETOKENIZE ? on_detokenize(c, data, size, &out, e)
+                                      : on_list_models(c, data, size, &out, e);
+    if (r == 0) {
         rpc_send(f->rpc, out.data, out.size);
         answer(f, RPC_OK, "");
     }
     buf_deinit(&out);
+    return r;
 }
 
 /* ---- callbacks ---- */
 
-static bool is_generation(const struct front_call *f)
-{
-    return f->method == GENERATE || f->method == FILL || f->method == SCORE;
-}
-
 static void on_message(struct rpc_call *rpc, const uint8_t *data, size_t size)
 {
-    struct front_call *f = rpc_user(rpc);
+    struct rpc_front *f = rpc_user(rpc);
     struct err e = ERR_INIT;
-    int code = 0;
-    if (f->answered || f->request)
+    if (f->answered || f->call)
         return;
-    if (is_generation(f)) {
-        f->coordinator->counters.total++;
-        if (f->coordinator->draining) {
-            f->coordinator->counters.rejected++;
-            answer(f, RPC_UNAVAILABLE, "the server is draining: try another one, or later");
-            return;
-        }
+    bool at_once = f->method == TOKENIZE || f->method == DETOKENIZE || f->method == LIST_MODELS;
+    int r = at_once ? answer_at_once(f, data, size, &e) : open_generation(f, data, size, &e);
+    if (r == -EBADMSG)
+        r = err_set(&e, -EINVAL, "the request is not a valid message of this method");
+    if (r < 0) {
+        struct front_end refused;
+        front_refuse(f->coordinator, r, e.message, &refused);
+        answer(f, refused.status, refused.message);
     }
-    if (f->method == GENERATE)
-        on_generate(f, data, size, &e, &code);
-    else if (f->method == FILL)
-        on_fill(f, data, size, &e, &code);
-    else if (f->method == SCORE)
-        on_score(f, data, size, &e, &code);
-    else
-        answer_at_once(f, data, size, &e, &code);
-    if (code == -EBADMSG)
-        code = err_set(&e, -EINVAL, "the request is not a valid message of this method");
-    if (code < 0)
-        reject(f, code, &e);
 }
 
 static void on_half_close(struct rpc_call *rpc)
 {
-    struct front_call *f = rpc_user(rpc);
-    if (!f->request && !f->answered)
+    struct rpc_front *f = rpc_user(rpc);
+    if (!f->call)
         answer(f, RPC_INVALID_ARGUMENT, "the call brought no message");
 }
 
 static void on_drained(struct rpc_call *rpc)
 {
-    struct front_call *f = rpc_user(rpc);
-    if (!f->stalled_ns)
-        return;
-    f->stalled_ns = 0;
-    if (f->request) {
-        sched_pause(f->coordinator->sched, f->request, false);
-        coordinator_pump(f->coordinator);
-    }
+    struct rpc_front *f = rpc_user(rpc);
+    if (f->call)
+        front_drained(f->call);
 }
 
 static void on_done(struct rpc_call *rpc, enum rpc_status status, const char *message)
 {
-    struct front_call *f = rpc_user(rpc);
-    struct coordinator *c = f->coordinator;
+    struct rpc_front *f = rpc_user(rpc);
     (void)status;
     (void)message;
-    f->rpc = NULL;
-    if (!f->request) {
-        free_if_over(f);
-        return;
-    }
-    int64_t deadline = f->request->deadline_ns;
-    bool late = deadline && clock_now_ns() >= deadline;
-    sched_end(c->sched, f->request, late ? RPC_DEADLINE_EXCEEDED : RPC_CANCELLED,
-              "the client went away");
-    coordinator_pump(c); /* frees f */
+    if (f->call)
+        front_gone(f->call);
+    free(f);
 }
 
 struct method_entry {
@@ -469,13 +249,12 @@ static void start_call(struct rpc_call *rpc, struct coordinator *c, enum method 
         .on_drained = on_drained,
         .on_done = on_done,
     };
-    struct front_call *f = calloc(1, sizeof *f);
+    struct rpc_front *f = calloc(1, sizeof *f);
     if (!f)
-        abort(); /* a hundred bytes */
+        abort(); /* fifty bytes */
     f->coordinator = c;
     f->method = method;
     f->rpc = rpc;
-    link_call(f);
     rpc_set(rpc, &callbacks, f);
 }
 

@@ -257,7 +257,8 @@ static int choice_deltas(struct stream *s, const struct request *r, uint32_t n,
     return code;
 }
 
-static int next_generate(struct stream *s, const struct request *r, struct buf *out)
+static int next_generate(struct stream *s, const struct request *r, stream_take *take,
+                         void *context)
 {
     bool last = r->state == REQUEST_DONE;
     if ((r->params.beam || r->params.n_best) && !last)
@@ -279,7 +280,7 @@ static int next_generate(struct stream *s, const struct request *r, struct buf *
     };
     bool any = n_deltas || last;
     if (code == 0 && any)
-        code = wire_pack_generate_response(&response, out);
+        code = take(context, &(struct stream_message){.generate = &response});
     for (uint32_t i = 0; parts && i != n; i++) {
         buf_deinit(&parts[i].text);
         logprob_list_deinit(&parts[i].logprobs);
@@ -313,7 +314,7 @@ static int make_prompt_logprobs(const struct stream *s, const struct request *r,
 }
 
 int stream_prompt(struct stream *s, const struct request *scored, const struct request *next,
-                  struct buf *out)
+                  stream_take *take, void *context)
 {
     assert(scored->state == REQUEST_DONE && scored->status == RPC_OK);
     uint32_t from = s->n_scored, n_all = scored->outputs[0].n_target;
@@ -334,7 +335,7 @@ int stream_prompt(struct stream *s, const struct request *scored, const struct r
         .n_prompt_logprobs = n,
     };
     if (code == 0)
-        code = wire_pack_generate_response(&response, out);
+        code = take(context, &(struct stream_message){.generate = &response});
     logprob_list_deinit(&logprobs);
     s->started = true;
     return code < 0 ? code : 1;
@@ -342,7 +343,8 @@ int stream_prompt(struct stream *s, const struct request *scored, const struct r
 
 /* ---- Score ---- */
 
-static int next_score(const struct stream *s, const struct request *r, struct buf *out)
+static int next_score(const struct stream *s, const struct request *r, stream_take *take,
+                      void *context)
 {
     if (r->state != REQUEST_DONE)
         return 0;
@@ -359,20 +361,28 @@ static int next_score(const struct stream *s, const struct request *r, struct bu
     struct wire_usage usage = stream_usage(s, r);
     struct wire_score_response response = {
         .choices = scores, .n_choices = r->n_outputs, .best = best, .usage = &usage};
-    int code = wire_pack_score_response(&response, out);
+    int code = take(context, &(struct stream_message){.score = &response});
     free(scores);
     return code < 0 ? code : 1;
 }
 
-int stream_next(struct stream *s, const struct request *r, struct buf *out)
+int stream_next(struct stream *s, const struct request *r, stream_take *take, void *context)
 {
     assert(r->state != REQUEST_DONE || r->status == RPC_OK);
     if (r->state == REQUEST_NEW || r->state == REQUEST_QUEUED)
         return 0;
-    int code = r->kind == REQUEST_GENERATE ? next_generate(s, r, out)
-               : r->kind == REQUEST_FILL   ? stream_next_fill(s, r, out)
-                                           : next_score(s, r, out);
+    int code = r->kind == REQUEST_GENERATE ? next_generate(s, r, take, context)
+               : r->kind == REQUEST_FILL   ? stream_next_fill(s, r, take, context)
+                                           : next_score(s, r, take, context);
     if (code == 1)
         s->started = true;
     return code;
+}
+
+int stream_pack(void *buf, const struct stream_message *m)
+{
+    struct buf *out = buf;
+    return m->generate ? wire_pack_generate_response(m->generate, out)
+           : m->fill   ? wire_pack_fill_response(m->fill, out)
+                       : wire_pack_score_response(m->score, out);
 }

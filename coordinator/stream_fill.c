@@ -205,7 +205,7 @@ static int make_calls(const struct request *r, struct fill_results *f)
     return 0;
 }
 
-int stream_next_fill(struct stream *s, const struct request *r, struct buf *out)
+int stream_next_fill(struct stream *s, const struct request *r, stream_take *take, void *context)
 {
     bool last = r->state == REQUEST_DONE;
     uint32_t n_deltas = 0, max_deltas = r->n_rounds - s->n_told + 1;
@@ -234,7 +234,7 @@ int stream_next_fill(struct stream *s, const struct request *r, struct buf *out)
     };
     bool any = n_deltas || last;
     if (code == 0 && any)
-        code = wire_pack_fill_response(&response, out);
+        code = take(context, &(struct stream_message){.fill = &response});
     fill_results_deinit(&f);
     for (uint32_t i = 0; texts && i != max_deltas; i++)
         buf_deinit(&texts[i]);

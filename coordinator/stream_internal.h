@@ -4,7 +4,6 @@
 
 #include "coordinator/stream.h"
 #include "coordinator/stream_text.h"
-#include "proto/rpc/wire_inference.h"
 
 struct stream {
     /* borrowed */
@@ -25,6 +24,6 @@ struct wire_usage stream_usage(const struct stream *s, const struct request *r);
 
 /* The text of blank `index`, made when it is not there yet; NULL: out of memory. */
 struct stream_text *stream_blank(struct stream *s, uint32_t index);
-int stream_next_fill(struct stream *s, const struct request *r, struct buf *out);
+int stream_next_fill(struct stream *s, const struct request *r, stream_take *take, void *context);
 
 #endif

@@ -111,7 +111,7 @@ void rig_run(const struct tokenizer *tokenizer, struct request *r, bool return_i
         if (n % stride && r->state != REQUEST_DONE)
             continue;
         struct buf out = {0};
-        int code = stream_next(stream, r, &out);
+        int code = stream_next(stream, r, stream_pack, &out);
         assert_true(code >= 0);
         if (code == 1)
             read_message(x, r->kind, &out);

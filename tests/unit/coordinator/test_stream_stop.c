@@ -382,7 +382,7 @@ static void test_prompt_logprobs(void **state)
         uint32_t n = 0, n_usages = 0, n_seeds = 0;
         assert_int_equal(stream_new(tokenizer, &golden_arch, with_next ? next : scored, false, &s),
                          0);
-        while (stream_prompt(s, scored, with_next ? next : NULL, &out) == 1) {
+        while (stream_prompt(s, scored, with_next ? next : NULL, stream_pack, &out) == 1) {
             struct wire_generate_response *w;
             const uint8_t *data = (const uint8_t *)out.data;
             assert_int_equal(wire_unpack_generate_response(data, out.size, &w, &e), 0);

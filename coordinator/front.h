@@ -1,0 +1,84 @@
+/* front.h: client calls, whatever protocol they came over.
+ *
+ * A protocol (front_rpc.c, front_http.c) turns what its client sent into a plain struct of
+ * inference.proto and opens a call with it. What the request produces comes back as the same plain
+ * structs, to be packed as the protocol likes:
+ *
+ *   front_generate -> call -> ops->message, ops->message ... ops->end     (the call is gone)
+ *                          -> front_gone                                  (the client is)
+ *
+ * Admission, deadlines, slow readers, the log-probabilities of a prompt before its output, and the
+ * counters are here, once for all protocols. Loop thread; ops are called from coordinator_pump
+ * only, never from inside a function of this file that opens a call.
+ */
+#ifndef GLMD_COORDINATOR_FRONT_H
+#define GLMD_COORDINATOR_FRONT_H
+
+#include "coordinator/stream.h"
+#include "proto/rpc/rpc.h"
+#include "proto/rpc/wire_inference.h"
+
+struct coordinator;
+struct front_call; /* opaque */
+
+/* How a call ended, or why it was refused. */
+struct front_end {
+    enum rpc_status status;
+    char message[512];      /* for the client; "" with RPC_OK */
+    int64_t retry_after_ns; /* refused for now: when to try again; 0 = nobody knows */
+};
+
+/* What the protocol does for a call; all required. */
+struct front_ops {
+    /* 0, or -ENOMEM: the call then ends with RPC_INTERNAL. The message is valid during the call. */
+    int (*message)(void *user, const struct stream_message *m);
+    /* The end, once; the call is gone when this returns. */
+    void (*end)(void *user, const struct front_end *end);
+    /* Bytes that wait for the client to read them: over limits.max_stream_bytes the request pauses
+     * until front_drained, at most deadlines.slow_reader. */
+    size_t (*unsent)(void *user);
+};
+
+/* What a call says beside its message. Strings are read while the call is opened. */
+struct front_origin {
+    const char *key;     /* value of the "authorization" header; NULL or "" = none */
+    int64_t deadline_ns; /* of the client, monotonic; 0 = deadlines.request from now */
+};
+
+/* Opens a call. NULL: refused, and *ret_refused says why (nothing is called back). Otherwise call
+ * coordinator_pump when the callbacks may come. */
+struct front_call *front_generate(struct coordinator *c, const struct front_origin *origin,
+                                  const struct wire_generate_request *w,
+                                  const struct front_ops *ops, void *user,
+                                  struct front_end *ret_refused);
+struct front_call *front_fill(struct coordinator *c, const struct front_origin *origin,
+                              const struct wire_fill_request *w, const struct front_ops *ops,
+                              void *user, struct front_end *ret_refused);
+struct front_call *front_score(struct coordinator *c, const struct front_origin *origin,
+                               const struct wire_score_request *w, const struct front_ops *ops,
+                               void *user, struct front_end *ret_refused);
+
+/* The name of the request, for answers and logs: the client's, or one that was made for it. */
+const char *front_request_id(const struct front_call *f);
+
+/* The client has read everything that was sent. Pumps. */
+void front_drained(struct front_call *f);
+/* The client is gone: its request ends, ops are not called any more, the call is no longer the
+ * protocol's. Pumps. */
+void front_gone(struct front_call *f);
+
+/* The status that tells a client about a negative errno value of admission or unpacking. */
+enum rpc_status front_status(int code);
+/* Fills in *ret from a failure, and counts it as a rejected request. */
+void front_refuse(struct coordinator *c, int code, const char *message, struct front_end *ret);
+
+/* A request has something new, or has ended. */
+void front_touched(struct coordinator *c, struct request *r);
+/* Streams that nobody reads: cancelled after deadlines.slow_reader. */
+void front_tick(struct coordinator *c, int64_t now_ns);
+/* Ends the requests of this id; returns how many there were. */
+uint32_t front_abort(struct coordinator *c, const char *request_id);
+/* Every request that has not ended ends now. */
+void front_end_all(struct coordinator *c, enum rpc_status status, const char *why);
+
+#endif
