@@ -67,6 +67,17 @@ struct k_seq {
     const uint32_t *blocks;
 };
 
+/* The rows of a step: ids and positions [n_rows], and the sequences they belong to, whose blocks
+ * hold block_tokens each. */
+struct k_step {
+    const int32_t *ids;
+    const int32_t *positions;
+    uint32_t n_rows;
+    const struct k_seq *seqs;
+    uint32_t n_seqs;
+    uint32_t block_tokens;
+};
+
 struct k_attn_params {
     uint32_t n_heads, n_kv_heads, head_dim; /* of this rank */
     uint32_t layer;
@@ -115,7 +126,10 @@ struct k_ops {
     void *(*alloc)(struct k_ctx *c,
                    size_t bytes); /* 64-byte aligned, zeroed; NULL = out of memory */
     void (*free)(struct k_ctx *c, void *p);
-    /* Host FP32 <-> activation buffer. */
+    /* Bytes of the device's own memory, used by whoever; NULL where the host's is used. 0 or -EIO.
+     */
+    int (*memory)(struct k_ctx *c, uint64_t *ret_free, uint64_t *ret_total);
+    /* Host FP32 <-> activation buffer. Both wait: `src` may change afterwards, `dst` is there. */
     void (*upload)(struct k_ctx *c, void *dst, const float *src, size_t n);
     void (*download)(struct k_ctx *c, float *dst, const void *src, size_t n);
     /* Host pointer to an activation buffer as FP32, or NULL where memory is not shared: host
@@ -130,6 +144,11 @@ struct k_ops {
     /* Packs; the source may be freed afterwards. NULL = out of memory. */
     struct k_linear *(*linear_new)(struct k_ctx *c, const struct k_linear_src *src);
     void (*linear_free)(struct k_ctx *c, struct k_linear *l);
+
+    /* Announces a step's arrays to a device with memory of its own, which copies them; NULL where
+     * they are read in place. embed, rope_kv and attention are then given the same pointers, with
+     * the first so many rows or sequences of the step, until the next call. */
+    void (*begin_step)(struct k_ctx *c, const struct k_step *s);
 
     /* y[T, rows] = x[T, cols] W^T + bias */
     void (*linear)(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows,

@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/half.h"
 #include "base/util.h"
+#include "proto/plan.h"
 
 struct k_rope *glm_rope_new(const struct arch *a, const struct k_ops *ops, struct k_ctx *ctx)
 {
@@ -233,6 +234,15 @@ int glm_forward(struct glm *m, const struct glm_batch *batch, struct comm *comm,
     assert(arch->norm == ARCH_NORM_LAYER && arch->residual == ARCH_RESIDUAL_NORMED &&
            arch->glu == ARCH_GLU_GEGLU_SECOND && arch->tied_head);
     const bool sliced = n_sliced(batch) > 0;
+    if (m->ops->begin_step) {
+        const struct k_step step = {.ids = batch->ids,
+                                    .positions = batch->positions,
+                                    .n_rows = batch->n_rows,
+                                    .seqs = batch->seqs,
+                                    .n_seqs = batch->n_seqs,
+                                    .block_tokens = PLAN_KV_BLOCK_TOKENS};
+        m->ops->begin_step(m->ctx, &step);
+    }
     int r = enter(m, batch, comm, e);
     for (uint32_t layer = m->layer_begin; layer != m->layer_end && r == 0; layer++) {
         if (sliced && layer == batch->slice_begin && layer > 0)
