@@ -13,6 +13,10 @@
 /* Nanoseconds since an arbitrary start; never goes back. */
 int64_t clock_now_ns(void);
 
+/* Processor time of the calling thread; what stands still there (clock_set_source) stands still
+ * here. */
+int64_t clock_thread_ns(void);
+
 /* NULL restores CLOCK_MONOTONIC. Not thread-safe: for tests, before threads start. */
 void clock_set_source(int64_t (*source)(void *context), void *context);
 

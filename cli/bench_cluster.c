@@ -303,19 +303,21 @@ void cluster_stop(struct cluster *c)
 
 static int on_status(void *context, const uint8_t *data, size_t size, struct err *e)
 {
-    uint64_t *steps = context;
+    struct cluster_numbers *n = context;
     struct wire_status_response *m;
     int r = wire_unpack_status_response(data, size, &m, e);
     if (r < 0)
         return r;
-    *steps = 0;
-    for (uint32_t i = 0; i != m->n_groups; i++)
-        *steps += m->groups[i].steps;
+    if (m->loop)
+        *n = (struct cluster_numbers){m->loop->steps, m->loop->plan_ns, m->loop->result_ns,
+                                      m->loop->update_ns};
+    else
+        r = err_set(e, -EBADMSG, "the coordinator is of an older version");
     wire_free_status_response(m);
-    return 0;
+    return r;
 }
 
-int cluster_steps(const struct client_target *t, uint64_t *ret)
+int cluster_numbers(const struct client_target *t, struct cluster_numbers *ret)
 {
     const struct wire_status_request request = {0};
     struct buf packed = {0};

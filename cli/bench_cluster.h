@@ -35,8 +35,12 @@ int cluster_start(struct cluster *c, const struct cluster_config *config, struct
 /* SIGTERM, and SIGKILL when it does not end; removes the folder. */
 void cluster_stop(struct cluster *c);
 
-/* Steps that the group has run so far. 0, or an exit code with the reason printed. */
-int cluster_steps(const struct client_target *t, uint64_t *ret);
+struct cluster_numbers { /* since the start; see LoopTime in cluster.proto */
+    uint64_t steps, plan_ns, result_ns, update_ns;
+};
+
+/* What the coordinator says of itself. 0, or an exit code with the reason printed. */
+int cluster_numbers(const struct client_target *t, struct cluster_numbers *ret);
 
 /* ---- a process ---- */
 

@@ -12,7 +12,8 @@
  *   cpu per step, streamed = cpu per step, silent + messages per step * message
  *
  * What the process needs when idle is taken off before. Processor time comes from the process's own
- * clock, steps from its Status, messages from what arrived here.
+ * clock, messages from what arrived here, steps from the coordinator's Status. So does what its
+ * loop measures of itself: planning and dispatching steps, results, messages (LoopTime).
  */
 #include <getopt.h>
 #include <inttypes.h>
@@ -60,13 +61,15 @@ static const double target_open_bytes = 100e6;
 
 struct snapshot {
     int64_t at_ns, cpu_ns, loop_ns; /* loop_ns: 0 where it is not known */
-    uint64_t rss, steps, messages, tokens;
+    uint64_t rss, messages, tokens;
+    struct cluster_numbers own;
 };
 
 struct window { /* between two snapshots of a phase */
     double seconds, cpu_share;
     double steps, messages, tokens;
     double cpu_us_per_step, loop_us_per_step, cpu_us_per_message, messages_per_step;
+    double plan_us_per_step, result_us_per_step, update_us_per_message; /* the loop's own count */
 };
 
 struct trace_point {
@@ -97,7 +100,7 @@ struct rpc_bench {
     /* results */
     double idle_percent, idle_after_percent;
     struct window streamed, silent, open;
-    uint64_t rss_start, rss_before, rss_open, rss_end;
+    uint64_t rss_start, rss_before, rss_open, rss_end, rss_closed;
     uint32_t max_open;
     double step_cost_us, message_cost_us;
 };
@@ -224,7 +227,7 @@ static int parse_args(struct rpc_bench *b, int argc, char **argv)
 
 /* ---- measuring ---- */
 
-/* Without the steps, which take a call. */
+/* Without what the coordinator says, which takes a call. */
 static int look(const struct rpc_bench *b, const struct load_result *load, struct snapshot *ret)
 {
     *ret = (struct snapshot){.at_ns = clock_now_ns()};
@@ -251,9 +254,9 @@ static void add_trace(struct rpc_bench *b, const struct snapshot *s)
     b->last_tick = *s;
 }
 
-static int take_steps(struct rpc_bench *b, struct snapshot *s)
+static int ask(struct rpc_bench *b, struct snapshot *s)
 {
-    return cluster_steps(&b->target, &s->steps) ? -EIO : 0;
+    return cluster_numbers(&b->target, &s->own) ? -EIO : 0;
 }
 
 /* In the loop of a load: the trace, and the ends of the window. */
@@ -269,14 +272,20 @@ static int on_tick(void *context, const struct load_result *load)
     if (!b->has_first && s.at_ns >= b->from_ns) {
         b->has_first = true;
         b->first = s;
-        return take_steps(b, &b->first);
+        return ask(b, &b->first);
     }
     if (!b->has_last && s.at_ns >= b->to_ns) {
         b->has_last = true;
         b->last = s;
-        return take_steps(b, &b->last);
+        return ask(b, &b->last);
     }
     return 0;
+}
+
+/* In microseconds. */
+static double per(uint64_t ns, double n)
+{
+    return n > 0 ? (double)ns / 1e3 / n : 0;
 }
 
 /* idle_share: of a core, what the process costs without any work; not charged to steps. */
@@ -286,7 +295,7 @@ static struct window window_between(const struct snapshot *a, const struct snaps
     double cpu_us = (double)(z->cpu_ns - a->cpu_ns) / 1e3;
     double idle_us = idle_share * (double)(z->at_ns - a->at_ns) / 1e3;
     struct window w = {.seconds = (double)(z->at_ns - a->at_ns) / 1e9,
-                       .steps = (double)(z->steps - a->steps),
+                       .steps = (double)(z->own.steps - a->own.steps),
                        .messages = (double)(z->messages - a->messages),
                        .tokens = (double)(z->tokens - a->tokens)};
     w.cpu_share = cpu_us / 1e6 / w.seconds;
@@ -294,6 +303,9 @@ static struct window window_between(const struct snapshot *a, const struct snaps
     w.cpu_us_per_step = w.steps > 0 ? cpu_us / w.steps : 0;
     w.loop_us_per_step = w.steps > 0 ? (double)(z->loop_ns - a->loop_ns) / 1e3 / w.steps : 0;
     w.cpu_us_per_message = w.messages > 0 ? cpu_us / w.messages : 0;
+    w.plan_us_per_step = per(z->own.plan_ns - a->own.plan_ns, w.steps);
+    w.result_us_per_step = per(z->own.result_ns - a->own.result_ns, w.steps);
+    w.update_us_per_message = per(z->own.update_ns - a->own.update_ns, w.messages);
     w.messages_per_step = w.steps > 0 ? w.messages / w.steps : 0;
     return w;
 }
@@ -432,6 +444,7 @@ static int measure(struct rpc_bench *b, struct err *e)
         r = measure_open(b, e);
     if (r == 0)
         r = run_idle(b, &b->idle_after_percent, e);
+    b->rss_closed = b->last_tick.rss;
     if (r == 0)
         solve(b);
     return r;
@@ -452,6 +465,11 @@ static void print_target(FILE *out, const char *what, double found, const char *
             found <= target ? "met" : "missed");
 }
 
+static void print_value(FILE *out, const char *what, double found, const char *unit)
+{
+    fprintf(out, "%-52s %10.2f %s\n", what, found, unit);
+}
+
 static void print_report(const struct rpc_bench *b, FILE *out)
 {
     char what[80];
@@ -465,27 +483,38 @@ static void print_report(const struct rpc_bench *b, FILE *out)
     if (b->streams)
         print_window(out, "open", &b->open);
     fprintf(out, "\n");
-    snprintf(what, sizeof what, "a step at batch %u, all but its messages", b->batch);
-    print_target(out, what, b->step_cost_us, "us", target_step_us);
+    snprintf(what, sizeof what, "planning and dispatch of a step at batch %u", b->batch);
+    print_target(out, what, b->streamed.plan_us_per_step, "us", target_step_us);
     print_target(out, "a streamed token message", b->message_cost_us, "us", target_message_us);
     print_target(out, "idle, before any request", b->idle_percent, "%", target_idle_percent);
     print_target(out, "idle, at the end", b->idle_after_percent, "%", target_idle_percent);
+    if (b->streams) {
+        snprintf(what, sizeof what, "memory with %u open streams", b->max_open);
+        print_target(out, what, (double)b->rss_open / 1e6, "MB", target_open_bytes / 1e6);
+    }
+    fprintf(out, "\nbeside them:\n");
+    print_value(out, "reading and committing the results of such a step",
+                b->streamed.result_us_per_step, "us");
+    print_value(out, "all of the process for such a step but its messages", b->step_cost_us, "us");
+    print_value(out, "of a message, the loop's part", b->streamed.update_us_per_message, "us");
+    print_value(out, "memory at the start", (double)b->rss_start / 1e6, "MB");
     if (!b->streams)
         return;
-    snprintf(what, sizeof what, "memory with %u open streams (%.1f MB at the start)", b->max_open,
-             (double)b->rss_start / 1e6);
-    print_target(out, what, (double)b->rss_open / 1e6, "MB", target_open_bytes / 1e6);
-    fprintf(out, "%-52s %10.2f MB\n", "growth while they stream",
-            ((double)b->rss_end - (double)b->rss_open) / 1e6);
+    print_value(out, "memory before the streams were opened", (double)b->rss_before / 1e6, "MB");
+    snprintf(what, sizeof what, "memory after %.0f s of them", b->open.seconds);
+    print_value(out, what, (double)b->rss_end / 1e6, "MB");
+    print_value(out, "memory when they are closed", (double)b->rss_closed / 1e6, "MB");
 }
 
 static json_t *window_json(const struct window *w)
 {
-    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "seconds", w->seconds,
-                     "cpu_share", w->cpu_share, "steps", w->steps, "messages", w->messages,
-                     "tokens", w->tokens, "messages_per_step", w->messages_per_step,
+    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "seconds",
+                     w->seconds, "cpu_share", w->cpu_share, "steps", w->steps, "messages",
+                     w->messages, "tokens", w->tokens, "messages_per_step", w->messages_per_step,
                      "cpu_us_per_step", w->cpu_us_per_step, "loop_us_per_step", w->loop_us_per_step,
-                     "cpu_us_per_message", w->cpu_us_per_message);
+                     "cpu_us_per_message", w->cpu_us_per_message, "plan_us_per_step",
+                     w->plan_us_per_step, "result_us_per_step", w->result_us_per_step,
+                     "update_us_per_message", w->update_us_per_message);
 }
 
 static json_t *to_json(const struct rpc_bench *b)
@@ -498,6 +527,8 @@ static json_t *to_json(const struct rpc_bench *b)
         "streamed", window_json(&b->streamed), "silent", window_json(&b->silent), "step_cpu_us",
         b->step_cost_us, "message_cpu_us", b->message_cost_us, "rss_start_bytes",
         (json_int_t)b->rss_start);
+    if (root)
+        json_object_set_new(root, "rss_closed_bytes", json_integer((json_int_t)b->rss_closed));
     if (!root || !b->streams)
         return root;
     json_object_set_new(root, "open", window_json(&b->open));

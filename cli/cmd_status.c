@@ -333,6 +333,13 @@ static int print_json(const struct status *s)
                       "finished", (json_int_t)q->finished, "failed", (json_int_t)q->failed,
                       "cancelled", (json_int_t)q->cancelled, "rejected", (json_int_t)q->rejected,
                       "resumed", (json_int_t)q->resumed, "aborted", (json_int_t)q->aborted));
+    const struct wire_loop_time *l = r->loop;
+    if (l)
+        json_object_set_new(root, "loop",
+                            json_pack("{s:I, s:I, s:I, s:I, s:I}", "steps", (json_int_t)l->steps,
+                                      "plan_ns", (json_int_t)l->plan_ns, "result_ns",
+                                      (json_int_t)l->result_ns, "updates", (json_int_t)l->updates,
+                                      "update_ns", (json_int_t)l->update_ns));
     return cli_print_json(s->target.verb, root);
 }
 

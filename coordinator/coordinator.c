@@ -18,10 +18,19 @@ enum { SPARE_SESSIONS = 64 };
 
 /* ---- the pump ---- */
 
-static void pump_touched(struct coordinator *c)
+/* False when there was nothing to tell. */
+static bool pump_touched(struct coordinator *c)
 {
-    for (struct request *r; (r = sched_next_touched(c->sched));)
+    struct request *r = sched_next_touched(c->sched);
+    if (!r)
+        return false;
+    enum loop_part outer = loop_meter_enter(&c->meter, LOOP_TELL);
+    for (; r; r = sched_next_touched(c->sched)) {
         front_touched(c, r);
+        c->n_told++;
+    }
+    loop_meter_leave(&c->meter, outer);
+    return true;
 }
 
 /* Steps of one group, as many as may be out. */
@@ -42,9 +51,11 @@ static void pump_group(struct coordinator *c, uint32_t group)
 
 static void pump_steps(struct coordinator *c)
 {
+    enum loop_part outer = loop_meter_enter(&c->meter, LOOP_PLAN);
     uint32_t n_groups = fleet_max_groups(c->fleet);
     for (uint32_t i = 0; i != n_groups; i++)
         pump_group(c, i);
+    loop_meter_leave(&c->meter, outer);
 }
 
 /* A group that drains leaves once nothing of it runs. */
@@ -76,9 +87,11 @@ void coordinator_pump(struct coordinator *c)
     c->pumping = true;
     while (c->pump_again) {
         c->pump_again = false;
-        pump_touched(c);
-        pump_steps(c);
-        pump_touched(c); /* planning may have ended some */
+        /* In front of the messages: the ranks wait for it. What clients are told may make room, and
+         * planning may have ended some. */
+        do
+            pump_steps(c);
+        while (pump_touched(c));
         release_drained(c);
     }
     c->pumping = false;
@@ -263,6 +276,7 @@ static int open_scheduler(struct coordinator *c, struct err *e)
         .model_digest = model_dir_digest(c->model)->hex,
         .scheme = quant_weights_name(model_dir_scheme(c->model)->weights),
         .epochs = c->epochs,
+        .meter = &c->meter,
         .ops = &fleet_ops,
         .context = c,
     };

@@ -18,6 +18,7 @@
 #include "coordinator/admit.h"
 #include "coordinator/epoch.h"
 #include "coordinator/fleet.h"
+#include "coordinator/loop_meter.h"
 #include "coordinator/sched.h"
 #include "model/model_dir.h"
 #include "proto/rpc/rpc.h"
@@ -75,6 +76,8 @@ struct coordinator { /* must not move */
     void (*on_stopped)(void *context);
     void *stopped_context;
     int64_t started_ns;
+    struct loop_meter meter;
+    uint64_t n_told; /* times that a request had something new */
     struct wire_request_counters counters;
     struct rate prefill_rates[SCHED_MAX_GROUPS], decode_rates[SCHED_MAX_GROUPS];
     int64_t rates_ns;

@@ -23,6 +23,7 @@
 
 #include "base/config.h"
 #include "coordinator/epoch.h"
+#include "coordinator/loop_meter.h"
 #include "model/arch.h"
 #include "proto/plan.h"
 #include "proto/rpc/rpc.h"
@@ -52,6 +53,7 @@ struct fleet_config {
     bool has_known_answer;
     uint64_t known_answer;
     struct epoch_store *epochs;
+    struct loop_meter *meter; /* NULL: nobody measures */
     const struct fleet_ops *ops;
     void *context;
 };

@@ -391,11 +391,9 @@ static bool on_body(struct rank_session *s, struct wire_worker_message *m, int64
     return ok;
 }
 
-static void on_message(struct rpc_call *c, const uint8_t *data, size_t size)
+static void take_message(struct rank_session *s, struct rpc_call *c, const uint8_t *data,
+                         size_t size)
 {
-    struct rank_session *s = rpc_user(c);
-    if (s->ended)
-        return;
     int64_t now = clock_now_ns();
     s->heard_ns = now;
     struct wire_worker_message *m;
@@ -409,6 +407,18 @@ static void on_message(struct rpc_call *c, const uint8_t *data, size_t size)
     }
     if (s->ended && group_in_epoch(s) && s->group->ranks[s->rank].current == s)
         group_down(s->group, "rank %u broke the protocol", s->rank);
+}
+
+static void on_message(struct rpc_call *c, const uint8_t *data, size_t size)
+{
+    struct rank_session *s = rpc_user(c);
+    if (s->ended)
+        return;
+    struct loop_meter *m = s->fleet->config.meter;
+    enum loop_part outer = m ? loop_meter_enter(m, LOOP_RESULT) : LOOP_OTHER;
+    take_message(s, c, data, size);
+    if (m)
+        loop_meter_leave(m, outer);
 }
 
 /* ---- time ---- */

@@ -107,6 +107,13 @@ static int pack_status(const struct coordinator *c, struct buf *out)
     counters.resumed = all.n_resumed;
     struct wire_model_info model;
     status_model(c, &model);
+    const struct wire_loop_time loop = {
+        .steps = all.n_steps,
+        .plan_ns = (uint64_t)c->meter.cpu_ns[LOOP_PLAN],
+        .result_ns = (uint64_t)c->meter.cpu_ns[LOOP_RESULT],
+        .updates = c->n_told,
+        .update_ns = (uint64_t)c->meter.cpu_ns[LOOP_TELL],
+    };
     struct wire_status_response response = {
         .version = GLMD_VERSION,
         .uptime_seconds = (double)(clock_now_ns() - c->started_ns) / (double)NSEC_PER_SEC,
@@ -115,6 +122,7 @@ static int pack_status(const struct coordinator *c, struct buf *out)
         .requests = &counters,
         .draining = c->draining,
         .waiting = all.n_waiting,
+        .loop = &loop,
     };
     return pack_groups(c, &all, &response, out);
 }

@@ -52,6 +52,14 @@ static const struct wire_field request_counters_fields[] = {
 WIRE_MAP(request_counters, request_counters, T);
 #undef T
 
+#define T struct wire_loop_time
+static const struct wire_field loop_time_fields[] = {
+    F_VALUE(T, steps),   F_VALUE(T, plan_ns),   F_VALUE(T, result_ns),
+    F_VALUE(T, updates), F_VALUE(T, update_ns),
+};
+WIRE_MAP(loop_time, loop_time, T);
+#undef T
+
 #define T struct wire_status_response
 static const struct wire_field status_response_fields[] = {
     F_VALUE(T, version),
@@ -62,6 +70,7 @@ static const struct wire_field status_response_fields[] = {
     F_POINTER(T, requests, &request_counters),
     F_VALUE(T, draining),
     F_VALUE(T, waiting),
+    F_POINTER(T, loop, &loop_time),
 };
 WIRE_MAP(status_response, status_response, T);
 WIRE_DEFINE(status_response, T, status_response)

@@ -84,6 +84,14 @@ struct wire_request_counters {
     uint64_t aborted;
 };
 
+struct wire_loop_time {
+    uint64_t steps;
+    uint64_t plan_ns;
+    uint64_t result_ns;
+    uint64_t updates;
+    uint64_t update_ns;
+};
+
 struct wire_status_response {
     const char *version;
     double uptime_seconds;
@@ -94,6 +102,7 @@ struct wire_status_response {
     const struct wire_request_counters *requests;
     bool draining;
     uint32_t waiting;
+    const struct wire_loop_time *loop; /* NULL: an older coordinator */
 };
 
 struct wire_drain_request {

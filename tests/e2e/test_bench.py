@@ -140,7 +140,7 @@ def test_rpc(tmp_path):
                   "--streams", "40", "--seconds", "1", "--step-us", "4000", "--decode-us", "10",
                   "--json", out, "--svg", tmp_path / "rpc.svg",
                   env={**os.environ, "TMPDIR": str(scratch)})
-    assert "a step at batch 16, all but its messages" in result.stdout
+    assert "planning and dispatch of a step at batch 16" in result.stdout
     found = json.loads(out.read_text())
     ElementTree.parse(tmp_path / "rpc.svg")
     assert (found["ranks"], found["batch"], found["open_streams"]) == (4, 16, 40)
@@ -151,6 +151,8 @@ def test_rpc(tmp_path):
         assert window["seconds"] >= 0.9 and window["steps"] > 0
         assert 0 < window["cpu_share"] < 8
         assert 0 < window["cpu_us_per_step"]
+        for part in ("plan_us_per_step", "result_us_per_step"):
+            assert 0 < window[part] < window["loop_us_per_step"]
     messages = found["streamed"]["messages_per_step"] - found["silent"]["messages_per_step"]
     assert found["step_cpu_us"] == found["silent"]["cpu_us_per_step"]
     assert found["step_cpu_us"] + messages * found["message_cpu_us"] == \
