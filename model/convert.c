@@ -11,6 +11,7 @@
 #include "base/util.h"
 #include "model/checksum.h"
 #include "model/convert_quant.h"
+#include "model/dialogue.h"
 #include "model/file.h"
 #include "model/jsonfile.h"
 #include "model/layout.h"
@@ -366,12 +367,13 @@ static int convert_tensors(struct conversion *c, struct err *e)
     return 0;
 }
 
-/* The published defaults of a generation. */
+/* The published defaults of a generation, and how a conversation reads. */
 static int add_generation_config(struct conversion *c, struct err *e)
 {
     const struct arch_tokens *t = &c->result->arch.tokens;
-    json_t *g = json_pack("{s:b, s:f, s:i, s:f, s:[i, i]}", "do_sample", 1, "temperature", 1.0,
-                          "top_k", 0, "top_p", 0.7, "eos_token_id", t->eop, t->eos);
+    json_t *g = json_pack("{s:b, s:f, s:i, s:f, s:[i, i], s:o}", "do_sample", 1, "temperature", 1.0,
+                          "top_k", 0, "top_p", 0.7, "eos_token_id", t->eop, t->eos, "dialogue",
+                          dialogue_to_json(&dialogue_default));
     int r = g ? writer_add_json(c->writer, LAYOUT_GENERATION_CONFIG, g, e)
               : err_set(e, -ENOMEM, "out of memory");
     json_decref(g);

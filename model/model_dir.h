@@ -1,7 +1,7 @@
 /* model_dir.h: a model directory as `glmd convert` writes it, opened for reading.
  *
  *   config.json                    architecture (arch.h) + "quantization_config"
- *   generation_config.json         defaults of a generation
+ *   generation_config.json         defaults of a generation, the dialogue of chats (dialogue.h)
  *   tokenizer.model                SentencePiece model, + tokenizer_config.json (variant)
  *   model.safetensors.index.json   tensor name -> file
  *   model-0000x-of-0000y.safetensors
