@@ -41,6 +41,9 @@ static const struct conf_option options[] = {
      "keep it on the loopback interface or a trusted network."},
     {"coordinator.worker_listen", CONF_STRING, AT(coordinator.worker_listen), "", 0, 255, NULL,
      "A separate address for workers. Empty: workers come through coordinator.listen."},
+    {"coordinator.keys", CONF_STRING, AT(coordinator.keys), "", 0, 1024, NULL,
+     "File of API keys, made with `glmd keys`: who may use the server, and how much. It is read "
+     "again when it changes. Empty: everybody who reaches the server may do everything."},
     {"coordinator.state_dir", CONF_STRING, AT(coordinator.state_dir), "", 0, 1024, NULL,
      "Folder for the epoch file, which must survive restarts. Empty: $STATE_DIRECTORY (set by "
      "systemd), else $XDG_STATE_HOME/glmd, else ~/.local/state/glmd."},

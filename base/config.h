@@ -45,6 +45,7 @@ struct config {
     struct {
         char *listen;
         char *worker_listen; /* empty = the same port serves workers */
+        char *keys;          /* file of API keys; empty = everybody may do everything */
         char *state_dir;     /* empty = $STATE_DIRECTORY, else ~/.local/state/glmd */
         struct config_tls tls;
         struct {

@@ -59,6 +59,8 @@ static void on_drain_message(struct rpc_call *call, const uint8_t *data, size_t 
 {
     struct wire_drain_request *q;
     struct err e = ERR_INIT;
+    if (!front_rpc_allowed(rpc_user(call), call, AUTH_ADMIN))
+        return;
     if (wire_unpack_drain_request(data, size, &q, &e) < 0) {
         rpc_finish(call, RPC_INVALID_ARGUMENT, e.message);
         return;
@@ -97,6 +99,8 @@ static void on_abort_message(struct rpc_call *call, const uint8_t *data, size_t 
 {
     struct wire_abort_request *q;
     struct err e = ERR_INIT;
+    if (!front_rpc_allowed(rpc_user(call), call, AUTH_ADMIN))
+        return;
     if (wire_unpack_abort_request(data, size, &q, &e) < 0) {
         rpc_finish(call, RPC_INVALID_ARGUMENT, e.message);
         return;

@@ -168,6 +168,16 @@ static const struct fleet_ops fleet_ops = {.ready = on_group_ready,
 
 /* ---- time ---- */
 
+static void reload_keys(struct coordinator *c)
+{
+    struct err e = ERR_INIT;
+    int r = auth_reload_if_changed(c->auth, &e);
+    if (r > 0)
+        log_info("%s: the API keys were read again", c->config->coordinator.keys);
+    else if (r < 0)
+        log_error("the API keys stay as they were: %s", e.message);
+}
+
 void coordinator_tick(struct coordinator *c, int64_t now_ns)
 {
     if (c->stopping)
@@ -175,6 +185,7 @@ void coordinator_tick(struct coordinator *c, int64_t now_ns)
     fleet_tick(c->fleet, now_ns);
     sched_expire(c->sched, now_ns);
     front_tick(c, now_ns);
+    reload_keys(c);
     status_tick(c, now_ns);
     coordinator_pump(c);
     if (c->draining && !c->told_drained && now_ns >= c->drain_end_ns) {
@@ -305,7 +316,9 @@ int coordinator_init(struct coordinator *c, const struct coordinator_config *con
     if (random_bytes(&drawn, sizeof drawn) < 0)
         drawn = (uint32_t)c->started_ns;
     snprintf(c->id_prefix, sizeof c->id_prefix, "glmd-%08x", drawn);
-    int r = open_admission(c, e);
+    int r = auth_open(c->config->coordinator.keys, &c->auth, e);
+    if (r == 0)
+        r = open_admission(c, e);
     if (r == 0)
         r = open_scheduler(c, e);
     if (r < 0)
@@ -317,6 +330,8 @@ void coordinator_deinit(struct coordinator *c)
 {
     fleet_free(c->fleet);
     sched_free(c->sched);
+    auth_close(c->auth);
+    c->auth = NULL;
     c->fleet = NULL;
     c->sched = NULL;
 }

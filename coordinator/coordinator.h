@@ -16,6 +16,7 @@
 #define GLMD_COORDINATOR_COORDINATOR_H
 
 #include "coordinator/admit.h"
+#include "coordinator/auth.h"
 #include "coordinator/epoch.h"
 #include "coordinator/fleet.h"
 #include "coordinator/loop_meter.h"
@@ -59,6 +60,7 @@ struct coordinator { /* must not move */
 
     /* owned */
     struct admit admit;
+    struct auth *auth;
     struct sched *sched;
     struct fleet *fleet;
     struct rpc_server *server, *worker_server; /* the same unless worker_listen is set */
@@ -116,6 +118,8 @@ extern const char *const front_services[];
 extern const size_t front_n_services;
 /* The client methods, context c; returns how many. */
 size_t front_methods(struct coordinator *c, struct rpc_method *ret);
+/* Whether the caller may do this; if not, the call is finished. */
+bool front_rpc_allowed(struct coordinator *c, struct rpc_call *rpc, enum auth_need need);
 
 /* cluster.c: Cluster.Drain and Cluster.Abort */
 void cluster_on_drain(struct rpc_call *c, void *coordinator);

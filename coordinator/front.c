@@ -30,6 +30,9 @@ struct front_call {
     struct request *waiting; /* owned: until the log-probabilities of its prompt are there */
     struct stream *stream;   /* owned */
     bool echo;               /* `request` is the score of a prompt */
+    struct auth_key *key;    /* whose request it is; NULL = no keys are in force */
+    struct auth_cost cost;   /* taken from it */
+    uint64_t n_used;         /* tokens of requests that have ended */
     int64_t stalled_ns;      /* the reader is behind since; 0 = it is not */
 };
 
@@ -59,15 +62,29 @@ static void call_free(struct front_call *f)
         f->coordinator->calls = f->next;
     if (f->next)
         f->next->prev = f->prev;
+    auth_end(f->key, &f->cost, f->n_used);
     stream_free(f->stream);
     free(f);
 }
 
 enum rpc_status front_status(int code)
 {
-    return code == -ENOMEM || code == -ENOBUFS                     ? RPC_RESOURCE_EXHAUSTED
-           : code == -EINVAL || code == -E2BIG || code == -EBADMSG ? RPC_INVALID_ARGUMENT
-                                                                   : RPC_INTERNAL;
+    switch (code) {
+    case -ENOMEM:
+    case -ENOBUFS:
+    case -EDQUOT:
+        return RPC_RESOURCE_EXHAUSTED;
+    case -EINVAL:
+    case -E2BIG:
+    case -EBADMSG:
+        return RPC_INVALID_ARGUMENT;
+    case -EACCES:
+        return RPC_UNAUTHENTICATED;
+    case -EPERM:
+        return RPC_PERMISSION_DENIED;
+    default:
+        return RPC_INTERNAL;
+    }
 }
 
 void front_refuse(struct coordinator *c, int code, const char *message, struct front_end *ret)
@@ -96,9 +113,12 @@ static void tell_status(struct front_call *f, enum rpc_status status, const char
 /* ---- opening ---- */
 
 /* Deadline and owner: what the call says beside its message. */
-static void set_origin(const struct coordinator *c, const struct front_origin *o, struct request *r)
+static void set_origin(const struct coordinator *c, const struct front_origin *o,
+                       const struct auth_key *key, struct request *r)
 {
-    if (o->key && *o->key)
+    if (key)
+        r->tenant = key->tenant;
+    else if (o->key && *o->key)
         r->tenant = admit_tenant(o->key);
     int64_t now = clock_now_ns(), deadline = o->deadline_ns;
     int64_t longest = now + c->config->coordinator.deadlines.max_request;
@@ -110,10 +130,17 @@ static void set_origin(const struct coordinator *c, const struct front_origin *o
     r->deadline_ns = MIN(deadline, longest);
 }
 
-/* Whether generations are taken at all. */
-static bool begin(struct coordinator *c, struct front_end *ret_refused)
+/* Whether this client's generations are taken at all. */
+static bool begin(struct coordinator *c, const struct front_origin *o, struct auth_key **ret_key,
+                  struct front_end *ret_refused)
 {
+    struct err e = ERR_INIT;
     c->counters.total++;
+    int code = auth_check(c->auth, o->key, AUTH_USER, ret_key, &e);
+    if (code < 0) {
+        front_refuse(c, code, e.message, ret_refused);
+        return false;
+    }
     if (!c->draining)
         return true;
     c->counters.rejected++;
@@ -123,15 +150,44 @@ static bool begin(struct coordinator *c, struct front_end *ret_refused)
     return false;
 }
 
+bool front_allowed(struct coordinator *c, const char *key, enum auth_need need,
+                   struct front_end *ret_refused)
+{
+    struct auth_key *found;
+    struct err e = ERR_INIT;
+    int code = auth_check(c->auth, key, need, &found, &e);
+    if (code < 0)
+        front_refuse(c, code, e.message, ret_refused);
+    return code == 0;
+}
+
+/* Takes what r (and the score of its prompt in front of it) may need from the client's key. */
+static int take_cost(struct front_call *f, const struct request *r, const struct request *next,
+                     struct auth_key *key, int64_t *ret_retry_ns, struct err *e)
+{
+    const struct request *main = next ? next : r;
+    uint64_t tokens = request_cost(main) + (next ? request_cost(r) : 0);
+    f->cost = (struct auth_cost){
+        .tokens = (uint32_t)MIN(tokens, (uint64_t)UINT32_MAX),
+        .context = request_max_tokens(main),
+        .choices = main->params.beam ? main->params.n_beams : main->params.n_choices,
+        .priority = main->priority,
+    };
+    int code = auth_begin(key, &f->cost, clock_now_ns(), ret_retry_ns, e);
+    if (code == 0)
+        f->key = key;
+    return code;
+}
+
 static int start(struct front_call *f, const struct front_origin *origin, struct request *r,
                  struct request *next, bool return_ids, struct err *e)
 {
     struct coordinator *c = f->coordinator;
     struct request *main = next ? next : r;
-    set_origin(c, origin, r);
+    set_origin(c, origin, f->key, r);
     r->user = f;
     if (next) {
-        set_origin(c, origin, next);
+        set_origin(c, origin, f->key, next);
         next->user = f;
     }
     int code = stream_new(c->tokenizer, model_dir_arch(c->model), main, return_ids, &f->stream);
@@ -143,23 +199,34 @@ static int start(struct front_call *f, const struct front_origin *origin, struct
     return code;
 }
 
+/* What every opening has besides its message. */
+struct opening {
+    struct coordinator *c;
+    const struct front_origin *origin;
+    struct auth_key *key;
+    const struct front_ops *ops;
+    void *user;
+    struct front_end *ret_refused;
+};
+
 /* Takes r and next. `next`: what runs once r, the score of its prompt, is there; NULL = nothing. */
-static struct front_call *submit(struct coordinator *c, const struct front_origin *origin,
-                                 struct request *r, struct request *next, bool return_ids,
-                                 const struct front_ops *ops, void *user,
-                                 struct front_end *ret_refused)
+static struct front_call *submit(const struct opening *o, struct request *r, struct request *next,
+                                 bool return_ids)
 {
     struct err e = ERR_INIT;
-    struct front_call *f = call_new(c, ops, user);
+    int64_t retry_ns = 0;
+    struct front_call *f = call_new(o->c, o->ops, o->user);
     int code =
-        f ? start(f, origin, r, next, return_ids, &e) : err_set(&e, -ENOMEM, "out of memory");
+        f ? take_cost(f, r, next, o->key, &retry_ns, &e) : err_set(&e, -ENOMEM, "out of memory");
+    if (code == 0)
+        code = start(f, o->origin, r, next, return_ids, &e);
     if (code == 0) {
         f->request = r;
         f->waiting = next;
         return f;
     }
-    front_refuse(c, code, e.message, ret_refused);
-    ret_refused->retry_after_ns = r->retry_after_ns;
+    front_refuse(o->c, code, e.message, o->ret_refused);
+    o->ret_refused->retry_after_ns = MAX(retry_ns, r->retry_after_ns);
     request_free(r);
     request_free(next);
     if (f)
@@ -172,10 +239,11 @@ struct front_call *front_generate(struct coordinator *c, const struct front_orig
                                   const struct front_ops *ops, void *user,
                                   struct front_end *ret_refused)
 {
+    struct opening o = {c, origin, NULL, ops, user, ret_refused};
     struct request *r = NULL, *echo = NULL;
     struct err e = ERR_INIT;
     int code = 0;
-    if (!begin(c, ret_refused))
+    if (!begin(c, origin, &o.key, ret_refused))
         return NULL;
     if (w->has_prompt_logprobs)
         code = admit_echo(&c->admit, w, &echo, &e);
@@ -186,8 +254,7 @@ struct front_call *front_generate(struct coordinator *c, const struct front_orig
         front_refuse(c, code, e.message, ret_refused);
         return NULL;
     }
-    struct front_call *f = submit(c, origin, echo ? echo : r, echo ? r : NULL, w->return_token_ids,
-                                  ops, user, ret_refused);
+    struct front_call *f = submit(&o, echo ? echo : r, echo ? r : NULL, w->return_token_ids);
     if (f)
         f->echo = echo != NULL;
     return f;
@@ -197,13 +264,14 @@ struct front_call *front_fill(struct coordinator *c, const struct front_origin *
                               const struct wire_fill_request *w, const struct front_ops *ops,
                               void *user, struct front_end *ret_refused)
 {
+    struct opening o = {c, origin, NULL, ops, user, ret_refused};
     struct request *r;
     struct err e = ERR_INIT;
-    if (!begin(c, ret_refused))
+    if (!begin(c, origin, &o.key, ret_refused))
         return NULL;
     int code = admit_fill(&c->admit, w, &r, &e);
     if (code == 0)
-        return submit(c, origin, r, NULL, w->return_token_ids, ops, user, ret_refused);
+        return submit(&o, r, NULL, w->return_token_ids);
     front_refuse(c, code, e.message, ret_refused);
     return NULL;
 }
@@ -212,13 +280,14 @@ struct front_call *front_score(struct coordinator *c, const struct front_origin 
                                const struct wire_score_request *w, const struct front_ops *ops,
                                void *user, struct front_end *ret_refused)
 {
+    struct opening o = {c, origin, NULL, ops, user, ret_refused};
     struct request *r;
     struct err e = ERR_INIT;
-    if (!begin(c, ret_refused))
+    if (!begin(c, origin, &o.key, ret_refused))
         return NULL;
     int code = admit_score(&c->admit, w, &r, &e);
     if (code == 0)
-        return submit(c, origin, r, NULL, false, ops, user, ret_refused);
+        return submit(&o, r, NULL, false);
     front_refuse(c, code, e.message, ret_refused);
     return NULL;
 }
@@ -246,6 +315,7 @@ static void end_request(struct front_call *f, struct request *r)
     struct front_end end = {.status = r->status, .retry_after_ns = r->retry_after_ns};
     snprintf(end.message, sizeof end.message, "%s", r->message);
     f->request = NULL;
+    f->n_used += r->n_prompt_tokens + r->n_completion_tokens;
     request_free(r);
     request_free(f->waiting);
     f->waiting = NULL;
@@ -270,6 +340,7 @@ static void run_next(struct front_call *f, struct request *scored)
     struct coordinator *c = f->coordinator;
     struct err e = ERR_INIT;
     struct request *r = f->waiting;
+    f->n_used += scored->n_prompt_tokens + scored->n_completion_tokens;
     request_free(scored);
     f->waiting = NULL;
     f->echo = false;

@@ -14,6 +14,7 @@
 #ifndef GLMD_COORDINATOR_FRONT_H
 #define GLMD_COORDINATOR_FRONT_H
 
+#include "coordinator/auth.h"
 #include "coordinator/stream.h"
 #include "proto/rpc/rpc.h"
 #include "proto/rpc/wire_inference.h"
@@ -67,7 +68,12 @@ void front_drained(struct front_call *f);
  * protocol's. Pumps. */
 void front_gone(struct front_call *f);
 
-/* The status that tells a client about a negative errno value of admission or unpacking. */
+/* For what is no generation: whether the client with this "authorization" may do it. False:
+ * *ret_refused says why not. */
+bool front_allowed(struct coordinator *c, const char *key, enum auth_need need,
+                   struct front_end *ret_refused);
+
+/* The status that tells a client about a negative errno value of admission, unpacking or auth.h. */
 enum rpc_status front_status(int code);
 /* Fills in *ret from a failure, and counts it as a rejected request. */
 void front_refuse(struct coordinator *c, int code, const char *message, struct front_end *ret);

@@ -22,6 +22,15 @@ struct rpc_front {
     bool answered;           /* rpc_finish was called */
 };
 
+bool front_rpc_allowed(struct coordinator *c, struct rpc_call *rpc, enum auth_need need)
+{
+    struct front_end refused;
+    if (front_allowed(c, rpc_metadata(rpc, "authorization"), need, &refused))
+        return true;
+    rpc_finish(rpc, refused.status, refused.message);
+    return false;
+}
+
 static void answer(struct rpc_front *f, enum rpc_status status, const char *message)
 {
     if (f->answered)
@@ -182,6 +191,10 @@ static int answer_at_once(struct rpc_front *f, const uint8_t *data, size_t size,
 {
     struct buf out = {0};
     struct coordinator *c = f->coordinator;
+    if (!front_rpc_allowed(c, f->rpc, AUTH_USER)) {
+        f->answered = true;
+        return 0;
+    }
     int r = f->method == TOKENIZE     ? on_tokenize(c, data, size, &out, e)
             : f->method == DETOKENIZE ? on_detokenize(c, data, size, &out, e)
                                       : on_list_models(c, data, size, &out, e);

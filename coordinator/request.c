@@ -106,6 +106,23 @@ uint32_t request_max_tokens(const struct request *r)
     abort();
 }
 
+uint64_t request_cost(const struct request *r)
+{
+    const struct request_params *p = &r->params;
+    uint64_t n_prompt = r->prompt.ids.n, n = 0;
+    switch (r->kind) {
+    case REQUEST_GENERATE:
+        return n_prompt + (uint64_t)(p->beam ? p->n_beams : p->n_choices) * p->max_new;
+    case REQUEST_FILL:
+        return (uint64_t)(p->beam ? p->n_beams : 1) * p->max_length;
+    case REQUEST_SCORE:
+        for (uint32_t i = 0; i != r->n_choices_scored; i++)
+            n += r->choices[i].n;
+        return n_prompt + n;
+    }
+    abort();
+}
+
 /* The shortest prompt of any round: every round takes one mask of the first text away and puts its
  * answer, perhaps nothing, in its place. */
 static uint32_t shortest_prompt(const struct request *r)

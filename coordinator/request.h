@@ -207,6 +207,8 @@ void request_free(struct request *r);
 uint32_t request_slots(const struct request *r, uint32_t n_slots_total);
 /* Largest number of tokens that one sequence can have in the cache. */
 uint32_t request_max_tokens(const struct request *r);
+/* Tokens that it can use in all: its prompt, and as many as its outputs may have. */
+uint64_t request_cost(const struct request *r);
 /* KV blocks that the whole life can need, with this many slots. */
 uint64_t request_blocks(const struct request *r, uint32_t n_slots);
 

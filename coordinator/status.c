@@ -132,6 +132,8 @@ static void on_message(struct rpc_call *call, const uint8_t *data, size_t size)
     struct coordinator *c = rpc_user(call);
     struct wire_status_request *request;
     struct err e = ERR_INIT;
+    if (!front_rpc_allowed(c, call, AUTH_USER))
+        return;
     if (wire_unpack_status_request(data, size, &request, &e) < 0) {
         rpc_finish(call, RPC_INVALID_ARGUMENT, e.message);
         return;
