@@ -94,28 +94,6 @@ static int on_message(void *context, const uint8_t *data, size_t size, struct er
 
 /* ---- words ---- */
 
-static const char *group_state_name(enum wire_group_state state)
-{
-    static const char *const names[] = {"unknown",  "forming",  "ready",
-                                        "degraded", "draining", "gone"};
-    return (size_t)state < ARRAY_LEN(names) ? names[state] : "unknown";
-}
-
-static const char *rank_state_name(enum wire_rank_state state)
-{
-    static const char *const names[] = {"unknown", "absent", "loading", "loaded",
-                                        "joining", "ready",  "failed"};
-    return (size_t)state < ARRAY_LEN(names) ? names[state] : "unknown";
-}
-
-static bool healthy(const struct wire_status_response *r)
-{
-    bool ready = false;
-    for (uint32_t i = 0; i < r->n_groups; i++)
-        ready = ready || r->groups[i].state == WIRE_GROUP_READY;
-    return ready && !r->draining;
-}
-
 struct text {
     char chars[48];
 };
@@ -187,7 +165,7 @@ static void print_groups_line(const struct wire_status_response *r)
     for (uint32_t i = 0; i < r->n_groups; i++) {
         if (r->groups[i].state == WIRE_GROUP_READY)
             continue;
-        printf("%s%s (%s)", before, r->groups[i].id, group_state_name(r->groups[i].state));
+        printf("%s%s (%s)", before, r->groups[i].id, wire_group_state_name(r->groups[i].state));
         before = ", ";
     }
     putchar('\n');
@@ -211,7 +189,7 @@ static void print_rank(const struct wire_rank_status *r)
 {
     printf("  %4" PRIu32 "  %-8s %-16.16s %-10.10s %10s %10s %10s  %10" PRIu64
            " %12s %8.2f %8" PRIu32 "\n",
-           r->rank, rank_state_name(r->state), r->host, r->device,
+           r->rank, wire_rank_state_name(r->state), r->host, r->device,
            bytes_text(r->weights_bytes).chars, bytes_text(r->kv_bytes).chars,
            bytes_text(r->scratch_bytes).chars, r->step, activity(r).chars, r->compute_ms_avg,
            r->restarts);
@@ -224,7 +202,7 @@ static void print_rank(const struct wire_rank_status *r)
 
 static void print_group(const struct wire_group_status *g)
 {
-    printf("\ngroup %s  %s  epoch %" PRIu64 "  TP %" PRIu32, g->id, group_state_name(g->state),
+    printf("\ngroup %s  %s  epoch %" PRIu64 "  TP %" PRIu32, g->id, wire_group_state_name(g->state),
            g->epoch, g->tp_size);
     if (g->pp_size > 1) {
         printf(" x PP %" PRIu32 ", layers", g->pp_size);
@@ -275,11 +253,11 @@ static json_t *rank_to_json(const struct wire_rank_status *r)
         "{s:I, s:I, s:s, s:s, s:I, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:I, "
         "s:I}",
         "rank", (json_int_t)r->rank, "stage", (json_int_t)r->stage, "state",
-        rank_state_name(r->state), "host", r->host, "pid", (json_int_t)r->pid, "device", r->device,
-        "description", r->description, "weights_bytes", (json_int_t)r->weights_bytes, "kv_bytes",
-        (json_int_t)r->kv_bytes, "scratch_bytes", (json_int_t)r->scratch_bytes, "loaded_bytes",
-        (json_int_t)r->loaded_bytes, "total_bytes", (json_int_t)r->total_bytes, "step",
-        (json_int_t)r->step, "step_age_ms", (json_int_t)r->step_age_ms, "compute_ms_avg",
+        wire_rank_state_name(r->state), "host", r->host, "pid", (json_int_t)r->pid, "device",
+        r->device, "description", r->description, "weights_bytes", (json_int_t)r->weights_bytes,
+        "kv_bytes", (json_int_t)r->kv_bytes, "scratch_bytes", (json_int_t)r->scratch_bytes,
+        "loaded_bytes", (json_int_t)r->loaded_bytes, "total_bytes", (json_int_t)r->total_bytes,
+        "step", (json_int_t)r->step, "step_age_ms", (json_int_t)r->step_age_ms, "compute_ms_avg",
         r->compute_ms_avg, "last_error", r->last_error, "restarts", (json_int_t)r->restarts,
         "fenced_messages", (json_int_t)r->fenced_messages);
 }
@@ -295,9 +273,9 @@ static json_t *group_to_json(const struct wire_group_status *g)
     return json_pack(
         "{s:s, s:I, s:s, s:I, s:I, s:o, s:I, s:I, s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I, "
         "s:s, s:o}",
-        "id", g->id, "epoch", (json_int_t)g->epoch, "state", group_state_name(g->state), "tp_size",
-        (json_int_t)g->tp_size, "pp_size", (json_int_t)g->pp_size, "stage_layers", layers,
-        "kv_blocks_total", (json_int_t)g->kv_blocks_total, "kv_blocks_free",
+        "id", g->id, "epoch", (json_int_t)g->epoch, "state", wire_group_state_name(g->state),
+        "tp_size", (json_int_t)g->tp_size, "pp_size", (json_int_t)g->pp_size, "stage_layers",
+        layers, "kv_blocks_total", (json_int_t)g->kv_blocks_total, "kv_blocks_free",
         (json_int_t)g->kv_blocks_free, "running", (json_int_t)g->running, "waiting",
         (json_int_t)g->waiting, "prefill_tokens_per_second", g->prefill_tokens_per_second,
         "decode_tokens_per_second", g->decode_tokens_per_second, "steps", (json_int_t)g->steps,
@@ -313,8 +291,8 @@ static int print_json(const struct status *s)
     for (uint32_t i = 0; i < r->n_groups; i++)
         json_array_append_new(groups, group_to_json(&r->groups[i]));
     json_t *root =
-        json_pack("{s:b, s:s, s:f, s:s, s:b, s:I, s:o}", "healthy", healthy(r), "version",
-                  r->version, "uptime_seconds", r->uptime_seconds, "cluster", r->cluster,
+        json_pack("{s:b, s:s, s:f, s:s, s:b, s:I, s:o}", "healthy", wire_status_healthy(r),
+                  "version", r->version, "uptime_seconds", r->uptime_seconds, "cluster", r->cluster,
                   "draining", r->draining, "waiting", (json_int_t)r->waiting, "groups", groups);
     const struct wire_model_info *m = r->model;
     if (m)
@@ -366,7 +344,7 @@ static int show_once(struct status *s)
         return EXIT_FAILED;
     }
     code = s->json ? print_json(s) : print_screen(s);
-    if (code == EXIT_OK && !healthy(s->response))
+    if (code == EXIT_OK && !wire_status_healthy(s->response))
         code = EXIT_UNAVAILABLE;
     return code;
 }

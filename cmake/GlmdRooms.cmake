@@ -45,3 +45,12 @@ function(glmd_executable name)
   glmd_rooms(${name} ${A_ROOMS})
   target_link_libraries(${name} PRIVATE glmd_flags ${A_LIBS})
 endfunction()
+
+# glmd_embed(OUTPUT INPUT NAME): a C file that defines NAME[] and NAME_size, the bytes of a file.
+function(glmd_embed output input name)
+  set(script "${CMAKE_SOURCE_DIR}/cmake/embed.cmake")
+  add_custom_command(OUTPUT "${output}"
+    COMMAND "${CMAKE_COMMAND}" "-DINPUT=${input}" "-DOUTPUT=${output}" "-DNAME=${name}"
+      -P "${script}"
+    DEPENDS "${input}" "${script}")
+endfunction()

@@ -19,6 +19,7 @@
 #include "coordinator/auth.h"
 #include "coordinator/epoch.h"
 #include "coordinator/fleet.h"
+#include "coordinator/history.h"
 #include "coordinator/loop_meter.h"
 #include "coordinator/sched.h"
 #include "model/model_dir.h"
@@ -83,6 +84,7 @@ struct coordinator { /* must not move */
     struct wire_request_counters counters;
     struct rate prefill_rates[SCHED_MAX_GROUPS], decode_rates[SCHED_MAX_GROUPS];
     int64_t rates_ns;
+    struct history history;
     struct front_call *calls; /* all open client calls with a request */
 };
 
@@ -126,6 +128,10 @@ void cluster_on_drain(struct rpc_call *c, void *coordinator);
 void cluster_on_abort(struct rpc_call *c, void *coordinator);
 
 /* status.c: Cluster.Status and ListModels */
+typedef int status_take(void *context, const struct wire_status_response *response);
+/* Gives the state of everything to `take`, valid during the call; returns what it returns, or
+ * -ENOMEM. */
+int status_collect(const struct coordinator *c, status_take *take, void *context);
 void status_on_call(struct rpc_call *c, void *coordinator);
 void status_model(const struct coordinator *c, struct wire_model_info *ret);
 void status_tick(struct coordinator *c, int64_t now_ns);

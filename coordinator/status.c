@@ -37,12 +37,22 @@ void status_tick(struct coordinator *c, int64_t now_ns)
     if (now_ns - c->rates_ns < NSEC_PER_SEC)
         return;
     double elapsed = (double)(now_ns - c->rates_ns) / (double)NSEC_PER_SEC;
+    struct sched_stats all;
+    sched_stats(c->sched, &all);
+    struct history_sample sample = {
+        .kv_usage = all.n_blocks ? (float)all.n_blocks_used / (float)all.n_blocks : 0,
+        .running = all.n_running,
+        .waiting = all.n_waiting,
+    };
     for (uint32_t i = 0; i != fleet_max_groups(c->fleet); i++) {
         struct sched_group_stats s;
         sched_group_stats(c->sched, i, &s);
         update_rate(&c->prefill_rates[i], s.n_prefill_tokens, elapsed);
         update_rate(&c->decode_rates[i], s.n_decode_tokens, elapsed);
+        sample.prefill_tokens_per_second += (float)c->prefill_rates[i].per_second;
+        sample.decode_tokens_per_second += (float)c->decode_rates[i].per_second;
     }
+    history_add(&c->history, &sample);
     c->rates_ns = now_ns;
 }
 
@@ -68,8 +78,8 @@ static void add_sched_stats(const struct coordinator *c, uint32_t group,
     g->slots_used = s.n_slots_used;
 }
 
-static int pack_groups(const struct coordinator *c, const struct sched_stats *all,
-                       struct wire_status_response *response, struct buf *out)
+static int with_groups(const struct coordinator *c, const struct sched_stats *all,
+                       struct wire_status_response *response, status_take *take, void *context)
 {
     const uint32_t max = fleet_max_groups(c->fleet);
     struct fleet_group_status **known = alloc_array(max, sizeof(struct fleet_group_status *));
@@ -91,7 +101,7 @@ static int pack_groups(const struct coordinator *c, const struct sched_stats *al
     response->groups = groups;
     response->n_groups = n;
     if (r == 0)
-        r = wire_pack_status_response(response, out);
+        r = take(context, response);
     for (uint32_t i = 0; known && i != n; i++)
         free(known[i]);
     free(known);
@@ -99,7 +109,7 @@ static int pack_groups(const struct coordinator *c, const struct sched_stats *al
     return r;
 }
 
-static int pack_status(const struct coordinator *c, struct buf *out)
+int status_collect(const struct coordinator *c, status_take *take, void *context)
 {
     struct sched_stats all;
     sched_stats(c->sched, &all);
@@ -124,7 +134,12 @@ static int pack_status(const struct coordinator *c, struct buf *out)
         .waiting = all.n_waiting,
         .loop = &loop,
     };
-    return pack_groups(c, &all, &response, out);
+    return with_groups(c, &all, &response, take, context);
+}
+
+static int pack(void *buf, const struct wire_status_response *response)
+{
+    return wire_pack_status_response(response, buf);
 }
 
 static void on_message(struct rpc_call *call, const uint8_t *data, size_t size)
@@ -140,7 +155,7 @@ static void on_message(struct rpc_call *call, const uint8_t *data, size_t size)
     }
     wire_free_status_request(request);
     struct buf out = {0};
-    int r = pack_status(c, &out);
+    int r = status_collect(c, pack, &out);
     if (r == 0) {
         rpc_send(call, out.data, out.size);
         rpc_finish(call, RPC_OK, "");

@@ -1,8 +1,31 @@
 /* wire_cluster.c: the tables of cluster.proto. See wire_map.h. */
 #include "proto/rpc/wire_cluster.h"
 
+#include "base/util.h"
 #include "glmd/v1/cluster.pb-c.h"
 #include "proto/rpc/wire_map.h"
+
+const char *wire_group_state_name(enum wire_group_state state)
+{
+    static const char *const names[] = {"unknown",  "forming",  "ready",
+                                        "degraded", "draining", "gone"};
+    return (size_t)state < ARRAY_LEN(names) ? names[state] : names[0];
+}
+
+const char *wire_rank_state_name(enum wire_rank_state state)
+{
+    static const char *const names[] = {"unknown", "absent", "loading", "loaded",
+                                        "joining", "ready",  "failed"};
+    return (size_t)state < ARRAY_LEN(names) ? names[state] : names[0];
+}
+
+bool wire_status_healthy(const struct wire_status_response *r)
+{
+    bool ready = false;
+    for (uint32_t i = 0; i != r->n_groups; i++)
+        ready |= r->groups[i].state == WIRE_GROUP_READY;
+    return ready && !r->draining;
+}
 
 WIRE_MAP_EMPTY(status_request, status_request, struct wire_status_request);
 WIRE_DEFINE(status_request, struct wire_status_request, status_request)

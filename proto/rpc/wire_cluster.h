@@ -122,6 +122,12 @@ struct wire_abort_response {
     uint32_t aborted;
 };
 
+/* "ready"; "unknown" for numbers that have no name here. */
+const char *wire_group_state_name(enum wire_group_state state);
+const char *wire_rank_state_name(enum wire_rank_state state);
+/* Whether requests are served: a group is ready, and nobody drains the server. */
+bool wire_status_healthy(const struct wire_status_response *r);
+
 WIRE_DECLARE(status_request, struct wire_status_request);
 WIRE_DECLARE(status_response, struct wire_status_response);
 WIRE_DECLARE(drain_request, struct wire_drain_request);
