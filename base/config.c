@@ -190,8 +190,16 @@ static const struct conf_option options[] = {
     {"deadlines.hello", CONF_DURATION, AT(deadlines.hello), "30m", SEC, 24 * HOUR, NULL,
      "Time for a rank to load its part of the model and to answer the known-answer step."},
 
+    {"metrics.vllm_names", CONF_BOOL, AT(metrics.vllm_names), "true", 0, 0, NULL,
+     "Give the metrics under the names of vLLM besides glmd's own, so that dashboards, autoscalers "
+     "and gateways made for it work."},
+
     {"log.level", CONF_ENUM, AT(log.level), "info", 0, 0, level_choices,
-     "error, warn, info or debug. Prompts and outputs are logged at no level."},
+     "error, warn, info or debug. Prompts and outputs are logged at no level, unless log.prompts "
+     "says so."},
+    {"log.prompts", CONF_BOOL, AT(log.prompts), "false", 0, 0, NULL,
+     "Log what clients send and get: prompts and outputs, at level info. For debugging; the log is "
+     "as confidential as they are then."},
 };
 
 const struct conf_table config_table = {options, ARRAY_LEN(options)};

@@ -109,7 +109,11 @@ struct config {
         int64_t hello;
     } deadlines;
     struct {
+        bool vllm_names; /* besides glmd's own */
+    } metrics;
+    struct {
         int level; /* enum log_level */
+        bool prompts;
     } log;
 
     struct conf_origin origin; /* where the values came from, for messages */

@@ -31,6 +31,9 @@ static const struct verb verbs[] = {
 #endif
     {"inspect", cmd_inspect, "architecture, tensors, sizes, checksums of a model directory"},
     {"logits", cmd_logits, "run the engine on given cases, write logits"},
+#ifndef GLMD_ENGINE_ONLY
+    {"metrics", cmd_metrics, "what a running coordinator counts, for Prometheus"},
+#endif
     {"plan", cmd_plan, "whether and how a model fits on devices"},
 #ifndef GLMD_ENGINE_ONLY
     {"score", cmd_score, "log-probabilities of given continuations"},

@@ -46,6 +46,7 @@ static void pump_group(struct coordinator *c, uint32_t group)
         for (uint32_t i = 0; i != p->n_items; i++)
             n_tokens += p->items[i].n_tokens;
         fleet_send_step(c->fleet, group, p, n_tokens, now);
+        metrics_step(&c->metrics, n_tokens);
     }
 }
 
@@ -137,8 +138,10 @@ static bool on_step_result(void *context, uint32_t group, const struct step_resu
                            struct err *e)
 {
     struct coordinator *c = context;
-    if (sched_commit(c->sched, group, result, clock_now_ns(), e) < 0)
+    int64_t now = clock_now_ns();
+    if (sched_commit(c->sched, group, result, now, e) < 0)
         return false;
+    metrics_step_done(&c->metrics, group, now);
     coordinator_pump(c);
     return true;
 }
@@ -147,6 +150,7 @@ static void on_group_down(void *context, uint32_t group, const char *why)
 {
     struct coordinator *c = context;
     sched_detach(c->sched, group, why);
+    metrics_group_down(&c->metrics, group, clock_now_ns());
     set_group_health(c, group);
     set_health(c);
     coordinator_pump(c);
@@ -311,6 +315,7 @@ int coordinator_init(struct coordinator *c, const struct coordinator_config *con
         .ops = config->ops,
         .ops_context = config->context,
     };
+    metrics_init(&c->metrics);
     c->started_ns = c->rates_ns = clock_now_ns();
     uint32_t drawn = 0;
     if (random_bytes(&drawn, sizeof drawn) < 0)

@@ -21,6 +21,7 @@
 #include "coordinator/fleet.h"
 #include "coordinator/history.h"
 #include "coordinator/loop_meter.h"
+#include "coordinator/metrics.h"
 #include "coordinator/sched.h"
 #include "model/model_dir.h"
 #include "proto/rpc/rpc.h"
@@ -82,6 +83,7 @@ struct coordinator { /* must not move */
     struct loop_meter meter;
     uint64_t n_told; /* times that a request had something new */
     struct wire_request_counters counters;
+    struct coordinator_metrics metrics;
     struct rate prefill_rates[SCHED_MAX_GROUPS], decode_rates[SCHED_MAX_GROUPS];
     int64_t rates_ns;
     struct history history;
@@ -122,6 +124,13 @@ extern const size_t front_n_services;
 size_t front_methods(struct coordinator *c, struct rpc_method *ret);
 /* Whether the caller may do this; if not, the call is finished. */
 bool front_rpc_allowed(struct coordinator *c, struct rpc_call *rpc, enum auth_need need);
+
+/* metrics_text.c: everything that is counted, in Prometheus' text format. -ENOMEM, or -EFBIG when
+ * out->limit is too small; METRICS_MAX_BYTES are enough for two thousand ranks. Takes about a
+ * microsecond for every line. */
+enum { METRICS_MAX_BYTES = 4000000 };
+int coordinator_metrics(const struct coordinator *c, struct buf *out);
+void metrics_on_call(struct rpc_call *c, void *coordinator); /* Cluster.Metrics */
 
 /* cluster.c: Cluster.Drain and Cluster.Abort */
 void cluster_on_drain(struct rpc_call *c, void *coordinator);

@@ -28,6 +28,7 @@
 #include "proto/plan.h"
 #include "proto/rpc/rpc.h"
 #include "proto/rpc/wire_cluster.h"
+#include "proto/rpc/wire_worker.h"
 
 struct fleet; /* opaque */
 
@@ -101,6 +102,36 @@ uint32_t fleet_n_sessions(const struct fleet *f);
 
 /* What happened to a rank outside of its session (a spawned process that ended). */
 void fleet_note(struct fleet *f, const char *group, uint32_t rank, const char *what);
+
+/* ---- numbers ---- */
+
+/* Why a rank had to join again: how its session before that ended. */
+enum fleet_restart {
+    FLEET_RESTART_LOST,        /* the stream ended: the process died, or the connection */
+    FLEET_RESTART_RECONNECTED, /* the same process opened another stream */
+    FLEET_RESTART_REPLACED,    /* another process waited for the rank */
+    FLEET_RESTART_SILENT,      /* deadlines.lease */
+    FLEET_RESTART_SLOW,        /* deadlines.hello: the weights were not loaded in time */
+    FLEET_RESTART_PROTOCOL,    /* it sent what it must not */
+    FLEET_RESTART_DRAINED,
+    FLEET_RESTARTS,
+};
+
+/* Since the coordinator started. */
+uint64_t fleet_restarts(const struct fleet *f, enum fleet_restart reason);
+
+/* How long it took until the group was ready, the last time; 0 = it never was. */
+struct fleet_ready_times {
+    int64_t load_ns;  /* of its slowest rank, from the first word to the weights in memory */
+    int64_t join_ns;  /* from the grants to the last rank's known answer */
+    int64_t total_ns; /* from the end of the epoch before, or since the group is known */
+};
+
+void fleet_ready_times(const struct fleet *f, uint32_t group, struct fleet_ready_times *ret);
+
+/* What the rank's process said last, and when it was heard; NULL: nobody has the rank. */
+const struct wire_heartbeat *fleet_heartbeat(const struct fleet *f, uint32_t group, uint32_t rank,
+                                             int64_t *ret_heard_ns);
 
 /* ---- status ---- */
 

@@ -32,7 +32,7 @@ int group_new(struct fleet *f, const char *name, struct shape shape, struct grou
     g->n_stages = shape.n_stages;
     g->n_ranks = shape.tp_size * shape.n_stages;
     g->backoff_ns = BACKOFF_MIN_NS;
-    g->empty_ns = clock_now_ns();
+    g->empty_ns = g->known_ns = clock_now_ns();
     g->ranks = alloc_array(g->n_ranks, sizeof *g->ranks);
     g->stages = alloc_array(g->n_stages, sizeof *g->stages);
     if (dispatch_init(&g->dispatch, g->tp_size, g->n_stages) < 0 || !g->ranks || !g->stages) {
@@ -262,6 +262,7 @@ static void try_form(struct group *g, int64_t now)
     }
     g->epoch = epoch;
     g->state = GROUP_JOINING;
+    g->granted_ns = now;
     g->join_deadline_ns = now + MAX(3 * g->fleet->config.config->deadlines.step, MIN_JOIN_NS);
     join_limits(g);
     log_info("group %s: epoch %llu: %u x %u ranks, %s%s%s", g->name, (unsigned long long)epoch,
@@ -290,6 +291,21 @@ static bool answers_agree(struct group *g)
     return true;
 }
 
+/* How long the phases of this start took. */
+static void measure_start(struct group *g)
+{
+    int64_t load_ns = 0;
+    for (uint32_t i = 0; i != g->n_ranks; i++) {
+        const struct rank_session *s = g->ranks[i].current;
+        load_ns = MAX(load_ns, s->loaded_ns - s->opened_ns);
+    }
+    g->times = (struct fleet_ready_times){
+        .load_ns = load_ns,
+        .join_ns = g->ready_ns - g->granted_ns,
+        .total_ns = g->ready_ns - (g->was_ready ? g->down_ns : g->known_ns),
+    };
+}
+
 void group_joined(struct group *g, struct rank_session *s)
 {
     log_debug("group %s: rank %u is ready", g->name, s->rank);
@@ -304,6 +320,7 @@ void group_joined(struct group *g, struct rank_session *s)
         return;
     g->state = GROUP_READY;
     g->ready_ns = clock_now_ns();
+    measure_start(g);
     g->was_ready = true;
     g->failure_ns = 0;
     dispatch_reset(&g->dispatch);

@@ -16,6 +16,8 @@ struct rank_session {
     struct rpc_call *call; /* NULL once it was finished or cancelled from here */
     struct rank_session *prev, *next;
     int64_t opened_ns, heard_ns, leased_ns;
+    int64_t loaded_ns;
+    enum fleet_restart end; /* what the rank's next session is told as the reason */
     bool loaded, draining, ended;
     /* Hello */
     uint32_t rank;
@@ -40,6 +42,7 @@ struct rank {
     struct rank_session *current; /* holds the rank */
     struct rank_session *standby; /* another process, waits */
     uint32_t n_sessions;
+    enum fleet_restart end;                /* of the last one */
     uint8_t instance[WIRE_INSTANCE_BYTES]; /* of the process that had it last */
     char last_error[WHY_BYTES];
 };
@@ -70,7 +73,10 @@ struct group {
     int64_t drain_end_ns;
     uint64_t epoch; /* 0 = none */
     struct plan_limits limits;
-    int64_t ready_ns;     /* since when the epoch is ready */
+    int64_t ready_ns;   /* since when the epoch is ready */
+    int64_t granted_ns; /* when the epoch began */
+    int64_t known_ns;   /* when the group was made */
+    struct fleet_ready_times times;
     int64_t down_ns;      /* end of the last epoch */
     int64_t next_form_ns; /* not before */
     int64_t backoff_ns;
@@ -90,6 +96,7 @@ struct fleet {
     uint32_t n_sessions;
     bool stopping;
     struct buf packed; /* scratch of outgoing messages */
+    uint64_t restarts[FLEET_RESTARTS];
 };
 
 /* fleet.c */

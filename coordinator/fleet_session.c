@@ -67,6 +67,7 @@ static void leave_rank(struct rank_session *s, enum rpc_status status, const cha
 {
     struct group *g = s->group;
     bool in_epoch = group_in_epoch(s);
+    g->ranks[s->rank].end = g->leaving ? FLEET_RESTART_DRAINED : s->end;
     promote(g, &g->ranks[s->rank]);
     if (in_epoch)
         group_down(g, "rank %u was lost", s->rank);
@@ -196,6 +197,7 @@ static void claim_rank(struct rank_session *s)
         /* The same process over a new stream: the old stream is dead. */
         struct rank_session *old = k->current;
         k->current = s;
+        k->end = FLEET_RESTART_RECONNECTED;
         if (group_in_epoch(old))
             group_down(g, "rank %u lost its connection", s->rank);
         rank_session_close(old, RPC_ABORTED, "the worker has opened another stream");
@@ -210,10 +212,12 @@ static void claim_rank(struct rank_session *s)
         log_warn("group %s: rank %u: pid %u on %s waits: pid %u on %s has the rank", g->name,
                  s->rank, s->pid, s->host, k->current->pid, k->current->host);
         k->standby = s;
+        k->end = FLEET_RESTART_REPLACED;
     } else {
         k->current = s;
     }
-    k->n_sessions++;
+    if (k->n_sessions++)
+        g->fleet->restarts[k->end]++;
     memcpy(k->instance, s->instance, sizeof k->instance);
 }
 
@@ -311,6 +315,7 @@ static void on_loaded(struct rank_session *s, const struct wire_loaded *l)
     s->memory = l->memory;
     copy_text(s->description, sizeof s->description, l->description);
     s->loaded = true;
+    s->loaded_ns = clock_now_ns();
     log_info("group %s: rank %u: loaded, %llu MiB weights, %llu MiB KV cache (%u blocks), %llu MiB "
              "scratch",
              s->group->name, s->rank, (unsigned long long)(l->memory.weights >> 20),
@@ -400,9 +405,11 @@ static void take_message(struct rank_session *s, struct rpc_call *c, const uint8
     struct err e = ERR_INIT;
     if (wire_unpack_worker_message(data, size, &m, &e) < 0) {
         log_warn("rank %u (%s): unreadable message: %s", s->rank, rpc_peer(c), e.message);
+        s->end = FLEET_RESTART_PROTOCOL;
         rank_session_close(s, RPC_INVALID_ARGUMENT, "unreadable message");
     } else if (!on_body(s, m, now)) {
         log_warn("rank %u (%s): a message out of order", s->rank, rpc_peer(c));
+        s->end = FLEET_RESTART_PROTOCOL;
         rank_session_close(s, RPC_FAILED_PRECONDITION, "a message out of order");
     }
     if (s->ended && group_in_epoch(s) && s->group->ranks[s->rank].current == s)
@@ -438,6 +445,7 @@ static void check_session(struct rank_session *s, int64_t now)
         snprintf(why, sizeof why, "it did not load its weights in time (deadlines.hello)");
     if (!*why)
         return;
+    s->end = s->loaded || silent > c->deadlines.lease ? FLEET_RESTART_SILENT : FLEET_RESTART_SLOW;
     log_warn("group %s: rank %u (%s, pid %u): %s", g ? g->name : "?", s->rank, s->host, s->pid,
              why);
     if (g) {

@@ -81,3 +81,29 @@ void fleet_status(const struct fleet *f, uint32_t group, int64_t now_ns,
         .last_error = g->last_error,
     };
 }
+
+/* ---- numbers ---- */
+
+uint64_t fleet_restarts(const struct fleet *f, enum fleet_restart reason)
+{
+    return f->restarts[reason];
+}
+
+void fleet_ready_times(const struct fleet *f, uint32_t group, struct fleet_ready_times *ret)
+{
+    const struct group *g = f->groups[group];
+    assert(g);
+    *ret = g->times;
+}
+
+const struct wire_heartbeat *fleet_heartbeat(const struct fleet *f, uint32_t group, uint32_t rank,
+                                             int64_t *ret_heard_ns)
+{
+    const struct group *g = f->groups[group];
+    assert(g && rank < g->n_ranks);
+    const struct rank_session *s = g->ranks[rank].current;
+    if (!s)
+        return NULL;
+    *ret_heard_ns = s->heard_ns;
+    return &s->beat;
+}

@@ -34,6 +34,8 @@ struct front_call {
     struct auth_cost cost;   /* taken from it */
     uint64_t n_used;         /* tokens of requests that have ended */
     int64_t stalled_ns;      /* the reader is behind since; 0 = it is not */
+    struct call_metrics metrics;
+    enum metrics_end end; /* why it was ended from here; METRICS_END_UNKNOWN = it was not */
 };
 
 /* ---- life ---- */
@@ -90,6 +92,7 @@ enum rpc_status front_status(int code)
 void front_refuse(struct coordinator *c, int code, const char *message, struct front_end *ret)
 {
     c->counters.rejected++;
+    c->metrics.rejected[metrics_reject_of(code)]++;
     *ret = (struct front_end){.status = front_status(code)};
     snprintf(ret->message, sizeof ret->message, "%s", message);
 }
@@ -112,40 +115,53 @@ static void tell_status(struct front_call *f, enum rpc_status status, const char
 
 /* ---- opening ---- */
 
+/* What every opening has besides its message. */
+struct opening {
+    struct coordinator *c;
+    const struct front_origin *origin;
+    struct auth_key *key;
+    const struct front_ops *ops;
+    void *user;
+    struct front_end *ret_refused;
+    int64_t arrived_ns;
+};
+
 /* Deadline and owner: what the call says beside its message. */
-static void set_origin(const struct coordinator *c, const struct front_origin *o,
-                       const struct auth_key *key, struct request *r)
+static void set_origin(const struct opening *o, struct request *r)
 {
-    if (key)
-        r->tenant = key->tenant;
-    else if (o->key && *o->key)
-        r->tenant = admit_tenant(o->key);
-    int64_t now = clock_now_ns(), deadline = o->deadline_ns;
-    int64_t longest = now + c->config->coordinator.deadlines.max_request;
+    if (o->key)
+        r->tenant = o->key->tenant;
+    else if (o->origin->key && *o->origin->key)
+        r->tenant = admit_tenant(o->origin->key);
+    const struct config *config = o->c->config;
+    int64_t now = o->arrived_ns, deadline = o->origin->deadline_ns;
+    int64_t longest = now + config->coordinator.deadlines.max_request;
     r->arrived_ns = now;
     if (deadline == 0)
-        deadline = now + c->config->coordinator.deadlines.request;
+        deadline = now + config->coordinator.deadlines.request;
     else /* our answer should be there before the client gives up */
         deadline -= MIN(MAX(deadline - now, INT64_C(0)) / 10, ANSWER_MARGIN_NS);
     r->deadline_ns = MIN(deadline, longest);
 }
 
 /* Whether this client's generations are taken at all. */
-static bool begin(struct coordinator *c, const struct front_origin *o, struct auth_key **ret_key,
-                  struct front_end *ret_refused)
+static bool begin(struct opening *o)
 {
+    struct coordinator *c = o->c;
     struct err e = ERR_INIT;
     c->counters.total++;
-    int code = auth_check(c->auth, o->key, AUTH_USER, ret_key, &e);
+    o->arrived_ns = o->origin->arrived_ns ? o->origin->arrived_ns : clock_now_ns();
+    int code = auth_check(c->auth, o->origin->key, AUTH_USER, &o->key, &e);
     if (code < 0) {
-        front_refuse(c, code, e.message, ret_refused);
+        front_refuse(c, code, e.message, o->ret_refused);
         return false;
     }
     if (!c->draining)
         return true;
     c->counters.rejected++;
-    *ret_refused = (struct front_end){.status = RPC_UNAVAILABLE};
-    snprintf(ret_refused->message, sizeof ret_refused->message,
+    c->metrics.rejected[METRICS_REJECT_DRAINING]++;
+    *o->ret_refused = (struct front_end){.status = RPC_UNAVAILABLE};
+    snprintf(o->ret_refused->message, sizeof o->ret_refused->message,
              "the server is draining: try another one, or later");
     return false;
 }
@@ -179,15 +195,16 @@ static int take_cost(struct front_call *f, const struct request *r, const struct
     return code;
 }
 
-static int start(struct front_call *f, const struct front_origin *origin, struct request *r,
+static int start(struct front_call *f, const struct opening *o, struct request *r,
                  struct request *next, bool return_ids, struct err *e)
 {
     struct coordinator *c = f->coordinator;
     struct request *main = next ? next : r;
-    set_origin(c, origin, f->key, r);
+    set_origin(o, r);
+    f->metrics.arrived_ns = o->arrived_ns;
     r->user = f;
     if (next) {
-        set_origin(c, origin, f->key, next);
+        set_origin(o, next);
         next->user = f;
     }
     int code = stream_new(c->tokenizer, model_dir_arch(c->model), main, return_ids, &f->stream);
@@ -199,16 +216,6 @@ static int start(struct front_call *f, const struct front_origin *origin, struct
     return code;
 }
 
-/* What every opening has besides its message. */
-struct opening {
-    struct coordinator *c;
-    const struct front_origin *origin;
-    struct auth_key *key;
-    const struct front_ops *ops;
-    void *user;
-    struct front_end *ret_refused;
-};
-
 /* Takes r and next. `next`: what runs once r, the score of its prompt, is there; NULL = nothing. */
 static struct front_call *submit(const struct opening *o, struct request *r, struct request *next,
                                  bool return_ids)
@@ -219,7 +226,7 @@ static struct front_call *submit(const struct opening *o, struct request *r, str
     int code =
         f ? take_cost(f, r, next, o->key, &retry_ns, &e) : err_set(&e, -ENOMEM, "out of memory");
     if (code == 0)
-        code = start(f, o->origin, r, next, return_ids, &e);
+        code = start(f, o, r, next, return_ids, &e);
     if (code == 0) {
         f->request = r;
         f->waiting = next;
@@ -239,11 +246,11 @@ struct front_call *front_generate(struct coordinator *c, const struct front_orig
                                   const struct front_ops *ops, void *user,
                                   struct front_end *ret_refused)
 {
-    struct opening o = {c, origin, NULL, ops, user, ret_refused};
+    struct opening o = {c, origin, NULL, ops, user, ret_refused, 0};
     struct request *r = NULL, *echo = NULL;
     struct err e = ERR_INIT;
     int code = 0;
-    if (!begin(c, origin, &o.key, ret_refused))
+    if (!begin(&o))
         return NULL;
     if (w->has_prompt_logprobs)
         code = admit_echo(&c->admit, w, &echo, &e);
@@ -264,10 +271,10 @@ struct front_call *front_fill(struct coordinator *c, const struct front_origin *
                               const struct wire_fill_request *w, const struct front_ops *ops,
                               void *user, struct front_end *ret_refused)
 {
-    struct opening o = {c, origin, NULL, ops, user, ret_refused};
+    struct opening o = {c, origin, NULL, ops, user, ret_refused, 0};
     struct request *r;
     struct err e = ERR_INIT;
-    if (!begin(c, origin, &o.key, ret_refused))
+    if (!begin(&o))
         return NULL;
     int code = admit_fill(&c->admit, w, &r, &e);
     if (code == 0)
@@ -280,10 +287,10 @@ struct front_call *front_score(struct coordinator *c, const struct front_origin 
                                const struct wire_score_request *w, const struct front_ops *ops,
                                void *user, struct front_end *ret_refused)
 {
-    struct opening o = {c, origin, NULL, ops, user, ret_refused};
+    struct opening o = {c, origin, NULL, ops, user, ret_refused, 0};
     struct request *r;
     struct err e = ERR_INIT;
-    if (!begin(c, origin, &o.key, ret_refused))
+    if (!begin(&o))
         return NULL;
     int code = admit_score(&c->admit, w, &r, &e);
     if (code == 0)
@@ -312,6 +319,7 @@ static void end_request(struct front_call *f, struct request *r)
     log_debug("request %" PRIu64 "%s%s: %s, %u + %" PRIu64 " tokens", r->id,
               *r->client_id ? " " : "", r->client_id, rpc_status_name(r->status),
               r->n_prompt_tokens, r->n_completion_tokens);
+    metrics_ended(&c->metrics, &f->metrics, r, f->end, clock_now_ns());
     struct front_end end = {.status = r->status, .retry_after_ns = r->retry_after_ns};
     snprintf(end.message, sizeof end.message, "%s", r->message);
     f->request = NULL;
@@ -374,6 +382,7 @@ void front_touched(struct coordinator *c, struct request *r)
 {
     struct front_call *f = r->user;
     bool well = r->state != REQUEST_DONE || r->status == RPC_OK;
+    metrics_news(&c->metrics, &f->metrics, r);
     if (f->ops && well) {
         int code = tell_news(f, r);
         if (code < 0) {
@@ -401,12 +410,24 @@ void front_drained(struct front_call *f)
     coordinator_pump(f->coordinator);
 }
 
+/* How long until no step works for it. */
+static void count_cancel(struct front_call *f)
+{
+    struct coordinator *c = f->coordinator;
+    const struct request *r = f->request;
+    bool runs = r->state == REQUEST_RUNNING;
+    if (r->state != REQUEST_DONE)
+        metrics_cancel(&c->metrics, r->group, runs ? sched_n_in_flight(c->sched, r->group) : 0,
+                       clock_now_ns());
+}
+
 void front_gone(struct front_call *f)
 {
     struct coordinator *c = f->coordinator;
     int64_t deadline = f->request->deadline_ns;
     bool late = deadline && clock_now_ns() >= deadline;
     f->ops = NULL;
+    count_cancel(f);
     sched_end(c->sched, f->request, late ? RPC_DEADLINE_EXCEEDED : RPC_CANCELLED,
               "the client went away");
     coordinator_pump(c); /* frees f */
@@ -418,9 +439,10 @@ void front_tick(struct coordinator *c, int64_t now_ns)
 {
     int64_t patience = c->config->coordinator.deadlines.slow_reader;
     for (struct front_call *f = c->calls; f; f = f->next) {
-        if (f->stalled_ns && now_ns - f->stalled_ns > patience)
-            sched_end(c->sched, f->request, RPC_RESOURCE_EXHAUSTED,
-                      "the output was not read in time");
+        if (!f->stalled_ns || now_ns - f->stalled_ns <= patience)
+            continue;
+        f->end = METRICS_END_SLOW_READER;
+        sched_end(c->sched, f->request, RPC_RESOURCE_EXHAUSTED, "the output was not read in time");
     }
 }
 
@@ -437,6 +459,8 @@ uint32_t front_abort(struct coordinator *c, const char *request_id)
     for (struct front_call *f = c->calls; f; f = f->next) {
         if (f->request->state == REQUEST_DONE || strcmp(f->request->client_id, request_id) != 0)
             continue;
+        count_cancel(f);
+        f->end = METRICS_END_ABORTED;
         sched_end(c->sched, f->request, RPC_CANCELLED, "aborted by an operator");
         n++;
     }

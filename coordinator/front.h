@@ -42,8 +42,10 @@ struct front_ops {
 
 /* What a call says beside its message. Strings are read while the call is opened. */
 struct front_origin {
-    const char *key;     /* value of the "authorization" header; NULL or "" = none */
-    int64_t deadline_ns; /* of the client, monotonic; 0 = deadlines.request from now */
+    const char *key;         /* value of the "authorization" header; NULL or "" = none */
+    int64_t deadline_ns;     /* of the client, monotonic; 0 = deadlines.request from now */
+    int64_t arrived_ns;      /* monotonic; 0 = now */
+    const char *traceparent; /* value of that header (W3C); NULL or "" = none */
 };
 
 /* Opens a call. NULL: refused, and *ret_refused says why (nothing is called back). Otherwise call

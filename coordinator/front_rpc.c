@@ -308,6 +308,7 @@ size_t front_methods(struct coordinator *c, struct rpc_method *ret)
         {"/glmd.v1.Cluster/Status", status_on_call},
         {"/glmd.v1.Cluster/Drain", cluster_on_drain},
         {"/glmd.v1.Cluster/Abort", cluster_on_abort},
+        {"/glmd.v1.Cluster/Metrics", metrics_on_call},
     };
     for (size_t i = 0; i != ARRAY_LEN(entries); i++)
         ret[i] = (struct rpc_method){

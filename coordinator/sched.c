@@ -463,6 +463,7 @@ void sched_group_stats(const struct sched *s, uint32_t group, struct sched_group
         .n_discarded = g->n_discarded,
         .n_hits = g->n_hits,
         .n_hit_tokens = g->n_hit_tokens,
+        .n_lookup_tokens = g->n_lookup_tokens,
     };
     if (!g->attached)
         return;
@@ -490,6 +491,7 @@ void sched_add_group_stats(const struct sched *s, uint32_t group, struct sched_s
     sum->n_discarded += g.n_discarded;
     sum->n_hits += g.n_hits;
     sum->n_hit_tokens += g.n_hit_tokens;
+    sum->n_lookup_tokens += g.n_lookup_tokens;
 }
 
 void sched_stats(const struct sched *s, struct sched_stats *ret)

@@ -90,6 +90,7 @@ struct sched_group_stats {
     uint64_t n_prefill_tokens, n_decode_tokens;
     uint64_t n_discarded;          /* items computed for sequences that had ended */
     uint64_t n_hits, n_hit_tokens; /* prompts that began in the cache, and how much of them */
+    uint64_t n_lookup_tokens;      /* of all prompts that were looked up there */
 };
 
 struct sched_stats { /* sums over all groups, and the queue */
@@ -100,7 +101,7 @@ struct sched_stats { /* sums over all groups, and the queue */
     uint32_t n_blocks, n_blocks_used, n_blocks_cached;
     uint64_t n_steps;
     uint64_t n_prefill_tokens, n_decode_tokens, n_discarded;
-    uint64_t n_hits, n_hit_tokens;
+    uint64_t n_hits, n_hit_tokens, n_lookup_tokens;
     uint64_t n_resumed;   /* times that a request had to go on after its group was lost */
     uint64_t n_preempted; /* times that one made room for a higher priority */
 };

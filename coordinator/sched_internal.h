@@ -72,7 +72,7 @@ struct sched_group {
     uint64_t epoch, step;
     struct blocks blocks;
     struct cache cache;
-    uint64_t n_hits, n_hit_tokens;
+    uint64_t n_hits, n_hit_tokens, n_lookup_tokens;
     uint32_t *slot_gens;  /* [n_slots] */
     uint32_t *free_slots; /* stack */
     uint32_t n_free_slots;

@@ -307,6 +307,7 @@ static void start(struct sched *s, uint32_t group, struct request *r, int64_t no
     uint32_t n_slots = request_slots(r, g->limits.n_slots);
     /* The cache is a help where there is room for it, never a reason not to start. */
     r->n_hit = context_cached(g, r);
+    g->n_lookup_tokens += r->prompt.ids.n;
     uint64_t n_blocks = context_blocks(g, r, n_slots, r->n_hit);
     if (n_blocks > blocks_available(&g->blocks)) {
         r->n_hit = 0;

@@ -11,11 +11,15 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/process.h"
 #include "base/util.h"
 #include "worker/comm_watch.h"
 #include "worker/engine/comm/group.h"
 
 enum { SHM_PIECE_BYTES = 1 << 20 }; /* of a larger message */
+
+/* Asking the kernel takes some 20 us: not with every message. */
+#define USAGE_INTERVAL_NS (200 * NSEC_PER_MSEC)
 
 struct runner {
     /* owned */
@@ -36,6 +40,9 @@ struct runner {
     _Atomic uint64_t counter;
     _Atomic uint64_t loaded_bytes, total_bytes;
     _Atomic uint64_t steps, prefill_tokens, decode_tokens, compute_ns;
+    struct comm_watch_times comm_times;
+    struct process_usage usage; /* loop thread, as of usage_ns */
+    int64_t usage_ns;
 };
 
 /* ---- engine thread ---- */
@@ -121,7 +128,7 @@ static void join(struct runner *r, struct runner_order *o)
     close_comm(r);
     o->code = new_comm(r, o->message->grant, &comm, &o->err);
     if (!o->code)
-        o->code = comm_watch_new(comm, &r->counter, &comm);
+        o->code = comm_watch_new(comm, &r->counter, &r->comm_times, &comm);
     if (!o->code)
         o->code = adopt_comm(r, comm, o->epoch, &o->err);
     if (!o->code)
@@ -356,6 +363,11 @@ void runner_progress(struct runner *r, struct session_progress *ret)
 {
     int64_t since = atomic_load(&r->busy_since);
     int64_t now = clock_now_ns();
+    const struct comm_watch_times *t = &r->comm_times;
+    if (now - r->usage_ns >= USAGE_INTERVAL_NS || r->usage_ns == 0) {
+        process_usage(&r->usage);
+        r->usage_ns = now;
+    }
     *ret = (struct session_progress){
         .busy_ns = since && now > since ? (uint64_t)(now - since) : 0,
         .loaded_bytes = atomic_load(&r->loaded_bytes),
@@ -364,6 +376,14 @@ void runner_progress(struct runner *r, struct session_progress *ret)
         .prefill_tokens = atomic_load(&r->prefill_tokens),
         .decode_tokens = atomic_load(&r->decode_tokens),
         .compute_ns = atomic_load(&r->compute_ns),
+        .all_reduces = atomic_load(&t->n[COMM_WATCH_REDUCE]),
+        .all_reduce_ns = atomic_load(&t->ns[COMM_WATCH_REDUCE]),
+        .all_gathers = atomic_load(&t->n[COMM_WATCH_GATHER]),
+        .all_gather_ns = atomic_load(&t->ns[COMM_WATCH_GATHER]),
+        .link_messages = atomic_load(&t->n[COMM_WATCH_LINK]),
+        .link_ns = atomic_load(&t->ns[COMM_WATCH_LINK]),
+        .cpu_ns = r->usage.cpu_ns,
+        .resident_bytes = r->usage.resident_bytes,
     };
 }
 

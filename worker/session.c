@@ -415,6 +415,14 @@ int64_t session_tick(struct session *s, int64_t now, const struct session_progre
             .decode_tokens = p->decode_tokens,
             .compute_ns = p->compute_ns,
             .fenced_messages = s->n_fenced,
+            .all_reduces = p->all_reduces,
+            .all_reduce_ns = p->all_reduce_ns,
+            .all_gathers = p->all_gathers,
+            .all_gather_ns = p->all_gather_ns,
+            .link_messages = p->link_messages,
+            .link_ns = p->link_ns,
+            .cpu_ns = p->cpu_ns,
+            .resident_bytes = p->resident_bytes,
         };
         send(s, &(struct wire_worker_message){.heartbeat = &beat});
         s->next_heartbeat = now + s->heartbeat_ns;

@@ -54,6 +54,9 @@ struct session_progress {
     uint64_t busy_ns; /* since the running order began; 0 = idle */
     uint64_t loaded_bytes, total_bytes;
     uint64_t steps, prefill_tokens, decode_tokens, compute_ns;
+    /* calls of collectives and links, and the time in them */
+    uint64_t all_reduces, all_reduce_ns, all_gathers, all_gather_ns, link_messages, link_ns;
+    uint64_t cpu_ns, resident_bytes; /* of the process */
 };
 
 struct session {

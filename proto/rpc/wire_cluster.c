@@ -126,10 +126,16 @@ WIRE_MAP(abort_response, abort_response, T);
 WIRE_DEFINE(abort_response, T, abort_response)
 #undef T
 
-const struct wire_map *const wire_cluster_maps[] = {&status_request,
-                                                    &status_response,
-                                                    &drain_request,
-                                                    &drain_response,
-                                                    &abort_request,
-                                                    &abort_response,
-                                                    NULL};
+WIRE_MAP_EMPTY(metrics_request, metrics_request, struct wire_metrics_request);
+WIRE_DEFINE(metrics_request, struct wire_metrics_request, metrics_request)
+
+#define T struct wire_metrics_response
+static const struct wire_field metrics_response_fields[] = {F_VALUE(T, text)};
+WIRE_MAP(metrics_response, metrics_response, T);
+WIRE_DEFINE(metrics_response, T, metrics_response)
+#undef T
+
+const struct wire_map *const wire_cluster_maps[] = {
+    &status_request,  &status_response,  &drain_request,
+    &drain_response,  &abort_request,    &abort_response,
+    &metrics_request, &metrics_response, NULL};

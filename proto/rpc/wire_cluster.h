@@ -128,11 +128,21 @@ const char *wire_rank_state_name(enum wire_rank_state state);
 /* Whether requests are served: a group is ready, and nobody drains the server. */
 bool wire_status_healthy(const struct wire_status_response *r);
 
+struct wire_metrics_request {
+    char empty;
+};
+
+struct wire_metrics_response {
+    const char *text;
+};
+
 WIRE_DECLARE(status_request, struct wire_status_request);
 WIRE_DECLARE(status_response, struct wire_status_response);
 WIRE_DECLARE(drain_request, struct wire_drain_request);
 WIRE_DECLARE(drain_response, struct wire_drain_response);
 WIRE_DECLARE(abort_request, struct wire_abort_request);
 WIRE_DECLARE(abort_response, struct wire_abort_response);
+WIRE_DECLARE(metrics_request, struct wire_metrics_request);
+WIRE_DECLARE(metrics_response, struct wire_metrics_response);
 
 #endif

@@ -114,10 +114,13 @@ WIRE_MAP(failed, failed, T);
 
 #define T struct wire_heartbeat
 static const struct wire_field heartbeat_fields[] = {
-    F_VALUE(T, state),      F_VALUE(T, epoch),           F_VALUE(T, step),
-    F_VALUE(T, busy_ns),    F_VALUE(T, loaded_bytes),    F_VALUE(T, total_bytes),
-    F_VALUE(T, steps),      F_VALUE(T, prefill_tokens),  F_VALUE(T, decode_tokens),
-    F_VALUE(T, compute_ns), F_VALUE(T, fenced_messages),
+    F_VALUE(T, state),          F_VALUE(T, epoch),           F_VALUE(T, step),
+    F_VALUE(T, busy_ns),        F_VALUE(T, loaded_bytes),    F_VALUE(T, total_bytes),
+    F_VALUE(T, steps),          F_VALUE(T, prefill_tokens),  F_VALUE(T, decode_tokens),
+    F_VALUE(T, compute_ns),     F_VALUE(T, fenced_messages), F_VALUE(T, all_reduces),
+    F_VALUE(T, all_reduce_ns),  F_VALUE(T, all_gathers),     F_VALUE(T, all_gather_ns),
+    F_VALUE(T, link_messages),  F_VALUE(T, link_ns),         F_VALUE(T, cpu_ns),
+    F_VALUE(T, resident_bytes),
 };
 WIRE_MAP(heartbeat, heartbeat, T);
 #undef T

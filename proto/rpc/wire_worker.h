@@ -87,6 +87,10 @@ struct wire_heartbeat {
     uint64_t loaded_bytes, total_bytes;
     uint64_t steps, prefill_tokens, decode_tokens, compute_ns;
     uint64_t fenced_messages;
+    uint64_t all_reduces, all_reduce_ns;
+    uint64_t all_gathers, all_gather_ns;
+    uint64_t link_messages, link_ns;
+    uint64_t cpu_ns, resident_bytes;
 };
 
 struct wire_worker_message { /* exactly one */
