@@ -76,8 +76,26 @@ static void on_done(struct rpc_call *c, enum rpc_status status, const char *mess
 
 static const struct rpc_callbacks call_callbacks = {.on_message = on_message, .on_done = on_done};
 
+/* The certificates may be new ones by now: a channel reads them when it is made. */
+static void renew_channel(struct link *l)
+{
+    const struct rpc_limits limits = {.max_message_bytes = l->config.max_message_bytes};
+    struct rpc_channel *channel;
+    struct err e = ERR_INIT;
+    int r = rpc_channel_new(l->runtime, l->config.target, l->config.tls, &limits, &channel, &e);
+    if (r < 0) {
+        log_error("%s; the certificates that were read before stay in use", e.message);
+        return;
+    }
+    rpc_channel_close(l->channel);
+    l->channel = channel;
+}
+
 static void dial(struct link *l)
 {
+    if (l->config.tls && l->dialled)
+        renew_channel(l);
+    l->dialled = true;
     int r = rpc_open(l->channel, session_path, 0, false, &call_callbacks, l, &l->call);
     if (r) {
         l->call = NULL;
@@ -97,10 +115,12 @@ int link_init(struct link *l, struct rpc_runtime *runtime, const struct link_con
                        .callbacks = callbacks,
                        .context = context,
                        .pause_ns = config->reconnect_min};
+    if (config->tls) {
+        l->tls = *config->tls;
+        l->config.tls = &l->tls;
+    }
     const struct rpc_limits limits = {.max_message_bytes = config->max_message_bytes};
-    int r = rpc_channel_new(runtime, config->target, config->tls, &limits, &l->channel, e);
-    l->config.tls = NULL; /* the channel has read it */
-    return r;
+    return rpc_channel_new(runtime, config->target, config->tls, &limits, &l->channel, e);
 }
 
 static void finish_close(struct link *l)

@@ -23,7 +23,7 @@ struct link_callbacks {
 
 struct link_config {
     const char *target;        /* borrowed */
-    const struct rpc_tls *tls; /* borrowed until link_init returns; may be NULL */
+    const struct rpc_tls *tls; /* copied; its strings are borrowed. NULL = plaintext */
     size_t max_message_bytes;
     int64_t reconnect_min, reconnect_max;
 };
@@ -39,7 +39,8 @@ struct link { /* must not move */
     void *context;
     void (*on_closed)(void *context);
     /* state */
-    bool closing, closed, heard;
+    struct rpc_tls tls; /* config.tls, when there is one */
+    bool closing, closed, heard, dialled;
     int64_t next_ns; /* dial, or cut off the closing stream; INT64_MAX = nothing to wait for */
     int64_t pause_ns;
     int64_t next_log; /* failures are logged when they change, and once a minute */

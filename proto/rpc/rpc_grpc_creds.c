@@ -2,11 +2,14 @@
  *
  * gRPC takes certificates as text and fails, with a line in its log, when the first connection is
  * made. Here the files are read and checked at start: there, in PEM, the key fits the certificate,
- * the certificate has not expired. The keys are wiped from the copies made here.
+ * the certificate has not expired. The keys are wiped from the copies made here. A server looks at
+ * its files again at every handshake, so that a new certificate needs no restart; what is wrong
+ * with a new one is logged once, and the old one stays in use.
  */
 #include "proto/rpc/rpc_grpc.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -15,6 +18,9 @@
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
+
+#include "base/log.h"
+#include "base/util.h"
 
 enum { MAX_PEM_BYTES = 1 << 20 };
 
@@ -166,28 +172,146 @@ static bool plaintext(const struct rpc_tls *tls)
     return !tls || (!given(tls->ca_file) && !given(tls->cert_file) && !given(tls->key_file));
 }
 
-int creds_server(const struct rpc_tls *tls, grpc_server_credentials **ret, struct err *e)
+/* ---- servers: certificates that change ---- */
+
+enum { N_FILES = 3 };
+
+struct creds_source {
+    pthread_mutex_t lock; /* gRPC asks on threads of its own */
+    char *paths[N_FILES]; /* owned; CA (may be NULL), certificate, key */
+    struct stat seen[N_FILES];
+    bool loaded;
+};
+
+void creds_source_free(struct creds_source *s)
 {
-    if (plaintext(tls)) {
-        *ret = grpc_insecure_server_credentials_create();
-        return 0;
+    if (!s)
+        return;
+    pthread_mutex_destroy(&s->lock);
+    for (size_t i = 0; i != N_FILES; i++)
+        free(s->paths[i]);
+    free(s);
+}
+
+static struct creds_source *source_new(const struct rpc_tls *tls)
+{
+    const char *paths[N_FILES] = {tls->ca_file, tls->cert_file, tls->key_file};
+    struct creds_source *s = calloc(1, sizeof *s);
+    if (!s)
+        return NULL;
+    pthread_mutex_init(&s->lock, NULL);
+    bool complete = true;
+    for (size_t i = 0; i != N_FILES; i++) {
+        if (!given(paths[i]))
+            continue;
+        s->paths[i] = text_dup(paths[i], strlen(paths[i]));
+        complete = complete && s->paths[i];
     }
+    if (complete)
+        return s;
+    creds_source_free(s);
+    return NULL;
+}
+
+/* Looks at the files; whether one of them is another one than before. */
+static bool look(struct creds_source *s)
+{
+    bool changed = false;
+    for (size_t i = 0; i != N_FILES; i++) {
+        struct stat now = {0}, *seen = &s->seen[i];
+        if (!s->paths[i])
+            continue;
+        if (stat(s->paths[i], &now) < 0)
+            now = (struct stat){0};
+        changed |= now.st_dev != seen->st_dev || now.st_ino != seen->st_ino ||
+                   now.st_size != seen->st_size || now.st_mtim.tv_sec != seen->st_mtim.tv_sec ||
+                   now.st_mtim.tv_nsec != seen->st_mtim.tv_nsec;
+        *seen = now;
+    }
+    return changed;
+}
+
+/* What the files hold now, as gRPC takes it. */
+static int read_source(const struct creds_source *s, grpc_ssl_server_certificate_config **ret,
+                       struct err *e)
+{
+    const struct rpc_tls tls = {
+        .ca_file = s->paths[0], .cert_file = s->paths[1], .key_file = s->paths[2]};
+    struct pem_files p = {0};
+    int code = load(&tls, &p, e);
+    if (!code) {
+        grpc_ssl_pem_key_cert_pair pair = {.private_key = p.key, .cert_chain = p.cert};
+        /* gRPC 1.51 insists on roots, also where no client is asked for a certificate: any
+         * certificate serves then, because nothing is checked against it. */
+        const char *roots = p.ca ? p.ca : p.cert;
+        *ret = grpc_ssl_server_certificate_config_create(roots, &pair, 1);
+        if (!*ret)
+            code = err_set(e, -EINVAL, "gRPC did not accept the certificate in %s", tls.cert_file);
+    }
+    pem_files_deinit(&p);
+    return code;
+}
+
+static grpc_ssl_certificate_config_reload_status fetch(void *user,
+                                                       grpc_ssl_server_certificate_config **ret)
+{
+    struct creds_source *s = user;
+    struct err e = ERR_INIT;
+    grpc_ssl_certificate_config_reload_status status = GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
+    pthread_mutex_lock(&s->lock);
+    if (look(s)) {
+        if (read_source(s, ret, &e) == 0) {
+            status = GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
+            if (s->loaded)
+                log_info("TLS: the certificate in %s was read again", s->paths[1]);
+            s->loaded = true;
+        } else {
+            log_error("TLS: %s; the old certificate stays in use", e.message);
+            if (!s->loaded)
+                status = GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_FAIL;
+        }
+    }
+    pthread_mutex_unlock(&s->lock);
+    return status;
+}
+
+/* Whether the files can be used now; what is wrong is known before anybody connects. */
+static int check_files(const struct rpc_tls *tls, struct err *e)
+{
     struct pem_files p = {0};
     int code = load(tls, &p, e);
     if (!code && !p.cert)
         code = err_set(e, -EINVAL, "TLS: a server needs a certificate file and its key file");
-    if (!code) {
-        grpc_ssl_pem_key_cert_pair pair = {.private_key = p.key, .cert_chain = p.cert};
-        *ret = grpc_ssl_server_credentials_create_ex(
-            p.ca, &pair, 1,
-            p.ca ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
-                 : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE,
-            NULL);
-        if (!*ret)
-            code = err_set(e, -EINVAL, "gRPC did not accept the certificate in %s", tls->cert_file);
-    }
     pem_files_deinit(&p);
     return code;
+}
+
+int creds_server(const struct rpc_tls *tls, grpc_server_credentials **ret,
+                 struct creds_source **ret_source, struct err *e)
+{
+    *ret_source = NULL;
+    if (plaintext(tls)) {
+        *ret = grpc_insecure_server_credentials_create();
+        return 0;
+    }
+    int code = check_files(tls, e);
+    if (code)
+        return code;
+    struct creds_source *s = source_new(tls);
+    if (!s)
+        return err_set(e, -ENOMEM, "out of memory");
+    grpc_ssl_server_credentials_options *options =
+        grpc_ssl_server_credentials_create_options_using_config_fetcher(
+            given(tls->ca_file) ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
+                                : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE,
+            fetch, s);
+    *ret = grpc_ssl_server_credentials_create_with_options(options);
+    if (!*ret) {
+        creds_source_free(s);
+        return err_set(e, -EINVAL, "gRPC did not accept the certificate in %s", tls->cert_file);
+    }
+    *ret_source = s;
+    return 0;
 }
 
 int creds_client(const struct rpc_tls *tls, grpc_channel_credentials **ret, struct err *e)

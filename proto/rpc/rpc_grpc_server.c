@@ -113,12 +113,12 @@ int rpc_server_listen(struct rpc_server *s, const char *address, const struct rp
                       int *ret_port, struct err *e)
 {
     runtime_assert_loop(s->runtime);
-    assert(!s->started);
+    assert(!s->started && !s->creds);
     int code = address_check(address, true, e);
     if (code)
         return code;
     grpc_server_credentials *creds;
-    code = creds_server(tls, &creds, e);
+    code = creds_server(tls, &creds, &s->creds, e);
     if (code)
         return code;
     code = address_probe(address, e); /* gRPC says only that it did not work */
@@ -131,8 +131,11 @@ int rpc_server_listen(struct rpc_server *s, const char *address, const struct rp
             code = err_set(e, -EIO, "cannot listen on %s: see gRPC's message in the log", address);
     }
     grpc_server_credentials_release(creds);
-    if (code)
+    if (code) {
+        creds_source_free(s->creds);
+        s->creds = NULL;
         return code;
+    }
     if (ret_port)
         *ret_port = port;
     return 0;
@@ -281,6 +284,7 @@ static void free_if_over(struct rpc_server *s)
     if (!s->drained || !s->grace_closed || s->n_accepting || count_calls(s))
         return;
     grpc_server_destroy(s->server);
+    creds_source_free(s->creds);
     health_free(s->services.health);
     reflection_free(s->services.reflection);
     struct rpc_runtime *r = s->runtime;

@@ -411,6 +411,47 @@ def test_mutual_tls(tmp_path):
     s.stop()
 
 
+def test_a_new_certificate_needs_no_restart(tmp_path):
+    """Handshakes use what the files hold now; a pair that does not fit leaves the old one in use."""
+    cas = {}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        subprocess.run([SERVER, "--make-certs", tmp_path / name], check=True)
+        cas[name] = (tmp_path / name / "ca.crt").read_bytes()
+    cert, key = tmp_path / "cert", tmp_path / "key"
+
+    def install(name, *files):
+        for target in files:
+            new = target.with_suffix(".new")
+            new.write_bytes((tmp_path / name / {cert: "server.crt", key: "server.key"}[target])
+                            .read_bytes())
+            os.replace(new, target)
+
+    install("first", cert, key)
+    s = Server("127.0.0.1:0", "-", cert, key)
+
+    def works(name):
+        options = [("grpc.ssl_target_name_override", "glmd.test"), ("grpc.enable_retries", 0)]
+        with grpc.secure_channel(s.target, grpc.ssl_channel_credentials(cas[name]),
+                                 options=options) as c:
+            try:
+                return unary(c, "Echo")(b"x", timeout=DEADLINE_S) == b"x"
+            except grpc.RpcError as e:
+                assert e.code() == grpc.StatusCode.UNAVAILABLE
+                return False
+
+    assert works("first") and not works("second")
+    install("second", cert)  # half of a pair
+    assert works("first") and not works("second")
+    install("second", key)
+    assert works("second") and not works("first")
+    cert.unlink()
+    assert works("second")
+    install("first", cert, key)
+    assert works("first") and not works("second")
+    s.stop()
+
+
 def test_bad_certificates_are_said_at_start(tmp_path):
     subprocess.run([SERVER, "--make-certs", tmp_path], check=True)
     ended = subprocess.run(
