@@ -314,6 +314,7 @@ int coordinator_init(struct coordinator *c, const struct coordinator_config *con
         .epochs = config->epochs,
         .ops = config->ops,
         .ops_context = config->context,
+        .rank_listen = config->rank_listen,
     };
     metrics_init(&c->metrics);
     c->started_ns = c->rates_ns = clock_now_ns();
@@ -392,6 +393,15 @@ static int open_servers(struct coordinator *c, struct rpc_runtime *runtime, stru
     return 0;
 }
 
+/* Ranks of this host do without TCP, which takes half of what a step costs. */
+static int listen_for_spawned(struct coordinator *c, struct err *e)
+{
+    int r = rpc_server_listen(c->worker_server, c->rank_listen, NULL, NULL, e);
+    if (r == 0)
+        snprintf(c->dial, sizeof c->dial, "%s", c->rank_listen);
+    return r;
+}
+
 static int listen_and_start(struct coordinator *c, struct err *e)
 {
     const struct config *f = c->config;
@@ -409,15 +419,18 @@ static int listen_and_start(struct coordinator *c, struct err *e)
         return r;
     reachable(f->coordinator.listen, c->port, c->address);
     reachable(worker_listen, worker_port, c->dial);
+    log_info("listening on %s%s%s, model %s, digest %s", c->address,
+             separate ? ", for workers on " : "", separate ? c->dial : "", c->model_name,
+             model_dir_digest(c->model)->hex);
+    r = c->rank_listen && !use_tls ? listen_for_spawned(c, e) : 0;
+    if (r < 0)
+        return r;
     r = rpc_server_start(c->server);
     if (r == 0 && separate)
         r = rpc_server_start(c->worker_server);
     if (r < 0)
         return err_set(e, r, "cannot start the server: %s", err_name(r));
     rpc_health_set(c->server, "glmd.v1.Cluster", RPC_SERVING);
-    log_info("listening on %s%s%s, model %s, digest %s", c->address,
-             separate ? ", for workers on " : "", separate ? c->dial : "", c->model_name,
-             model_dir_digest(c->model)->hex);
     return 0;
 }
 

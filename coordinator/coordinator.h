@@ -49,6 +49,7 @@ struct coordinator_config { /* borrowed, as everything in it */
     struct epoch_store *epochs;
     const struct coordinator_ops *ops;
     void *context;
+    const char *rank_listen; /* "unix:PATH" where spawned ranks dial; NULL: as all others do */
 };
 
 struct coordinator { /* must not move */
@@ -59,6 +60,7 @@ struct coordinator { /* must not move */
     struct epoch_store *epochs;
     const struct coordinator_ops *ops;
     void *ops_context;
+    const char *rank_listen;
 
     /* owned */
     struct admit admit;

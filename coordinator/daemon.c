@@ -20,6 +20,8 @@
 #define STOP_GRACE_NS  (2 * NSEC_PER_SEC)
 #define SPAWN_GRACE_NS (10 * NSEC_PER_SEC)
 
+enum { MAX_SOCKET_PATH = 107 };
+
 struct daemon {
     const struct options *options; /* borrowed */
 
@@ -27,6 +29,7 @@ struct daemon {
     struct model_dir *model;
     struct tokenizer *tokenizer;
     struct epoch_store epochs;
+    char rank_listen[MAX_SOCKET_PATH + 8];
     struct coordinator core;
     struct spawn *spawn;
     uv_loop_t loop;
@@ -160,6 +163,17 @@ static int open_model(struct daemon *d, struct err *e)
     return r;
 }
 
+/* A socket in the state directory, which nobody else has. NULL: no ranks are spawned, or the path
+ * is too long for one. */
+static const char *rank_listen(struct daemon *d)
+{
+    int n = snprintf(d->rank_listen, sizeof d->rank_listen, "unix:%s/ranks.sock",
+                     d->options->state_dir);
+    bool fits = n > 0 && (size_t)n < sizeof d->rank_listen &&
+                strlen(d->rank_listen + strlen("unix:")) <= MAX_SOCKET_PATH;
+    return fits && d->options->config.group.workers == CONFIG_WORKERS_SPAWN ? d->rank_listen : NULL;
+}
+
 static int open_core(struct daemon *d, struct err *e)
 {
     const struct coordinator_config config = {
@@ -169,6 +183,7 @@ static int open_core(struct daemon *d, struct err *e)
         .epochs = &d->epochs,
         .ops = &core_ops,
         .context = d,
+        .rank_listen = rank_listen(d),
     };
     return coordinator_init(&d->core, &config, e);
 }

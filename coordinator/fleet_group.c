@@ -343,11 +343,14 @@ void fleet_send_step(struct fleet *f, uint32_t group, const struct plan *p, uint
         group_down(g, "the coordinator is out of memory");
         return;
     }
+    struct rpc_call *calls[DISPATCH_MAX_RANKS];
+    size_t n = 0;
     for (uint32_t i = 0; i != g->n_ranks; i++) {
         struct rank_session *s = g->ranks[i].current;
         if (s && !s->ended)
-            rpc_send(s->call, f->packed.data, f->packed.size);
+            calls[n++] = s->call;
     }
+    rpc_send_all(calls, n, f->packed.data, f->packed.size);
     dispatch_sent(&g->dispatch, p->step, n_tokens, f->config.config->deadlines.step, now_ns);
 }
 

@@ -19,6 +19,12 @@ struct set {
     uint64_t words[SET_BITS / 64];
 };
 
+/* Ready for ids below n, or for all when there are more. */
+static void set_clear(struct set *s, uint64_t n)
+{
+    memset(s->words, 0, (size_t)(MIN(n, (uint64_t)SET_BITS) + 63) / 64 * sizeof s->words[0]);
+}
+
 static bool set_test(const struct set *s, uint32_t bit)
 {
     return s->words[bit / 64] >> bit % 64 & 1;
@@ -65,7 +71,8 @@ static int check_copies(const struct plan *p, const struct plan_limits *l, struc
             return err_set(e, -EINVAL, "copy %u: block %u onto itself", i, c->src);
     }
     for (uint64_t window = 0; p->n_copies && window < l->n_blocks; window += SET_BITS) {
-        struct set written = {0};
+        struct set written;
+        set_clear(&written, l->n_blocks - window);
         for (uint32_t i = 0; i < p->n_copies; i++) {
             const struct plan_copy *c = &p->copies[i];
             if (in_window(c->src, window) && set_test(&written, (uint32_t)(c->src - window)))
@@ -271,7 +278,8 @@ static int check_items(const struct plan *p, const struct plan_limits *l, struct
 static int check_sharing(const struct plan *p, const struct plan_limits *l, struct err *e)
 {
     for (uint64_t window = 0; window < l->n_slots; window += SET_BITS) {
-        struct set seen = {0};
+        struct set seen;
+        set_clear(&seen, l->n_slots - window);
         for (uint32_t i = 0; i < p->n_items; i++)
             if (in_window(p->items[i].slot, window) &&
                 set_add(&seen, (uint32_t)(p->items[i].slot - window)))
@@ -279,7 +287,8 @@ static int check_sharing(const struct plan *p, const struct plan_limits *l, stru
                                p->items[i].slot);
     }
     for (uint64_t window = 0; window < l->n_blocks; window += SET_BITS) {
-        struct set written = {0};
+        struct set written;
+        set_clear(&written, l->n_blocks - window);
         for (uint32_t i = 0; i < p->n_items; i++) {
             const struct plan_item *it = &p->items[i];
             uint32_t last = (it->start + it->n_tokens - 1) / PLAN_KV_BLOCK_TOKENS;
@@ -299,7 +308,8 @@ static int check_groups(const struct plan *p, struct err *e)
         if (p->groups[g].width < 1 || p->groups[g].width > PLAN_MAX_BEAM_WIDTH)
             return err_set(e, -EINVAL, "beam group %u: width: expected 1 to %d, found %u", g,
                            PLAN_MAX_BEAM_WIDTH, p->groups[g].width);
-    struct set seen = {0}; /* n_groups <= n_items <= PLAN_MAX_ITEMS */
+    struct set seen; /* n_groups <= n_items <= PLAN_MAX_ITEMS */
+    set_clear(&seen, p->n_groups);
     uint32_t n_seen = 0;
     int64_t current = -1;
     for (uint32_t i = 0; i < p->n_items; i++) {

@@ -132,6 +132,9 @@ const char *rpc_metadata(const struct rpc_call *c,
  * message limit) and -ENOBUFS (64 MiB wait already: the peer reads too slowly) have failed the call
  * with RESOURCE_EXHAUSTED; -ENOMEM leaves it as it was. */
 int rpc_send(struct rpc_call *c, const void *data, size_t size);
+/* The same message to several calls, copied once; a failure is that of the last call that has one.
+ */
+int rpc_send_all(struct rpc_call *const *calls, size_t n, const void *data, size_t size);
 size_t rpc_queued_bytes(const struct rpc_call *c);
 void rpc_half_close(struct rpc_call *c); /* client: no more messages */
 /* Server: sends the status behind all queued messages; a second one is ignored. message <= 1 KiB

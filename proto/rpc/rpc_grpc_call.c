@@ -383,7 +383,8 @@ static void on_sent(struct event *e, bool ok)
     call_put(c);
 }
 
-int rpc_send(struct rpc_call *c, const void *data, size_t size)
+/* Whether the call takes a message of this size: 1; 0: it is ending; or a negative code. */
+static int takes_message(struct rpc_call *c, size_t size)
 {
     runtime_assert_loop(c->runtime);
     if (c->broken || c->ended || c->finishing || c->half_closing)
@@ -403,18 +404,43 @@ int rpc_send(struct rpc_call *c, const void *data, size_t size)
         call_fail(c, RPC_RESOURCE_EXHAUSTED, reason);
         return -ENOBUFS;
     }
+    return 1;
+}
+
+/* The slice stays the caller's. */
+static int send_slice(struct rpc_call *c, grpc_slice *slice)
+{
+    size_t size = GRPC_SLICE_LENGTH(*slice);
+    int r = takes_message(c, size);
+    if (r <= 0)
+        return r;
     struct chunk *chunk = malloc(sizeof *chunk);
     if (!chunk)
         return -ENOMEM;
-    grpc_slice slice = grpc_slice_from_copied_buffer(data, size);
-    *chunk = (struct chunk){.buffer = grpc_raw_byte_buffer_create(&slice, 1), .size = size};
-    grpc_slice_unref(slice);
+    *chunk = (struct chunk){.buffer = grpc_raw_byte_buffer_create(slice, 1), .size = size};
     *c->queue_tail = chunk;
     c->queue_tail = &chunk->next;
     c->queued_bytes += size;
     c->n_queued++;
     send_more(c);
     return 0;
+}
+
+int rpc_send(struct rpc_call *c, const void *data, size_t size)
+{
+    return rpc_send_all(&c, 1, data, size);
+}
+
+int rpc_send_all(struct rpc_call *const *calls, size_t n, const void *data, size_t size)
+{
+    int code = 0;
+    grpc_slice slice = grpc_slice_from_copied_buffer(data, size);
+    for (size_t i = 0; i != n; i++) {
+        int r = send_slice(calls[i], &slice);
+        code = r < 0 ? r : code;
+    }
+    grpc_slice_unref(slice);
+    return code;
 }
 
 size_t rpc_queued_bytes(const struct rpc_call *c)

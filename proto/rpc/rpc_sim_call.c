@@ -356,6 +356,16 @@ int rpc_send(struct rpc_call *c, const void *data, size_t size)
     return 0;
 }
 
+int rpc_send_all(struct rpc_call *const *calls, size_t n, const void *data, size_t size)
+{
+    int code = 0;
+    for (size_t i = 0; i != n; i++) {
+        int r = rpc_send(calls[i], data, size);
+        code = r < 0 ? r : code;
+    }
+    return code;
+}
+
 size_t rpc_queued_bytes(const struct rpc_call *c)
 {
     return c->queue.bytes;

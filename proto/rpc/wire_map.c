@@ -201,6 +201,16 @@ int wire_map_unpack(const struct wire_map *m, const uint8_t *data, size_t size, 
     return 0;
 }
 
+void *wire_map_new(size_t size, size_t hint, struct wire_arena **ret_arena)
+{
+    struct object *o = calloc(1, sizeof *o + size);
+    if (!o)
+        return NULL;
+    wire_arena_init(&o->arena, 0, hint);
+    *ret_arena = &o->arena;
+    return o->data;
+}
+
 void wire_map_free(void *object)
 {
     if (!object)

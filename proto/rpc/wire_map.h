@@ -28,6 +28,7 @@
 
 #include "base/buf.h"
 #include "base/err.h"
+#include "proto/rpc/wire_arena.h"
 
 enum wire_kind {
     WIRE_VALUE,
@@ -116,6 +117,9 @@ struct wire_map {
 
 int wire_map_unpack(const struct wire_map *m, const uint8_t *data, size_t size, void **ret,
                     struct err *e);
+/* An empty object of `size` bytes, for who fills it without a table; what it points to comes from
+ * the arena. `hint`: see wire_arena_init. NULL: no memory. */
+void *wire_map_new(size_t size, size_t hint, struct wire_arena **ret_arena);
 void wire_map_free(void *object);
 int wire_map_pack(const struct wire_map *m, const void *object, struct buf *out);
 

@@ -3,6 +3,7 @@
 
 #include "glmd/v1/worker.pb-c.h"
 #include "proto/rpc/wire_map.h"
+#include "proto/rpc/wire_step.h"
 
 /* ---- worker to coordinator ---- */
 
@@ -132,7 +133,26 @@ static const struct wire_field worker_message_fields[] = {
     F_ONEOF(T, failed, &failed), F_ONEOF(T, heartbeat, &heartbeat),
 };
 WIRE_MAP(worker_message, worker_message, T);
-WIRE_DEFINE(worker_message, T, worker_message)
+
+int wire_unpack_worker_message(const uint8_t *data, size_t size, T **ret, struct err *e)
+{
+    if (wire_step_unpack(data, size, ret))
+        return 0;
+    void *object = NULL;
+    int r = wire_map_unpack(&worker_message, data, size, &object, e);
+    *ret = object;
+    return r;
+}
+
+void wire_free_worker_message(T *object)
+{
+    wire_map_free(object);
+}
+
+int wire_pack_worker_message(const T *object, struct buf *out)
+{
+    return wire_map_pack(&worker_message, object, out);
+}
 #undef T
 
 /* ---- coordinator to worker ---- */
@@ -244,7 +264,30 @@ static const struct wire_field coordinator_message_fields[] = {
     F_ONEOF(T, refuse, &refuse), F_ONEOF(T, drain, &drain), F_ONEOF(T, lease, &lease),
 };
 WIRE_MAP(coordinator_message, coordinator_message, T);
-WIRE_DEFINE(coordinator_message, T, coordinator_message)
+
+static bool is_step(const T *m)
+{
+    return m->step && !m->grant && !m->abort && !m->refuse && !m->drain && !m->lease;
+}
+
+int wire_unpack_coordinator_message(const uint8_t *data, size_t size, T **ret, struct err *e)
+{
+    void *object = NULL;
+    int r = wire_map_unpack(&coordinator_message, data, size, &object, e);
+    *ret = object;
+    return r;
+}
+
+void wire_free_coordinator_message(T *object)
+{
+    wire_map_free(object);
+}
+
+int wire_pack_coordinator_message(const T *object, struct buf *out)
+{
+    return is_step(object) ? wire_step_pack(object->step, out)
+                           : wire_map_pack(&coordinator_message, object, out);
+}
 #undef T
 
 const struct wire_map *const wire_worker_maps[] = {&worker_message, &coordinator_message, NULL};

@@ -73,6 +73,16 @@ int rpc_send(struct rpc_call *c, const void *data, size_t size)
     return buf_append(&c->sent[c->n_sent++], data, size);
 }
 
+int rpc_send_all(struct rpc_call *const *calls, size_t n, const void *data, size_t size)
+{
+    int code = 0;
+    for (size_t i = 0; i != n; i++) {
+        int r = rpc_send(calls[i], data, size);
+        code = r < 0 ? r : code;
+    }
+    return code;
+}
+
 void rpc_finish(struct rpc_call *c, enum rpc_status status, const char *message)
 {
     c->finished = true;
