@@ -28,5 +28,6 @@ int cmd_plan(int argc, char **argv);
 int cmd_score(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
+int cmd_why(int argc, char **argv);
 
 #endif

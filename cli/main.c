@@ -40,6 +40,9 @@ static const struct verb verbs[] = {
     {"status", cmd_status, "groups, ranks, memory, speed of a running coordinator"},
 #endif
     {"tokenize", cmd_tokenize, "text -> token ids"},
+#ifndef GLMD_ENGINE_ONLY
+    {"why", cmd_why, "what became of a request, and why"},
+#endif
 };
 
 static void print_usage(FILE *out)

@@ -274,6 +274,20 @@ static int open_admission(struct coordinator *c, struct err *e)
     return admit_init(&c->admit, e);
 }
 
+static void on_sched_event(void *context, const struct request *r, enum sched_event event,
+                           uint64_t epoch, uint32_t n)
+{
+    static const enum wire_event_kind kinds[] = {
+        [SCHED_STARTED] = WIRE_EVENT_STARTED,
+        [SCHED_PREFILL] = WIRE_EVENT_PREFILL,
+        [SCHED_PREEMPTED] = WIRE_EVENT_PREEMPTED,
+        [SCHED_LOST] = WIRE_EVENT_LOST,
+    };
+    struct coordinator *c = context;
+    timeline_add(c->timeline, front_timeline(r->user), kinds[event], fleet_name(c->fleet, r->group),
+                 epoch, n, clock_now_ns());
+}
+
 static int open_scheduler(struct coordinator *c, struct err *e)
 {
     const struct arch *a = model_dir_arch(c->model);
@@ -284,6 +298,8 @@ static int open_scheduler(struct coordinator *c, struct err *e)
         .max_wait_ns = c->config->coordinator.limits.max_wait,
         .prefill_budget_ns = c->config->scheduler.prefill_budget,
         .slices = true,
+        .on_event = on_sched_event,
+        .event_context = c,
     };
     struct fleet_config fleet = {
         .config = c->config,
@@ -299,7 +315,9 @@ static int open_scheduler(struct coordinator *c, struct err *e)
     fleet.has_known_answer = c->config->worker.activations == CONFIG_ACTIVATIONS_FP32 &&
                              c->config->worker.kv_cache == CONFIG_KV_CACHE_AUTO &&
                              model_dir_known_answer(c->model, &fleet.known_answer) == 0;
-    int r = sched_new(&sched, &c->sched);
+    int r = timeline_new(&c->timeline);
+    if (r == 0)
+        r = sched_new(&sched, &c->sched);
     if (r == 0)
         r = fleet_new(&fleet, &c->fleet);
     return r < 0 ? err_set(e, r, "out of memory") : 0;
@@ -338,8 +356,10 @@ void coordinator_deinit(struct coordinator *c)
     sched_free(c->sched);
     auth_close(c->auth);
     c->auth = NULL;
+    timeline_free(c->timeline);
     c->fleet = NULL;
     c->sched = NULL;
+    c->timeline = NULL;
 }
 
 /* HOST:PORT that reaches us from this host: wildcards become the loopback address. */

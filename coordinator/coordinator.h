@@ -23,6 +23,7 @@
 #include "coordinator/loop_meter.h"
 #include "coordinator/metrics.h"
 #include "coordinator/sched.h"
+#include "coordinator/timeline.h"
 #include "model/model_dir.h"
 #include "proto/rpc/rpc.h"
 #include "proto/rpc/wire_cluster.h"
@@ -67,6 +68,7 @@ struct coordinator { /* must not move */
     struct auth *auth;
     struct sched *sched;
     struct fleet *fleet;
+    struct timeline *timeline;
     struct rpc_server *server, *worker_server; /* the same unless worker_listen is set */
     struct rpc_method methods[16];
     char model_name[65];
@@ -133,6 +135,9 @@ bool front_rpc_allowed(struct coordinator *c, struct rpc_call *rpc, enum auth_ne
 enum { METRICS_MAX_BYTES = 4000000 };
 int coordinator_metrics(const struct coordinator *c, struct buf *out);
 void metrics_on_call(struct rpc_call *c, void *coordinator); /* Cluster.Metrics */
+
+/* why.c: Cluster.Why */
+void why_on_call(struct rpc_call *c, void *coordinator);
 
 /* cluster.c: Cluster.Drain and Cluster.Abort */
 void cluster_on_drain(struct rpc_call *c, void *coordinator);

@@ -35,6 +35,8 @@ struct front_call {
     uint64_t n_used;         /* tokens of requests that have ended */
     int64_t stalled_ns;      /* the reader is behind since; 0 = it is not */
     struct call_metrics metrics;
+    uint64_t timeline;    /* its entry */
+    bool told_first;      /* the first token is in it */
     enum metrics_end end; /* why it was ended from here; METRICS_END_UNKNOWN = it was not */
 };
 
@@ -195,6 +197,19 @@ static int take_cost(struct front_call *f, const struct request *r, const struct
     return code;
 }
 
+/* The request waits in the queue. */
+static void open_timeline(struct front_call *f, const struct opening *o, const struct request *r)
+{
+    struct coordinator *c = f->coordinator;
+    char trace[TIMELINE_TRACE_BYTES];
+    struct sched_stats stats;
+    timeline_trace(o->origin->traceparent, trace);
+    f->timeline = timeline_open(c->timeline, r, trace);
+    sched_stats(c->sched, &stats);
+    timeline_add(c->timeline, f->timeline, WIRE_EVENT_QUEUED, NULL, 0, stats.n_waiting,
+                 clock_now_ns());
+}
+
 static int start(struct front_call *f, const struct opening *o, struct request *r,
                  struct request *next, bool return_ids, struct err *e)
 {
@@ -213,6 +228,8 @@ static int start(struct front_call *f, const struct opening *o, struct request *
     code = sched_submit(c->sched, r, e);
     if (code == 0 && !*r->client_id) /* so that the client, and Abort, have a name for it */
         snprintf(r->client_id, sizeof r->client_id, "%s-%" PRIu64, c->id_prefix, r->id);
+    if (code == 0)
+        open_timeline(f, o, r);
     return code;
 }
 
@@ -304,6 +321,17 @@ const char *front_request_id(const struct front_call *f)
     return f->request->client_id;
 }
 
+uint64_t front_timeline(const struct front_call *f)
+{
+    return f->timeline;
+}
+
+/* Something that is not the scheduler's. */
+static void note(const struct front_call *f, enum wire_event_kind kind, uint32_t n, int64_t now_ns)
+{
+    timeline_add(f->coordinator->timeline, f->timeline, kind, NULL, 0, n, now_ns);
+}
+
 /* ---- requests that run ---- */
 
 /* A request that has ended: its status, the end of its half of the call. */
@@ -319,7 +347,9 @@ static void end_request(struct front_call *f, struct request *r)
     log_debug("request %" PRIu64 "%s%s: %s, %u + %" PRIu64 " tokens", r->id,
               *r->client_id ? " " : "", r->client_id, rpc_status_name(r->status),
               r->n_prompt_tokens, r->n_completion_tokens);
-    metrics_ended(&c->metrics, &f->metrics, r, f->end, clock_now_ns());
+    int64_t now = clock_now_ns();
+    enum metrics_end how = metrics_ended(&c->metrics, &f->metrics, r, f->end, now);
+    timeline_end(c->timeline, f->timeline, r, how, now);
     struct front_end end = {.status = r->status, .retry_after_ns = r->retry_after_ns};
     snprintf(end.message, sizeof end.message, "%s", r->message);
     f->request = NULL;
@@ -339,6 +369,7 @@ static void check_reader(struct front_call *f, struct request *r)
         f->ops->unsent(f->user) <= c->config->coordinator.limits.max_stream_bytes)
         return;
     f->stalled_ns = clock_now_ns();
+    note(f, WIRE_EVENT_PAUSED, 0, f->stalled_ns);
     sched_pause(c->sched, r, true);
 }
 
@@ -383,6 +414,10 @@ void front_touched(struct coordinator *c, struct request *r)
     struct front_call *f = r->user;
     bool well = r->state != REQUEST_DONE || r->status == RPC_OK;
     metrics_news(&c->metrics, &f->metrics, r);
+    if (f->metrics.first_ns && !f->told_first) {
+        f->told_first = true;
+        note(f, WIRE_EVENT_FIRST_TOKEN, 0, f->metrics.first_ns);
+    }
     if (f->ops && well) {
         int code = tell_news(f, r);
         if (code < 0) {
@@ -406,6 +441,7 @@ void front_drained(struct front_call *f)
     if (!f->stalled_ns)
         return;
     f->stalled_ns = 0;
+    note(f, WIRE_EVENT_GOES_ON, 0, clock_now_ns());
     sched_pause(f->coordinator->sched, f->request, false);
     coordinator_pump(f->coordinator);
 }

@@ -63,6 +63,8 @@ struct front_call *front_score(struct coordinator *c, const struct front_origin 
 
 /* The name of the request, for answers and logs: the client's, or one that was made for it. */
 const char *front_request_id(const struct front_call *f);
+/* Its entry in the timeline. */
+uint64_t front_timeline(const struct front_call *f);
 
 /* The client has read everything that was sent. Pumps. */
 void front_drained(struct front_call *f);

@@ -108,6 +108,7 @@ static int open_generation(struct rpc_front *f, const uint8_t *data, size_t size
     const struct front_origin origin = {
         .key = rpc_metadata(f->rpc, "authorization"),
         .deadline_ns = rpc_deadline_ns(f->rpc),
+        .traceparent = rpc_metadata(f->rpc, "traceparent"),
     };
     struct front_end refused;
     int r = f->method == GENERATE ? open_generate(f, &origin, data, size, &refused, e)
@@ -309,6 +310,7 @@ size_t front_methods(struct coordinator *c, struct rpc_method *ret)
         {"/glmd.v1.Cluster/Drain", cluster_on_drain},
         {"/glmd.v1.Cluster/Abort", cluster_on_abort},
         {"/glmd.v1.Cluster/Metrics", metrics_on_call},
+        {"/glmd.v1.Cluster/Why", why_on_call},
     };
     for (size_t i = 0; i != ARRAY_LEN(entries); i++)
         ret[i] = (struct rpc_method){

@@ -391,6 +391,7 @@ void sched_start(struct sched *s, uint32_t group, struct request *r, int64_t now
     r->state = REQUEST_RUNNING;
     if (!resumes)
         r->started_ns = now_ns;
+    sched_tell(s, r, SCHED_STARTED, r->n_hit);
     if (allocate_seqs(r, r->n_slots_reserved) < 0)
         sched_end(s, r, RPC_RESOURCE_EXHAUSTED, "the coordinator is out of memory");
     else if (resumes)

@@ -71,6 +71,14 @@ enum {
 
 struct sched; /* opaque */
 
+/* What happens to a request besides its tokens. */
+enum sched_event {
+    SCHED_STARTED,   /* n: tokens of the prompt that the cache had */
+    SCHED_PREFILL,   /* a step was planned with some of it that is not a decode; n: tokens */
+    SCHED_PREEMPTED, /* n: tokens of the output so far */
+    SCHED_LOST,      /* its group was lost, it waits again; n: likewise */
+};
+
 struct sched_config {
     const struct arch *arch;   /* borrowed */
     uint32_t max_queue;        /* requests that wait */
@@ -78,6 +86,10 @@ struct sched_config {
     int64_t max_wait_ns;       /* predicted time to the first token; 0 = no limit */
     int64_t prefill_budget_ns; /* time that prompts may add to a step; see above */
     bool slices;               /* the ranks run sliced items */
+    /* Somebody is told, on the group r->group of this epoch; NULL = nobody. */
+    void (*on_event)(void *context, const struct request *r, enum sched_event event, uint64_t epoch,
+                     uint32_t n);
+    void *event_context;
 };
 
 struct sched_group_stats {

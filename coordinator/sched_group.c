@@ -244,6 +244,7 @@ void sched_detach(struct sched *s, uint32_t group, const char *why)
         struct request *r = g->running.first;
         r->n_losses += is_in_flight(g, r);
         if (r->n_losses < SCHED_MAX_LOSSES) {
+            sched_tell(s, r, SCHED_LOST, (uint32_t)r->n_completion_tokens);
             sched_requeue(s, r);
             s->totals.n_resumed++;
         } else {

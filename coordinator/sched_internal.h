@@ -156,6 +156,14 @@ static inline bool is_end_token(const struct sched *s, int32_t token)
     return false;
 }
 
+/* Tells whoever wants to know. */
+static inline void sched_tell(const struct sched *s, const struct request *r,
+                              enum sched_event event, uint32_t n)
+{
+    if (s->config.on_event)
+        s->config.on_event(s->config.event_context, r, event, s->groups[r->group]->epoch, n);
+}
+
 /* ---- sched.c ---- */
 
 void list_push(struct request_list *l, struct request *r);

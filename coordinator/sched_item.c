@@ -216,6 +216,8 @@ static bool add_item(struct sched *s, struct sched_group *g, struct step_record 
     block_table_extend(&g->blocks, &r->lease, &q->table, q->n_cached + n);
     it->blocks = q->table.ids;
     it->n_blocks = blocks_for_tokens(q->n_cached + n);
+    if (q->n_cached == 0 || n > 1 || role < STEP_SAMPLE)
+        sched_tell(s, r, SCHED_PREFILL, role == STEP_SLICE ? 0 : n);
     q->n_cached += role == STEP_SLICE ? 0 : n;
     q->n_samples_out += role == STEP_SAMPLE;
     rec->n_items++;

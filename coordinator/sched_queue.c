@@ -395,6 +395,7 @@ static bool preempt(struct sched *s, const struct request *r)
         v->victim = false;
         v->n_preempted++;
         s->totals.n_preempted++;
+        sched_tell(s, v, SCHED_PREEMPTED, (uint32_t)v->n_completion_tokens);
         sched_requeue(s, v);
     }
     return true;

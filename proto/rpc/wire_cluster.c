@@ -135,7 +135,53 @@ WIRE_MAP(metrics_response, metrics_response, T);
 WIRE_DEFINE(metrics_response, T, metrics_response)
 #undef T
 
-const struct wire_map *const wire_cluster_maps[] = {
-    &status_request,  &status_response,  &drain_request,
-    &drain_response,  &abort_request,    &abort_response,
-    &metrics_request, &metrics_response, NULL};
+#define T struct wire_why_request
+static const struct wire_field why_request_fields[] = {F_VALUE(T, request_id)};
+WIRE_MAP(why_request, why_request, T);
+WIRE_DEFINE(why_request, T, why_request)
+#undef T
+
+#define T struct wire_request_event
+static const struct wire_field request_event_fields[] = {
+    F_VALUE(T, kind),  F_VALUE(T, at_seconds), F_VALUE(T, until_seconds),
+    F_VALUE(T, group), F_VALUE(T, epoch),      F_VALUE(T, n),
+};
+WIRE_MAP(request_event, request_event, T);
+#undef T
+
+#define T struct wire_request_timeline
+static const struct wire_field request_timeline_fields[] = {
+    F_VALUE(T, request_id),
+    F_VALUE(T, trace_id),
+    F_VALUE(T, kind),
+    F_VALUE(T, priority),
+    F_VALUE(T, age_seconds),
+    F_VALUE(T, prompt_tokens),
+    F_VALUE(T, completion_tokens),
+    F_VALUE(T, ended),
+    F_VALUE(T, end),
+    F_VALUE(T, status),
+    F_VALUE(T, message),
+    F_MESSAGES(T, events, &request_event),
+    F_VALUE(T, events_lost),
+};
+WIRE_MAP(request_timeline, request_timeline, T);
+#undef T
+
+#define T struct wire_why_response
+static const struct wire_field why_response_fields[] = {F_MESSAGES(T, requests, &request_timeline)};
+WIRE_MAP(why_response, why_response, T);
+WIRE_DEFINE(why_response, T, why_response)
+#undef T
+
+const struct wire_map *const wire_cluster_maps[] = {&status_request,
+                                                    &status_response,
+                                                    &drain_request,
+                                                    &drain_response,
+                                                    &abort_request,
+                                                    &abort_response,
+                                                    &metrics_request,
+                                                    &metrics_response,
+                                                    &why_request,
+                                                    &why_response,
+                                                    NULL};

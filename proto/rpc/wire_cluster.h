@@ -136,6 +136,49 @@ struct wire_metrics_response {
     const char *text;
 };
 
+struct wire_why_request {
+    const char *request_id;
+};
+
+enum wire_event_kind {
+    WIRE_EVENT_UNSPECIFIED,
+    WIRE_EVENT_QUEUED,
+    WIRE_EVENT_STARTED,
+    WIRE_EVENT_PREFILL,
+    WIRE_EVENT_FIRST_TOKEN,
+    WIRE_EVENT_PREEMPTED,
+    WIRE_EVENT_LOST,
+    WIRE_EVENT_PAUSED,
+    WIRE_EVENT_GOES_ON,
+    WIRE_EVENT_ENDED,
+};
+
+struct wire_request_event {
+    enum wire_event_kind kind;
+    double at_seconds, until_seconds;
+    const char *group;
+    uint64_t epoch;
+    uint32_t n;
+};
+
+struct wire_request_timeline {
+    const char *request_id, *trace_id, *kind;
+    int32_t priority;
+    double age_seconds;
+    uint32_t prompt_tokens;
+    uint64_t completion_tokens;
+    bool ended;
+    const char *end, *status, *message;
+    const struct wire_request_event *events;
+    uint32_t n_events;
+    uint32_t events_lost;
+};
+
+struct wire_why_response {
+    const struct wire_request_timeline *requests;
+    uint32_t n_requests;
+};
+
 WIRE_DECLARE(status_request, struct wire_status_request);
 WIRE_DECLARE(status_response, struct wire_status_response);
 WIRE_DECLARE(drain_request, struct wire_drain_request);
@@ -144,5 +187,7 @@ WIRE_DECLARE(abort_request, struct wire_abort_request);
 WIRE_DECLARE(abort_response, struct wire_abort_response);
 WIRE_DECLARE(metrics_request, struct wire_metrics_request);
 WIRE_DECLARE(metrics_response, struct wire_metrics_response);
+WIRE_DECLARE(why_request, struct wire_why_request);
+WIRE_DECLARE(why_response, struct wire_why_response);
 
 #endif
