@@ -17,3 +17,8 @@ if(NOT GLMD_CUDA STREQUAL "OFF")
   endif()
 endif()
 message(STATUS "CUDA backend: ${GLMD_HAVE_CUDA}")
+
+# Files of the CUDA backend, in kernels/.
+set(GLMD_CUDA_SOURCES
+  cuda/attention.cu cuda/convert.cu cuda/cuda.c cuda/driver_cuda.c cuda/kv.cu cuda/rope.cu
+  cuda/rowwise.cu cuda/step.c)

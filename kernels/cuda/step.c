@@ -1,0 +1,131 @@
+/* step.c: a step's arrays on the device. All of them go there in one copy, once a step; the seventy
+ * layers then read the same ones. */
+#include "kernels/cuda/cuda.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+/* Where the arrays lie in the buffer, for a step of at most max_rows rows and as many sequences. */
+struct places {
+    size_t positions, row_seqs, seqs, blocks, end; /* ids are first */
+};
+
+static struct places places_of(uint32_t n_rows, uint32_t n_seqs, size_t n_blocks)
+{
+    struct places p;
+    p.positions = n_rows * sizeof(int32_t);
+    p.row_seqs = p.positions + n_rows * sizeof(int32_t);
+    p.seqs = p.row_seqs + n_rows * sizeof(uint32_t);
+    p.blocks = p.seqs + n_seqs * sizeof(struct cuda_seq);
+    p.end = p.blocks + n_blocks * sizeof(uint32_t);
+    return p;
+}
+
+int cuda_step_reserve(struct k_ctx *c, uint32_t block_tokens)
+{
+    struct cuda_step *s = &c->step;
+    size_t per_seq = (c->max_seq + block_tokens - 1) / block_tokens;
+    size_t bytes = places_of(c->max_rows, c->max_rows, c->max_rows * per_seq).end;
+    if (s->bytes >= bytes)
+        return 0;
+    cuda_step_deinit(c);
+    cuda_enter(c);
+    int e = c->driver->alloc_host(&s->host, bytes);
+    if (!e)
+        e = c->driver->event_new(&s->copied);
+    s->device = e ? NULL : cuda_new(c, bytes);
+    if (!s->device) {
+        cuda_step_deinit(c);
+        return -ENOMEM;
+    }
+    s->bytes = bytes;
+    return 0;
+}
+
+void cuda_step_deinit(struct k_ctx *c)
+{
+    struct cuda_step *s = &c->step;
+    if (s->host)
+        (void)c->driver->free_host(s->host);
+    if (s->copied)
+        (void)c->driver->event_free(s->copied);
+    cuda_free(c, s->device);
+    *s = (struct cuda_step){0};
+}
+
+static uint32_t blocks_of(const struct k_seq *q, uint32_t block_tokens)
+{
+    return (q->start + q->n_rows + block_tokens - 1) / block_tokens;
+}
+
+/* The sequences and their blocks, from `first_block` 0 on. */
+static void write_seqs(const struct k_step *from, struct cuda_seq *seqs, uint32_t *row_seqs,
+                       uint32_t *blocks)
+{
+    uint32_t n_blocks = 0;
+    for (uint32_t i = 0; i < from->n_seqs; i++) {
+        const struct k_seq *q = &from->seqs[i];
+        uint32_t n = blocks_of(q, from->block_tokens);
+        assert(q->row0 + q->n_rows <= from->n_rows);
+        seqs[i] = (struct cuda_seq){q->row0, q->n_rows, q->start, q->prefix_len, n_blocks};
+        for (uint32_t r = 0; r < q->n_rows; r++)
+            row_seqs[q->row0 + r] = i;
+        memcpy(blocks + n_blocks, q->blocks, n * sizeof *blocks);
+        n_blocks += n;
+    }
+}
+
+void cuda_begin_step(struct k_ctx *c, const struct k_step *from)
+{
+    struct cuda_step *s = &c->step;
+    assert(s->host); /* there is a cache */
+    assert(from->n_rows && from->n_rows <= c->max_rows && from->n_seqs <= from->n_rows);
+    size_t n_blocks = 0;
+    for (uint32_t i = 0; i < from->n_seqs; i++) {
+        assert(from->seqs[i].start + from->seqs[i].n_rows <= c->max_seq);
+        n_blocks += blocks_of(&from->seqs[i], from->block_tokens);
+    }
+    struct places p = places_of(from->n_rows, from->n_seqs, n_blocks);
+    assert(p.end <= s->bytes);
+    cuda_enter(c);
+    cuda_check(c, c->driver->event_wait(s->copied), "the step before");
+    char *host = s->host, *device = s->device;
+    memcpy(host, from->ids, from->n_rows * sizeof *from->ids);
+    memcpy(host + p.positions, from->positions, from->n_rows * sizeof *from->positions);
+    memset(host + p.row_seqs, 0, from->n_rows * sizeof(uint32_t));
+    write_seqs(from, (struct cuda_seq *)(host + p.seqs), (uint32_t *)(host + p.row_seqs),
+               (uint32_t *)(host + p.blocks));
+    cuda_check(c, c->driver->copy(device, host, p.end, c->stream), "the arrays of a step");
+    cuda_check(c, c->driver->event_record(s->copied, c->stream), "the arrays of a step");
+    s->ids = (const int32_t *)device;
+    s->positions = (const int32_t *)(device + p.positions);
+    s->row_seqs = (const uint32_t *)(device + p.row_seqs);
+    s->seqs = (const struct cuda_seq *)(device + p.seqs);
+    s->blocks = (const uint32_t *)(device + p.blocks);
+    s->given = *from;
+}
+
+const int32_t *cuda_step_ids(struct k_ctx *c, const int32_t *ids, uint32_t n_rows)
+{
+    assert(ids == c->step.given.ids && n_rows <= c->step.given.n_rows);
+    return c->step.ids;
+}
+
+const int32_t *cuda_step_positions(struct k_ctx *c, const int32_t *positions)
+{
+    assert(positions == c->step.given.positions);
+    return c->step.positions;
+}
+
+uint32_t cuda_step_rows(struct k_ctx *c, const struct k_seq *seqs, uint32_t n_seqs)
+{
+    const struct k_step *s = &c->step.given;
+    assert(seqs == s->seqs && n_seqs <= s->n_seqs);
+    uint32_t n_rows = 0;
+    for (uint32_t i = 0; i < n_seqs; i++) { /* rows of the first sequences come first */
+        assert(seqs[i].row0 == n_rows);
+        n_rows += seqs[i].n_rows;
+    }
+    return n_rows;
+}

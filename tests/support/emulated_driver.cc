@@ -1,0 +1,319 @@
+/* emulated_driver.cc: see emulated_driver.h. */
+#include "tests/support/emulated_driver.h"
+
+#include <cassert>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+
+#include "kernels/cuda/dev.h"
+#include "kernels/cuda/driver.h"
+
+namespace
+{
+
+std::mutex lock; /* ranks are threads */
+struct emulated_driver state;
+bool ready, stuck;
+std::map<void *, size_t> device_memory, host_memory;
+
+void make_ready()
+{
+    if (!ready)
+        emulated_driver_reset();
+}
+
+/* What the call of this name returns; 0: it may go on. */
+int result_of(const char *name)
+{
+    make_ready();
+    if (stuck)
+        return state.error;
+    if (!state.fail || strcmp(state.fail, name) != 0 || state.fail_after-- > 0)
+        return 0;
+    state.fail = nullptr;
+    stuck = state.sticky != 0;
+    return state.error;
+}
+
+int device_count(int *ret)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    make_ready();
+    *ret = state.count_error ? 0 : state.n_devices;
+    return state.count_error;
+}
+
+int properties(int device, struct cuda_properties *ret)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    int e = result_of("properties");
+    if (e)
+        return e;
+    *ret = {};
+    snprintf(ret->name, sizeof ret->name, "emulated GPU");
+    snprintf(ret->pci_bus, sizeof ret->pci_bus, "0000:%02x:00.0", (unsigned)device & 0xff);
+    ret->major = state.major;
+    ret->minor = state.minor;
+    ret->n_multiprocessors = 4;
+    ret->memory_bytes = state.memory_bytes;
+    ret->shared_bytes = 99 << 10;
+    return 0;
+}
+
+int versions(int *ret_driver, int *ret_runtime)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    make_ready();
+    *ret_driver = state.driver_version;
+    *ret_runtime = 13000;
+    return 0;
+}
+
+int use(int device)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    int e = result_of("use");
+    if (!e)
+        state.device = device;
+    return e;
+}
+
+int memory(size_t *ret_free, size_t *ret_total)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    int e = result_of("memory");
+    *ret_total = state.memory_bytes;
+    *ret_free = state.memory_bytes - (size_t)state.allocated;
+    return e;
+}
+
+int alloc(void **ret, size_t bytes)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    int e = result_of("alloc");
+    if (e)
+        return e;
+    if (state.allocated + bytes > state.memory_bytes)
+        return EMULATED_OUT_OF_MEMORY;
+    *ret = emu_alloc((bytes + 15) / 16 * 16);
+    device_memory[*ret] = bytes;
+    state.allocated += bytes;
+    state.n_allocs++;
+    return 0;
+}
+
+int free_memory(void *p)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    auto at = device_memory.find(p);
+    assert(at != device_memory.end());
+    state.allocated -= at->second;
+    device_memory.erase(at);
+    emu_free(p);
+    return stuck ? state.error : 0;
+}
+
+int alloc_host(void **ret, size_t bytes)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    int e = result_of("alloc_host");
+    if (e)
+        return e;
+    *ret = malloc(bytes);
+    assert(*ret);
+    host_memory[*ret] = bytes;
+    state.host_allocated += bytes;
+    return 0;
+}
+
+int free_host(void *p)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    auto at = host_memory.find(p);
+    assert(at != host_memory.end());
+    state.host_allocated -= at->second;
+    host_memory.erase(at);
+    free(p);
+    return stuck ? state.error : 0;
+}
+
+/* Streams, events and graphs are a byte each, so that a leak shows. */
+template <class T> int handle_new(const char *name, T **ret)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    int e = result_of(name);
+    if (!e)
+        *ret = reinterpret_cast<T *>(malloc(1));
+    return e;
+}
+
+int stream_new(struct CUstream_st **ret)
+{
+    return handle_new("stream_new", ret);
+}
+
+int stream_free(struct CUstream_st *s)
+{
+    free(s);
+    return 0;
+}
+
+int stream_wait(struct CUstream_st *)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    state.n_waits++;
+    return result_of("stream_wait");
+}
+
+int event_new(struct CUevent_st **ret)
+{
+    return handle_new("event_new", ret);
+}
+
+int event_free(struct CUevent_st *e)
+{
+    free(e);
+    return 0;
+}
+
+int event_record(struct CUevent_st *, struct CUstream_st *)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    return result_of("event_record");
+}
+
+int event_wait(struct CUevent_st *)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    return result_of("event_wait");
+}
+
+int copy(void *dst, const void *src, size_t bytes, struct CUstream_st *)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    int e = result_of("copy");
+    state.n_copies++;
+    if (!e)
+        memcpy(dst, src, bytes);
+    return e;
+}
+
+int clear(void *dst, size_t bytes, struct CUstream_st *)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    int e = result_of("clear");
+    if (!e)
+        memset(dst, 0, bytes);
+    return e;
+}
+
+int last_error()
+{
+    std::lock_guard<std::mutex> hold(lock);
+    return result_of("last_error");
+}
+
+const char *error_name(int error)
+{
+    switch (error) {
+    case EMULATED_OUT_OF_MEMORY:
+        return "cudaErrorMemoryAllocation";
+    case EMULATED_OLD_DRIVER:
+        return "cudaErrorInsufficientDriver";
+    case EMULATED_NO_DEVICE:
+        return "cudaErrorNoDevice";
+    case EMULATED_NO_IMAGE:
+        return "cudaErrorNoKernelImageForDevice";
+    case EMULATED_ILLEGAL_ADDRESS:
+        return "cudaErrorIllegalAddress";
+    default:
+        return "cudaErrorUnknown";
+    }
+}
+
+const char *error_text(int error)
+{
+    switch (error) {
+    case EMULATED_OUT_OF_MEMORY:
+        return "out of memory";
+    case EMULATED_OLD_DRIVER:
+        return "CUDA driver version is insufficient for CUDA runtime version";
+    case EMULATED_NO_DEVICE:
+        return "no CUDA-capable device is detected";
+    case EMULATED_NO_IMAGE:
+        return "no kernel image is available for execution on the device";
+    case EMULATED_ILLEGAL_ADDRESS:
+        return "an illegal memory access was encountered";
+    default:
+        return "unknown error";
+    }
+}
+
+/* Kernels run when they are launched: nothing can be recorded. */
+int no_capture(struct CUstream_st *)
+{
+    return 801; /* not supported */
+}
+int no_capture_end(struct CUstream_st *, struct CUgraphExec_st **)
+{
+    return 801;
+}
+int no_graph(struct CUgraphExec_st *, struct CUstream_st *)
+{
+    return 801;
+}
+int no_graph_free(struct CUgraphExec_st *)
+{
+    return 801;
+}
+
+const struct cuda_driver driver = {
+    device_count, properties,
+    versions,     use,
+    memory,       alloc,
+    free_memory,  alloc_host,
+    free_host,    stream_new,
+    stream_free,  stream_wait,
+    event_new,    event_free,
+    event_record, event_wait,
+    copy,         clear,
+    no_capture,   no_capture_end,
+    no_graph,     no_graph_free,
+    last_error,   error_name,
+    error_text,   EMULATED_OUT_OF_MEMORY,
+};
+
+} // namespace
+
+struct emulated_driver *emulated_driver_state(void)
+{
+    make_ready();
+    return &state;
+}
+
+bool emulated_driver_works(void)
+{
+    return emu_works();
+}
+
+void emulated_driver_reset(void)
+{
+    uint64_t allocated = state.allocated, host_allocated = state.host_allocated;
+    state = {};
+    state.n_devices = 2;
+    state.driver_version = 13000;
+    state.major = 8;
+    state.memory_bytes = (size_t)1 << 30;
+    state.allocated = allocated;
+    state.host_allocated = host_allocated;
+    ready = true;
+    stuck = false;
+}
+
+const struct cuda_driver *cuda_driver_table(void)
+{
+    return &driver;
+}
