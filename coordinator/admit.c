@@ -54,7 +54,7 @@ static int check_model(const struct admit *a, const char *name, struct err *e)
 {
     if (!*name || strcmp(name, a->model) == 0)
         return 0;
-    return err_set(e, -EINVAL, "unknown model: this server has \"%s\" (ListModels)", a->model);
+    return err_set(e, -ENOENT, "model: unknown; this server has \"%s\" (ListModels)", a->model);
 }
 
 static int check_request_id(const char *id, struct err *e)
@@ -127,25 +127,29 @@ static int check_input(const struct admit *a, const char *text, const struct wir
 {
     if (!text && !tokens)
         return err_set(e, -EINVAL, "expected text or tokens, found neither");
-    return text ? check_text(a, text, e) : check_ids(a, tokens, e);
+    int code = text ? check_text(a, text, e) : check_ids(a, tokens, e);
+    return code < 0 ? err_prefix(e, text ? "text" : "tokens") : 0;
 }
 
 /* ---- prompts ---- */
 
 /* The limit that a prompt function names leaves room for masks, sop and an answer: say of what. */
-static int over_context(const struct admit *a, int r, struct err *e)
+static int over_context(const struct admit *a, const char *text, int r, struct err *e)
 {
     if (r == -E2BIG)
-        err_prefix(e, "over the context length of %u tokens", a->arch->max_seq);
+        err_prefix(e, "%s: over the context length of %u tokens", text ? "text" : "tokens",
+                   a->arch->max_seq);
     return r;
 }
 
 /* The lower layers say -E2BIG, -EILSEQ and -EINVAL: for a client all of them are bad input. */
 static int bad_input(int r, struct err *e)
 {
-    if (r < 0 && r != -ENOMEM && e)
+    if (r >= 0 || r == -ENOMEM || r == -ENOENT)
+        return r;
+    if (e)
         e->code = -EINVAL;
-    return r < 0 && r != -ENOMEM ? -EINVAL : r;
+    return -EINVAL;
 }
 
 static int prompt_from_text(const struct admit *a, const char *text, bool unidirectional,
@@ -247,7 +251,7 @@ int admit_generate(const struct admit *a, const struct wire_generate_request *w,
     if (code == 0)
         code = w->text ? prompt_from_text(a, w->text, w->unidirectional, r, e)
                        : prompt_from_tokens(a, w->tokens, w->unidirectional, r, e);
-    code = over_context(a, code, e);
+    code = over_context(a, w->text, code, e);
     if (code == 0)
         code = take_max_tokens(a, w->max_tokens, r, e);
     return finish(code, r, ret, e);
@@ -399,7 +403,7 @@ int admit_score(const struct admit *a, const struct wire_score_request *w, struc
     if (code == 0)
         code = check_input(a, w->text, w->tokens, e);
     if (code == 0)
-        code = over_context(a, score_context(a, w, r, e), e);
+        code = over_context(a, w->text, score_context(a, w, r, e), e);
     if (code == 0)
         code = score_choices(a, w, r, e);
     return finish(code, r, ret, e);
@@ -445,7 +449,7 @@ int admit_echo(const struct admit *a, const struct wire_generate_request *w, str
         code = err_set(e, -EINVAL, "prompt_logprobs: expected at most %d, found %u",
                        PLAN_MAX_TOP_LOGPROBS, w->prompt_logprobs);
     if (code == 0)
-        code = over_context(a, echo_input(a, w, r, e), e);
+        code = over_context(a, w->text, echo_input(a, w, r, e), e);
     return finish(code, r, ret, e);
 }
 

@@ -29,7 +29,8 @@ struct admit {
  * over more than PLAN_MAX_RANGES ranges. */
 int admit_init(struct admit *a, struct err *e);
 
-/* -EINVAL (any kind of bad input) or -ENOMEM, with a message for the client. */
+/* -EINVAL (any kind of bad input; the message starts with the field at fault and a colon, where
+ * there is one), -ENOENT (no such model) or -ENOMEM, with a message for the client. */
 int admit_generate(const struct admit *a, const struct wire_generate_request *w,
                    struct request **ret, struct err *e);
 /* prompt_logprobs: the Score request whose only choice is the input as it was sent. */

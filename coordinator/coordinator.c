@@ -11,6 +11,7 @@
 #include "base/random.h"
 #include "base/util.h"
 #include "coordinator/front.h"
+#include "coordinator/serving.h"
 
 #define TICK_NS (100 * NSEC_PER_MSEC)
 
@@ -102,23 +103,6 @@ void coordinator_pump(struct coordinator *c)
 
 /* ---- the fleet's events ---- */
 
-static void set_group_health(struct coordinator *c, uint32_t group)
-{
-    char service[CONFIG_MAX_GROUP_NAME + 8];
-    snprintf(service, sizeof service, "group/%s", fleet_name(c->fleet, group));
-    bool serving = fleet_is_ready(c->fleet, group) && !fleet_is_draining(c->fleet, group);
-    rpc_health_set(c->server, service, serving ? RPC_SERVING : RPC_NOT_SERVING);
-}
-
-static void set_health(struct coordinator *c)
-{
-    bool serving = fleet_any_ready(c->fleet) && !c->draining;
-    enum rpc_serving state = serving ? RPC_SERVING : RPC_NOT_SERVING;
-    rpc_health_set(c->server, "", state);
-    rpc_health_set(c->server, "glmd.v1.Inference", state);
-    c->ops->health(c->ops_context, serving);
-}
-
 static bool on_group_ready(void *context, uint32_t group, const struct plan_limits *limits,
                            uint32_t n_stages, uint64_t epoch)
 {
@@ -128,8 +112,7 @@ static bool on_group_ready(void *context, uint32_t group, const struct plan_limi
         log_error("group %s cannot be used: %s", fleet_name(c->fleet, group), e.message);
         return false;
     }
-    set_group_health(c, group);
-    set_health(c);
+    serving_group(c, group);
     coordinator_pump(c);
     return true;
 }
@@ -151,24 +134,27 @@ static void on_group_down(void *context, uint32_t group, const char *why)
     struct coordinator *c = context;
     sched_detach(c->sched, group, why);
     metrics_group_down(&c->metrics, group, clock_now_ns());
-    set_group_health(c, group);
-    set_health(c);
+    serving_group(c, group);
     coordinator_pump(c);
 }
 
 static void on_group_gone(void *context, uint32_t group, const char *name)
 {
     struct coordinator *c = context;
-    char service[CONFIG_MAX_GROUP_NAME + 8];
     sched_forget(c->sched, group);
-    snprintf(service, sizeof service, "group/%s", name);
-    rpc_health_set(c->server, service, RPC_SERVING_UNKNOWN);
+    serving_gone(c, name);
+}
+
+static void on_rank_changed(void *context, uint32_t group, uint32_t rank)
+{
+    serving_rank(context, group, rank);
 }
 
 static const struct fleet_ops fleet_ops = {.ready = on_group_ready,
                                            .result = on_step_result,
                                            .down = on_group_down,
-                                           .gone = on_group_gone};
+                                           .gone = on_group_gone,
+                                           .rank = on_rank_changed};
 
 /* ---- time ---- */
 
@@ -211,7 +197,7 @@ void coordinator_drain(struct coordinator *c, int64_t now_ns)
         return;
     c->draining = true;
     c->drain_end_ns = now_ns + c->config->coordinator.deadlines.drain;
-    set_health(c);
+    serving_changed(c);
     if (!fleet_any_ready(c->fleet))
         front_end_all(c, RPC_UNAVAILABLE, "the server stops, and no group of workers is ready");
     coordinator_pump(c);
@@ -222,8 +208,7 @@ uint32_t coordinator_drain_group(struct coordinator *c, uint32_t group, int64_t 
     struct sched_group_stats s;
     fleet_drain(c->fleet, group, deadline_ns);
     sched_group_stats(c->sched, group, &s);
-    set_group_health(c, group);
-    set_health(c);
+    serving_group(c, group);
     coordinator_pump(c);
     return s.n_running;
 }
@@ -450,7 +435,6 @@ static int listen_and_start(struct coordinator *c, struct err *e)
         r = rpc_server_start(c->worker_server);
     if (r < 0)
         return err_set(e, r, "cannot start the server: %s", err_name(r));
-    rpc_health_set(c->server, "glmd.v1.Cluster", RPC_SERVING);
     return 0;
 }
 
@@ -460,6 +444,6 @@ int coordinator_listen(struct coordinator *c, struct rpc_runtime *runtime, struc
     if (r == 0)
         r = listen_and_start(c, e);
     if (r == 0)
-        set_health(c);
+        serving_start(c);
     return r;
 }

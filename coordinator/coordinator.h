@@ -70,7 +70,7 @@ struct coordinator { /* must not move */
     struct fleet *fleet;
     struct timeline *timeline;
     struct rpc_server *server, *worker_server; /* the same unless worker_listen is set */
-    struct rpc_method methods[16];
+    struct rpc_method methods[32];
     char model_name[65];
     char id_prefix[16]; /* of requests without an id of their own, new with every start */
     char address[300];  /* where clients of this host find us */

@@ -44,6 +44,8 @@ struct fleet_ops {
     void (*down)(void *context, uint32_t group, const char *why);
     /* The group is forgotten; its number may be another one's from now on. */
     void (*gone)(void *context, uint32_t group, const char *name);
+    /* fleet_rank_serves may say something else from now on. */
+    void (*rank)(void *context, uint32_t group, uint32_t rank);
 };
 
 struct fleet_config {
@@ -74,6 +76,9 @@ const char *fleet_name(const struct fleet *f, uint32_t group); /* NULL: no such 
 bool fleet_is_ready(const struct fleet *f, uint32_t group);    /* false: no such group */
 bool fleet_is_draining(const struct fleet *f, uint32_t group); /* also while it leaves */
 bool fleet_can_send(const struct fleet *f, uint32_t group);    /* one more step */
+uint32_t fleet_n_ranks(const struct fleet *f, uint32_t group); /* 0: no such group */
+/* A process holds the rank, has loaded its weights and does not leave. */
+bool fleet_rank_serves(const struct fleet *f, uint32_t group, uint32_t rank);
 
 /* What the ready group can take. */
 void fleet_limits(const struct fleet *f, uint32_t group, struct plan_limits *ret_limits,

@@ -21,6 +21,13 @@ static void copy_text(char *dst, size_t size, const char *src)
     utf8_repair(dst, strlen(dst)); /* it may have been cut inside a character */
 }
 
+static void rank_changed(const struct rank_session *s)
+{
+    const struct fleet_config *c = &s->fleet->config;
+    if (s->group)
+        c->ops->rank(c->context, s->group->number, s->rank);
+}
+
 /* ---- the end of a stream ---- */
 
 void rank_session_close(struct rank_session *s, enum rpc_status status, const char *why)
@@ -28,6 +35,7 @@ void rank_session_close(struct rank_session *s, enum rpc_status status, const ch
     if (s->ended)
         return;
     s->ended = true;
+    rank_changed(s);
     if (s->call) /* NULL: it is the end of the call that led here */
         rpc_finish(s->call, status, why);
 }
@@ -69,6 +77,7 @@ static void leave_rank(struct rank_session *s, enum rpc_status status, const cha
     bool in_epoch = group_in_epoch(s);
     g->ranks[s->rank].end = g->leaving ? FLEET_RESTART_DRAINED : s->end;
     promote(g, &g->ranks[s->rank]);
+    rank_changed(s);
     if (in_epoch)
         group_down(g, "rank %u was lost", s->rank);
     if (s->ended || s->fleet->stopping)
@@ -219,6 +228,7 @@ static void claim_rank(struct rank_session *s)
     if (k->n_sessions++)
         g->fleet->restarts[k->end]++;
     memcpy(k->instance, s->instance, sizeof k->instance);
+    rank_changed(s);
 }
 
 /* A group that leaves takes nobody in; a rank of it that had only lost its stream is told again.
@@ -316,6 +326,7 @@ static void on_loaded(struct rank_session *s, const struct wire_loaded *l)
     copy_text(s->description, sizeof s->description, l->description);
     s->loaded = true;
     s->loaded_ns = clock_now_ns();
+    rank_changed(s);
     log_info("group %s: rank %u: loaded, %llu MiB weights, %llu MiB KV cache (%u blocks), %llu MiB "
              "scratch",
              s->group->name, s->rank, (unsigned long long)(l->memory.weights >> 20),
@@ -364,8 +375,12 @@ static void on_ready(struct rank_session *s, const struct wire_ready *r)
 
 static void on_heartbeat(struct rank_session *s, const struct wire_heartbeat *h)
 {
+    bool draining = h->state == WIRE_WORKER_DRAINING;
+    bool changed = draining != s->draining;
     s->beat = *h;
-    s->draining = h->state == WIRE_WORKER_DRAINING;
+    s->draining = draining;
+    if (changed)
+        rank_changed(s);
 }
 
 /* A body is worth something only in the right state; false = protocol error. Takes the message. */

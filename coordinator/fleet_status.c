@@ -17,6 +17,18 @@ static enum wire_rank_state rank_state(const struct rank *k)
     return s->ready ? WIRE_RANK_READY : WIRE_RANK_JOINING;
 }
 
+uint32_t fleet_n_ranks(const struct fleet *f, uint32_t group)
+{
+    return f->groups[group] ? f->groups[group]->n_ranks : 0;
+}
+
+bool fleet_rank_serves(const struct fleet *f, uint32_t group, uint32_t rank)
+{
+    const struct group *g = f->groups[group];
+    const struct rank_session *s = g && rank < g->n_ranks ? g->ranks[rank].current : NULL;
+    return s && !s->ended && s->loaded && !s->draining;
+}
+
 static enum wire_group_state group_state(const struct group *g)
 {
     if (g->n_sessions == 0 && (g->draining || !g->configured))

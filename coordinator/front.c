@@ -20,6 +20,8 @@
 #include "coordinator/coordinator.h"
 
 #define ANSWER_MARGIN_NS (50 * NSEC_PER_MSEC)
+/* Whoever is refused by a server that drains finds another one, or this one started again. */
+#define DRAINING_RETRY_NS NSEC_PER_SEC
 
 struct front_call {
     struct coordinator *coordinator;
@@ -82,6 +84,8 @@ enum rpc_status front_status(int code)
     case -E2BIG:
     case -EBADMSG:
         return RPC_INVALID_ARGUMENT;
+    case -ENOENT:
+        return RPC_NOT_FOUND;
     case -EACCES:
         return RPC_UNAUTHENTICATED;
     case -EPERM:
@@ -91,12 +95,22 @@ enum rpc_status front_status(int code)
     }
 }
 
+/* "beam.num_beams: expected ...": everything in front of the colon, if it can be a field's name. */
+static void find_field(const char *message, char *ret, size_t size)
+{
+    size_t n = strspn(message, "abcdefghijklmnopqrstuvwxyz0123456789_.");
+    if (n && n < size && message[n] == ':' && message[0] >= 'a')
+        snprintf(ret, size, "%.*s", (int)n, message);
+}
+
 void front_refuse(struct coordinator *c, int code, const char *message, struct front_end *ret)
 {
     c->counters.rejected++;
     c->metrics.rejected[metrics_reject_of(code)]++;
     *ret = (struct front_end){.status = front_status(code)};
     snprintf(ret->message, sizeof ret->message, "%s", message);
+    if (ret->status == RPC_INVALID_ARGUMENT || ret->status == RPC_NOT_FOUND)
+        find_field(message, ret->field, sizeof ret->field);
 }
 
 /* Tells the protocol the end, and lets go of it. */
@@ -162,7 +176,8 @@ static bool begin(struct opening *o)
         return true;
     c->counters.rejected++;
     c->metrics.rejected[METRICS_REJECT_DRAINING]++;
-    *o->ret_refused = (struct front_end){.status = RPC_UNAVAILABLE};
+    *o->ret_refused =
+        (struct front_end){.status = RPC_UNAVAILABLE, .retry_after_ns = DRAINING_RETRY_NS};
     snprintf(o->ret_refused->message, sizeof o->ret_refused->message,
              "the server is draining: try another one, or later");
     return false;

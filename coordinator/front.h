@@ -27,6 +27,7 @@ struct front_end {
     enum rpc_status status;
     char message[512];      /* for the client; "" with RPC_OK */
     int64_t retry_after_ns; /* refused for now: when to try again; 0 = nobody knows */
+    char field[64];         /* of the request, as its message names it, at fault; "" = none */
 };
 
 /* What the protocol does for a call; all required. */
@@ -79,7 +80,8 @@ bool front_allowed(struct coordinator *c, const char *key, enum auth_need need,
 
 /* The status that tells a client about a negative errno value of admission, unpacking or auth.h. */
 enum rpc_status front_status(int code);
-/* Fills in *ret from a failure, and counts it as a rejected request. */
+/* Fills in *ret from a failure, and counts it as a rejected request. A message that starts with the
+ * name of a field and a colon, as admission's do, sets the field, too. */
 void front_refuse(struct coordinator *c, int code, const char *message, struct front_end *ret);
 
 /* A request has something new, or has ended. */

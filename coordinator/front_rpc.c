@@ -6,7 +6,7 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "coordinator/coordinator.h"
-#include "coordinator/front.h"
+#include "coordinator/front_grpc.h"
 
 const char *const front_services[] = {"glmd.v1.Inference", "glmd.v1.Cluster", "glmd.v1.Worker"};
 const size_t front_n_services = ARRAY_LEN(front_services);
@@ -39,6 +39,14 @@ static void answer(struct rpc_front *f, enum rpc_status status, const char *mess
     rpc_finish(f->rpc, status, message);
 }
 
+static void answer_end(struct rpc_front *f, const struct front_end *end)
+{
+    if (f->answered)
+        return;
+    f->answered = true;
+    front_grpc_finish(f->rpc, end);
+}
+
 /* ---- generations ---- */
 
 static int on_news(void *user, const struct stream_message *m)
@@ -56,7 +64,7 @@ static void on_end(void *user, const struct front_end *end)
 {
     struct rpc_front *f = user;
     f->call = NULL;
-    answer(f, end->status, end->message);
+    answer_end(f, end);
 }
 
 static size_t unsent(void *user)
@@ -105,17 +113,13 @@ static int open_score(struct rpc_front *f, const struct front_origin *o, const u
 
 static int open_generation(struct rpc_front *f, const uint8_t *data, size_t size, struct err *e)
 {
-    const struct front_origin origin = {
-        .key = rpc_metadata(f->rpc, "authorization"),
-        .deadline_ns = rpc_deadline_ns(f->rpc),
-        .traceparent = rpc_metadata(f->rpc, "traceparent"),
-    };
+    const struct front_origin origin = front_grpc_origin(f->rpc);
     struct front_end refused;
     int r = f->method == GENERATE ? open_generate(f, &origin, data, size, &refused, e)
             : f->method == FILL   ? open_fill(f, &origin, data, size, &refused, e)
                                   : open_score(f, &origin, data, size, &refused, e);
     if (r == 0 && !f->call)
-        answer(f, refused.status, refused.message);
+        answer_end(f, &refused);
     else if (r == 0)
         coordinator_pump(f->coordinator);
     return r;
@@ -222,7 +226,7 @@ static void on_message(struct rpc_call *rpc, const uint8_t *data, size_t size)
     if (r < 0) {
         struct front_end refused;
         front_refuse(f->coordinator, r, e.message, &refused);
-        answer(f, refused.status, refused.message);
+        answer_end(f, &refused);
     }
 }
 

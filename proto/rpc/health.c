@@ -18,7 +18,7 @@
 #include "grpc/health/v1/health.pb-c.h"
 
 enum {
-    MAX_SERVICES = 1200 /* a coordinator has one for each group */,
+    MAX_SERVICES = 8192, /* a coordinator has one for each group and each rank */
     SERVICE_UNKNOWN = 3,
     NOTHING_SENT = -1,
     REQUEST_HEAP = 16384
@@ -35,14 +35,14 @@ struct query {
 };
 
 struct service {
-    char name[HEALTH_MAX_SERVICE_BYTES + 1];
     enum rpc_serving status;
+    char name[];
 };
 
 struct health {
     struct rpc_method methods[2];
-    struct service *services; /* owned, [n_services] */
-    size_t n_services;
+    struct service **services; /* owned, [n_services], by name */
+    size_t n_services, capacity;
     struct query *queries; /* owned */
     bool stopping;
 };
@@ -71,13 +71,25 @@ int health_read_request(const uint8_t *data, size_t size,
 
 /* ---- answers ---- */
 
+/* The first whose name is not smaller; whether it is this one. */
+static bool find_service(const struct health *h, const char *name, size_t *ret_idx)
+{
+    size_t low = 0, high = h->n_services;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (strcmp(h->services[middle]->name, name) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    *ret_idx = low;
+    return low < h->n_services && strcmp(h->services[low]->name, name) == 0;
+}
+
 static int status_of(const struct health *h, const char *service)
 {
-    for (size_t i = 0; i < h->n_services; i++) {
-        if (strcmp(h->services[i].name, service) == 0)
-            return (int)h->services[i].status;
-    }
-    return SERVICE_UNKNOWN;
+    size_t i;
+    return find_service(h, service, &i) ? (int)h->services[i]->status : SERVICE_UNKNOWN;
 }
 
 static void send_status(struct query *q, int status)
@@ -195,32 +207,52 @@ static void on_watch(struct rpc_call *c, void *context)
 
 /* ---- the server's side ---- */
 
-static bool add_service(struct health *h, const char *name)
+static bool add_service(struct health *h, const char *name, size_t at, enum rpc_serving status)
 {
-    assert(h->n_services < MAX_SERVICES && strlen(name) <= HEALTH_MAX_SERVICE_BYTES);
-    struct service *more = realloc(h->services, (h->n_services + 1) * sizeof *more);
-    if (!more) {
-        log_error("no memory for the health of %s", name);
-        return false;
+    size_t length = strlen(name);
+    assert(h->n_services < MAX_SERVICES && length <= HEALTH_MAX_SERVICE_BYTES);
+    if (h->n_services == h->capacity) {
+        size_t capacity = h->capacity ? 2 * h->capacity : 16;
+        struct service **more = realloc(h->services, capacity * sizeof(struct service *));
+        if (!more)
+            return false;
+        h->services = more;
+        h->capacity = capacity;
     }
-    h->services = more;
-    memcpy(more[h->n_services++].name, name, strlen(name) + 1);
+    struct service *s = malloc(sizeof *s + length + 1);
+    if (!s)
+        return false;
+    s->status = status;
+    memcpy(s->name, name, length + 1);
+    memmove(&h->services[at + 1], &h->services[at],
+            (h->n_services - at) * sizeof(struct service *));
+    h->services[at] = s;
+    h->n_services++;
     return true;
 }
 
-static void set_status(struct health *h, const char *service, enum rpc_serving status)
+static void remove_service(struct health *h, size_t at)
 {
-    size_t i = 0;
-    while (i < h->n_services && strcmp(h->services[i].name, service) != 0)
-        i++;
-    if (status == RPC_SERVING_UNKNOWN) {
-        if (i < h->n_services)
-            h->services[i] = h->services[--h->n_services];
-        return;
-    }
-    if (i == h->n_services && !add_service(h, service))
-        return;
-    h->services[i].status = status;
+    free(h->services[at]);
+    h->n_services--;
+    memmove(&h->services[at], &h->services[at + 1],
+            (h->n_services - at) * sizeof(struct service *));
+}
+
+/* Whether anything is different now. */
+static bool set_status(struct health *h, const char *service, enum rpc_serving status)
+{
+    size_t i;
+    bool known = find_service(h, service, &i);
+    if (known ? h->services[i]->status == status : status == RPC_SERVING_UNKNOWN)
+        return false;
+    if (status == RPC_SERVING_UNKNOWN)
+        remove_service(h, i);
+    else if (known)
+        h->services[i]->status = status;
+    else if (!add_service(h, service, i, status))
+        log_error("no memory for the health of %s", service);
+    return true;
 }
 
 int rpc_health_add(struct rpc_server *s)
@@ -247,11 +279,10 @@ void rpc_health_set(struct rpc_server *s, const char *service, enum rpc_serving 
 {
     struct health *h = rpc_server_builtin(s)->health;
     assert(h);
-    if (h->stopping)
+    if (h->stopping || !set_status(h, service, status))
         return;
-    set_status(h, service, status);
     for (struct query *q = h->queries; q; q = q->next) {
-        if (q->watch)
+        if (q->watch && strcmp(q->service, service) == 0)
             update_watcher(q);
     }
 }
@@ -259,7 +290,7 @@ void rpc_health_set(struct rpc_server *s, const char *service, enum rpc_serving 
 void health_stop(struct health *h)
 {
     for (size_t i = 0; i < h->n_services; i++)
-        h->services[i].status = RPC_NOT_SERVING;
+        h->services[i]->status = RPC_NOT_SERVING;
     h->stopping = true;
     for (struct query *q = h->queries; q; q = q->next) {
         if (!q->watch)
@@ -275,6 +306,8 @@ void health_free(struct health *h)
     if (!h)
         return;
     assert(!h->queries); /* every call has ended */
+    while (h->n_services)
+        remove_service(h, h->n_services - 1);
     free(h->services);
     free(h);
 }

@@ -140,6 +140,13 @@ void rpc_half_close(struct rpc_call *c); /* client: no more messages */
 /* Server: sends the status behind all queued messages; a second one is ignored. message <= 1 KiB
  * (longer ones are cut), UTF-8. */
 void rpc_finish(struct rpc_call *c, enum rpc_status status, const char *message);
+/* With details for programs (status_details.h), at most RPC_MAX_DETAILS_BYTES: more are left out.
+ */
+enum { RPC_MAX_DETAILS_BYTES = 2048 };
+void rpc_finish_details(struct rpc_call *c, enum rpc_status status, const char *message,
+                        const void *details, size_t size);
+/* Client, from on_done only: the details that came with the status; NULL = none. */
+const uint8_t *rpc_details(const struct rpc_call *c, size_t *ret_size);
 /* Ends the call at once, past everything queued. The peer sees CANCELLED. */
 void rpc_cancel(struct rpc_call *c);
 

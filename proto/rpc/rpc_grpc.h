@@ -118,6 +118,8 @@ struct rpc_call {
     bool broken;       /* nothing can be sent any more */
     enum rpc_status finish_status;
     char finish_message[RPC_MAX_STATUS_BYTES + 1];
+    uint8_t *finish_details; /* owned, [n_finish_details]; NULL = none */
+    size_t n_finish_details;
 
     /* the end */
     bool failed;   /* ended by this side: rpc_cancel, or a limit */

@@ -21,6 +21,9 @@
 
 enum { CHUNK_OVERHEAD = 256 }; /* bytes of memory per queued message besides its own, roughly */
 
+/* The name that every gRPC library knows; "-bin": any bytes. */
+#define DETAILS_KEY "grpc-status-details-bin"
+
 static void on_received(struct event *e, bool ok);
 static void on_sent(struct event *e, bool ok);
 static void on_resume(struct event *e, bool ok);
@@ -85,6 +88,7 @@ void call_free(struct rpc_call *c)
     gpr_free(c->path);
     free(c->metadata_text);
     free(c->metadata_values);
+    free(c->finish_details);
     free(c);
 }
 
@@ -323,6 +327,19 @@ static void on_resume(struct event *e, bool ok)
 
 /* ---- sending ---- */
 
+/* The trailer with the status details; how many there are: 1 or 0. */
+static size_t make_trailer(const struct rpc_call *c, grpc_metadata *ret)
+{
+    if (!c->finish_details)
+        return 0;
+    *ret = (grpc_metadata){
+        .key = grpc_slice_from_static_string(DETAILS_KEY),
+        .value =
+            grpc_slice_from_copied_buffer((const char *)c->finish_details, c->n_finish_details),
+    };
+    return 1;
+}
+
 static void send_more(struct rpc_call *c)
 {
     if (c->sending || c->broken || c->sent_final)
@@ -343,8 +360,13 @@ static void send_more(struct rpc_call *c)
         ops[n++].data.send_message.send_message = c->queue->buffer;
     }
     grpc_slice details = grpc_empty_slice();
+    grpc_metadata trailer;
+    size_t n_trailers = 0;
     if (finish && c->server) {
         details = grpc_slice_from_copied_string(c->finish_message);
+        n_trailers = make_trailer(c, &trailer);
+        ops[n].data.send_status_from_server.trailing_metadata_count = n_trailers;
+        ops[n].data.send_status_from_server.trailing_metadata = &trailer;
         ops[n].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
         ops[n].data.send_status_from_server.status = (grpc_status_code)c->finish_status;
         ops[n++].data.send_status_from_server.status_details = &details;
@@ -355,6 +377,8 @@ static void send_more(struct rpc_call *c)
     c->sending = true;
     call_batch(c, ops, n, &c->send_event, on_sent);
     grpc_slice_unref(details);
+    if (n_trailers)
+        grpc_slice_unref(trailer.value);
 }
 
 static void on_sent(struct event *e, bool ok)
@@ -476,6 +500,31 @@ void rpc_finish(struct rpc_call *c, enum rpc_status status, const char *message)
         c->finish_message[length] = '\0';
     }
     send_more(c);
+}
+
+void rpc_finish_details(struct rpc_call *c, enum rpc_status status, const char *message,
+                        const void *details, size_t size)
+{
+    if (c->finishing || c->failed || c->ended)
+        return;
+    if (size && size <= RPC_MAX_DETAILS_BYTES && (c->finish_details = malloc(size))) {
+        memcpy(c->finish_details, details, size);
+        c->n_finish_details = size;
+    }
+    rpc_finish(c, status, message);
+}
+
+const uint8_t *rpc_details(const struct rpc_call *c, size_t *ret_size)
+{
+    for (size_t i = 0; i < c->trailing_metadata.count && !c->failed; i++) {
+        const grpc_metadata *m = &c->trailing_metadata.metadata[i];
+        if (grpc_slice_str_cmp(m->key, DETAILS_KEY) != 0)
+            continue;
+        *ret_size = GRPC_SLICE_LENGTH(m->value);
+        return GRPC_SLICE_START_PTR(m->value);
+    }
+    *ret_size = 0;
+    return NULL;
 }
 
 void rpc_cancel(struct rpc_call *c)

@@ -17,6 +17,10 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "proto/rpc/status_details.h"
+
+/* When a call that found the server full may be worth another try. */
+#define FULL_RETRY_NS NSEC_PER_SEC
 
 static void accept_next(struct rpc_server *s);
 static void on_accepted(struct event *e, bool ok);
@@ -42,8 +46,8 @@ static grpc_server *create(const struct rpc_server *s)
         {.key = GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, .value.integer = 65536},
         /* Pings of our own clients come every 5 s, also without calls. Stock clients that are idle
          * look at their connection every 5 s only, so that they get longer to answer. */
-        {.key = GRPC_ARG_KEEPALIVE_TIME_MS, .value.integer = 10000},
-        {.key = GRPC_ARG_KEEPALIVE_TIMEOUT_MS, .value.integer = 10000},
+        {.key = GRPC_ARG_KEEPALIVE_TIME_MS, .value.integer = 4000},
+        {.key = GRPC_ARG_KEEPALIVE_TIMEOUT_MS, .value.integer = 8000},
         {.key = GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, .value.integer = 1},
         {.key = GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, .value.integer = 0},
         {.key = GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, .value.integer = 1000},
@@ -209,6 +213,16 @@ static const struct rpc_method *find_method(struct rpc_server *s, const char *pa
     return NULL;
 }
 
+static void refuse_for_now(struct rpc_call *c, const char *reason)
+{
+    const struct status_details details = {.retry_after_ns = FULL_RETRY_NS};
+    struct buf bytes = {0};
+    if (status_details_pack(RPC_RESOURCE_EXHAUSTED, reason, &details, &bytes) < 0)
+        buf_clear(&bytes);
+    rpc_finish_details(c, RPC_RESOURCE_EXHAUSTED, reason, bytes.data, bytes.size);
+    buf_deinit(&bytes);
+}
+
 /* Decides what becomes of a new call; NULL: it has been refused. */
 static const struct rpc_method *admit(struct rpc_server *s, struct rpc_call *c)
 {
@@ -224,7 +238,7 @@ static const struct rpc_method *admit(struct rpc_server *s, struct rpc_call *c)
     } else if (list->n >= limit) {
         snprintf(reason, sizeof reason, "the server already has its limit of %zu calls; try later",
                  limit);
-        rpc_finish(c, RPC_RESOURCE_EXHAUSTED, reason);
+        refuse_for_now(c, reason);
     } else {
         call_list_add(list, c);
         return method;

@@ -100,6 +100,7 @@ void call_discard(struct rpc_call *c)
         h->last_call = c->previous;
     list_clear(&c->queue);
     clear_inbox(c);
+    free(c->details);
     free(c);
 }
 
@@ -214,12 +215,37 @@ static void push_inbox(struct rpc_call *to, struct message *m, int64_t latency)
     call_post(to, to->host, m->arrive_ns - clock_now_ns(), on_inbox);
 }
 
+static void push_status_details(struct rpc_call *to, enum rpc_status status, const char *message,
+                                const uint8_t *details, size_t n_details, int64_t latency)
+{
+    size_t size = strlen(message);
+    struct message *m = malloc(sizeof *m + size + 1 + n_details);
+    if (!m)
+        abort();
+    *m = (struct message){
+        .kind = SIM_STATUS, .status = status, .size = size, .n_details = n_details};
+    memcpy(m->data, message, size + 1);
+    if (n_details)
+        memcpy(m->data + size + 1, details, n_details);
+    push_inbox(to, m, latency);
+}
+
 static void push_status(struct rpc_call *to, enum rpc_status status, const char *message,
                         int64_t latency)
 {
-    struct message *m = message_new(SIM_STATUS, message, strlen(message));
-    m->status = status;
-    push_inbox(to, m, latency);
+    push_status_details(to, status, message, NULL, 0, latency);
+}
+
+static void set_details(struct rpc_call *c, const void *details, size_t size)
+{
+    if (!size || size > RPC_MAX_DETAILS_BYTES)
+        return;
+    free(c->details);
+    c->details = malloc(size);
+    if (!c->details)
+        abort();
+    memcpy(c->details, details, size);
+    c->n_details = size;
 }
 
 void call_fail(struct rpc_call *c, enum rpc_status status, const char *message)
@@ -312,7 +338,8 @@ static void on_send(void *arg)
     if (open && !c->queue.first && c->finishing) {
         c->sent_final = true;
         if (c->peer)
-            push_status(c->peer, c->end_status, c->end_message, latency_to_peer(c));
+            push_status_details(c->peer, c->end_status, c->end_message, c->details, c->n_details,
+                                latency_to_peer(c));
         char message[sizeof c->end_message];
         memcpy(message, c->end_message, sizeof message);
         call_end(c, net_random(c->host->net, SEND_MIN_NS, SEND_MAX_NS), c->end_status, message);
@@ -390,6 +417,22 @@ void rpc_finish(struct rpc_call *c, enum rpc_status status, const char *message)
     kick_soon(c);
 }
 
+void rpc_finish_details(struct rpc_call *c, enum rpc_status status, const char *message,
+                        const void *details, size_t size)
+{
+    if (c->finishing || c->failed || c->ended || c->ending)
+        return;
+    set_details(c, details, size);
+    rpc_finish(c, status, message);
+}
+
+const uint8_t *rpc_details(const struct rpc_call *c, size_t *ret_size)
+{
+    bool any = c->channel && !c->failed && c->n_details;
+    *ret_size = any ? c->n_details : 0;
+    return any ? c->details : NULL;
+}
+
 void rpc_cancel(struct rpc_call *c)
 {
     call_fail(c, RPC_CANCELLED, "cancelled");
@@ -417,6 +460,7 @@ static const struct message *find_error(const struct rpc_call *c, int64_t now)
 static void deliver(struct rpc_call *c, const struct message *m)
 {
     if (m->kind == SIM_STATUS) {
+        set_details(c, m->data + m->size + 1, m->n_details);
         call_end(c, 0, m->status, (const char *)m->data);
     } else if (m->kind == SIM_HALF_CLOSE) {
         if (!c->finishing && c->callbacks->on_half_close)
@@ -434,6 +478,7 @@ static void read_inbox(struct rpc_call *c)
         int64_t now = clock_now_ns();
         const struct message *error = c->paused ? find_error(c, now) : NULL;
         if (error) {
+            set_details(c, error->data + error->size + 1, error->n_details);
             call_end(c, 0, error->status, (const char *)error->data);
             return;
         }

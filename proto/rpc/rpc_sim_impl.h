@@ -81,7 +81,8 @@ struct message {
     enum rpc_status status;
     int64_t arrive_ns; /* once it is under way */
     size_t size;
-    uint8_t data[]; /* STATUS: the text, NUL-terminated */
+    size_t n_details; /* STATUS: bytes of details behind the text */
+    uint8_t data[];   /* STATUS: the text, NUL-terminated, [size]; then the details */
 };
 
 struct message_list {
@@ -121,6 +122,9 @@ struct rpc_call {
     bool ended;  /* on_done has run */
     enum rpc_status end_status;
     char end_message[SIM_MAX_STATUS_BYTES + 1];
+    uint8_t
+        *details; /* owned, [n_details]: server: to send with the status; client: came with it */
+    size_t n_details;
 };
 
 /* rpc_sim.c */

@@ -1,4 +1,5 @@
-/* wire.h: every message of glmd/v1/{inference,cluster,worker}.proto as a plain C struct.
+/* wire.h: every message of glmd/v1/{inference,cluster,worker}.proto and of inference/kserve.proto
+ * as a plain C struct.
  *
  *   int  wire_unpack_hello(data, size, &hello, &err);   bytes -> new object
  *   void wire_free_hello(hello);                        NULL is fine
@@ -28,6 +29,7 @@
 
 #include "proto/rpc/wire_cluster.h"
 #include "proto/rpc/wire_inference.h"
+#include "proto/rpc/wire_kserve.h"
 #include "proto/rpc/wire_worker.h"
 
 #endif

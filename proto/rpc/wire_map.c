@@ -243,6 +243,15 @@ static size_t plain_size(ProtobufCType type)
     }
 }
 
+/* Lists are shared with protobuf-c: elements look as its own do. */
+static size_t element_size(ProtobufCType type)
+{
+    static_assert(sizeof(struct wire_bytes) == sizeof(ProtobufCBinaryData) &&
+                      offsetof(struct wire_bytes, data) == offsetof(ProtobufCBinaryData, data),
+                  "lists of bytes are shared");
+    return type == PROTOBUF_C_TYPE_BOOL ? sizeof(protobuf_c_boolean) : plain_size(type);
+}
+
 static const char *check_field(const struct wire_field *w, const ProtobufCFieldDescriptor *f)
 {
     bool repeated = f->label == PROTOBUF_C_LABEL_REPEATED;
@@ -260,12 +269,11 @@ static const char *check_field(const struct wire_field *w, const ProtobufCFieldD
         return "table of another message";
     if (message && w->kind != WIRE_ONEOF && w->size != w->sub->size)
         return "struct of another message";
-    if (!message && w->size != plain_size(f->type))
+    if (!message && w->size != (repeated ? element_size(f->type) : plain_size(f->type)))
         return "size of the member does not fit the type";
     if (w->kind == WIRE_ONEOF && !message && f->type != PROTOBUF_C_TYPE_STRING)
         return "only strings and messages can be members of a oneof";
-    if (repeated && (f->type == PROTOBUF_C_TYPE_BOOL || f->type == PROTOBUF_C_TYPE_ENUM ||
-                     f->type == PROTOBUF_C_TYPE_BYTES))
+    if (repeated && f->type == PROTOBUF_C_TYPE_ENUM)
         return "lists of this type are not supported";
     return NULL;
 }

@@ -14,7 +14,8 @@
  *   singular message          const struct y *x               NULL = absent
  *   EMBED                     struct y x                      absent = zeros
  *   member of a oneof         const char * or const struct *  at most one is not NULL
- *   repeated                  const T *x; uint32_t n_x        T may be const char *, a struct
+ *   repeated                  const T *x; uint32_t n_x        T may be const char *, a struct, and
+ *                                                             is uint32_t for bool
  *   SAME                      const T *x                      as long as another list; NULL when
  *                                                             absent
  */
@@ -133,5 +134,7 @@ extern const struct wire_map wire_model_info_map;
 extern const struct wire_map *const wire_inference_maps[];
 extern const struct wire_map *const wire_cluster_maps[];
 extern const struct wire_map *const wire_worker_maps[];
+extern const struct wire_map *const wire_kserve_maps[];
+extern const struct wire_map *const wire_details_maps[];
 
 #endif

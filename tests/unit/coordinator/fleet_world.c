@@ -87,9 +87,17 @@ static void on_gone(void *context, uint32_t group, const char *name)
     s->n_gone++;
 }
 
+/* Of a rank that there is. */
+static void on_rank(void *context, uint32_t group, uint32_t rank)
+{
+    struct world *w = context;
+    assert_true(rank < fleet_n_ranks(w->fleet, group));
+    seen(w, group)->n_rank_changes++;
+}
+
 void world_start_fleet(struct world *w)
 {
-    static const struct fleet_ops ops = {on_ready, on_result, on_down, on_gone};
+    static const struct fleet_ops ops = {on_ready, on_result, on_down, on_gone, on_rank};
     struct err e = ERR_INIT;
     if (epoch_open(w->dir, &w->epochs, &e) < 0)
         fail_msg("%s", e.message);

@@ -15,7 +15,7 @@ void world_start_clock(void);
 /* ---- a coordinator's side ---- */
 
 struct seen { /* what the fleet has said about a group */
-    unsigned n_ready, n_down, n_results, n_gone;
+    unsigned n_ready, n_down, n_results, n_gone, n_rank_changes;
     struct plan_limits limits;
     uint32_t n_stages;
     uint64_t epoch;

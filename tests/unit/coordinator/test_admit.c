@@ -337,7 +337,8 @@ static void test_bad_generate(void **state)
         struct request *r = NULL;
         struct err e = ERR_INIT;
         int code = admit_generate(&admit, &w, &r, &e);
-        if (code != -EINVAL || !strstr(e.message, cases[i].word))
+        int expected = cases[i].spoil == bad_model ? -ENOENT : -EINVAL;
+        if (code != expected || e.code != expected || !strstr(e.message, cases[i].word))
             fail_msg("case \"%s\": code %d, message \"%s\"", cases[i].word, code, e.message);
     }
 }

@@ -125,6 +125,7 @@ void random_fill(struct wire_random *r, const struct wire_map *m, void *plain, u
 {
     oneof_pick %= oneof_members(m);
     uint32_t member = 0;
+    uint64_t taken = 0; /* oneofs of scalars that have their one member, by place */
     for (unsigned i = 0; i < m->n_fields; i++) {
         const struct wire_field *w = &m->fields[i];
         const ProtobufCFieldDescriptor *f = &m->descriptor->fields[i];
@@ -134,7 +135,9 @@ void random_fill(struct wire_random *r, const struct wire_map *m, void *plain, u
         if (w->kind == WIRE_ARRAY || w->kind == WIRE_SAME) {
             random_list(r, w, f, plain);
         } else if (w->kind == WIRE_OPTIONAL) {
-            bool has = chance(r);
+            uint64_t place = UINT64_C(1) << f->quantifier_offset / 4 % 64;
+            bool has = !(taken & place) && chance(r);
+            taken |= has ? place : 0;
             memcpy((char *)plain + w->other, &has, sizeof has);
             if (has)
                 random_value(r, f, at, w->size);

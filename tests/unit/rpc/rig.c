@@ -174,11 +174,33 @@ static void on_refuse_call(struct rpc_call *c, void *context)
     rpc_finish(c, RPC_FAILED_PRECONDITION, message);
 }
 
+static void on_details_call(struct rpc_call *c, void *context)
+{
+    (void)context;
+    note(c, &silent_callbacks);
+    rpc_finish_details(c, RPC_ABORTED, "see the details", "any\0bytes\xff", 10);
+}
+
+/* One byte more than is sent. */
+static void on_large_details_call(struct rpc_call *c, void *context)
+{
+    static uint8_t large[RPC_MAX_DETAILS_BYTES + 1];
+    (void)context;
+    note(c, &silent_callbacks);
+    rpc_finish_details(c, RPC_ABORTED, "too many details", large, sizeof large);
+}
+
 const struct rpc_method test_methods[] = {
-    {"/test.Test/Unary", on_echo_call, NULL},    {"/test.Test/Bidi", on_echo_call, NULL},
-    {"/test.Test/Stream", on_stream_call, NULL}, {"/test.Test/Flood", on_flood_call, NULL},
-    {"/test.Test/Hold", on_hold_call, NULL},     {"/test.Test/Paused", on_paused_call, NULL},
-    {"/test.Test/Refuse", on_refuse_call, NULL}, {"/test.Test/Own", on_echo_call, NULL, 1},
+    {"/test.Test/Unary", on_echo_call, NULL},
+    {"/test.Test/Bidi", on_echo_call, NULL},
+    {"/test.Test/Stream", on_stream_call, NULL},
+    {"/test.Test/Flood", on_flood_call, NULL},
+    {"/test.Test/Hold", on_hold_call, NULL},
+    {"/test.Test/Paused", on_paused_call, NULL},
+    {"/test.Test/Refuse", on_refuse_call, NULL},
+    {"/test.Test/Own", on_echo_call, NULL, 1},
+    {"/test.Test/Details", on_details_call, NULL},
+    {"/test.Test/LargeDetails", on_large_details_call, NULL},
 };
 const size_t n_test_methods = ARRAY_LEN(test_methods);
 
@@ -202,6 +224,10 @@ static void on_client_done(struct rpc_call *c, enum rpc_status status, const cha
     k->call = NULL;
     k->status = status;
     snprintf(k->message, sizeof k->message, "%s", message);
+    const uint8_t *details = rpc_details(c, &k->n_details);
+    assert_int_equal(details != NULL, k->n_details != 0);
+    if (details)
+        memcpy(k->details, details, MIN(k->n_details, sizeof k->details));
     k->n_done++;
 }
 

@@ -46,6 +46,8 @@ struct client {
     uint8_t last[64]; /* start of the last message */
     enum rpc_status status;
     char message[1200];
+    size_t n_details; /* bytes of status details */
+    uint8_t details[256];
     size_t pause_after; /* rpc_pause after so many messages; 0: never */
 };
 

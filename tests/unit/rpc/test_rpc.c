@@ -122,6 +122,23 @@ static void test_refused(void **state)
     assert_int_equal(served->status, RPC_FAILED_PRECONDITION);
 }
 
+static void test_details(void **state)
+{
+    struct rig *r = *state;
+    struct client c = {0};
+    client_unary(r, &c, "/test.Test/Details", "x", 1);
+    assert_int_equal(c.status, RPC_ABORTED);
+    assert_string_equal(c.message, "see the details");
+    assert_int_equal(c.n_details, 10);
+    assert_memory_equal(c.details, "any\0bytes\xff", 10);
+    client_unary(r, &c, "/test.Test/LargeDetails", "x", 1); /* without them */
+    assert_int_equal(c.status, RPC_ABORTED);
+    assert_string_equal(c.message, "too many details");
+    assert_int_equal(c.n_details, 0);
+    client_unary(r, &c, "/test.Test/Refuse", "x", 1);
+    assert_int_equal(c.n_details, 0);
+}
+
 static void test_unknown_method(void **state)
 {
     struct rig *r = *state;
@@ -442,6 +459,7 @@ int main(int argc, char **argv)
         BOTH(test_server_stream),
         BOTH(test_bidi),
         BOTH(test_refused),
+        BOTH(test_details),
         BOTH(test_unknown_method),
         BOTH(test_cancel_by_client),
         BOTH(test_cancel_by_server),

@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/util.h"
+#include "proto/rpc/status_details.h"
 
 static int setup(void **state)
 {
@@ -96,6 +97,9 @@ static void test_max_calls(void **state)
     client_unary(r, &more, "/test.Test/Unary", "x", 1);
     assert_int_equal(more.status, RPC_RESOURCE_EXHAUSTED);
     assert_string_equal(more.message, "the server already has its limit of 4 calls; try later");
+    struct status_details details;
+    assert_int_equal(status_details_unpack(more.details, more.n_details, &details, NULL), 0);
+    assert_int_equal(details.retry_after_ns, NSEC_PER_SEC);
     /* a method with room of its own is not kept out, and has a limit, too */
     struct client own = {0};
     client_open(r, &own, "/test.Test/Own", 0);

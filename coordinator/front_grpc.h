@@ -1,0 +1,14 @@
+/* front_grpc.h: what the client protocols over gRPC share: where a call comes from, and how it
+ * ends. Loop thread. */
+#ifndef GLMD_COORDINATOR_FRONT_GRPC_H
+#define GLMD_COORDINATOR_FRONT_GRPC_H
+
+#include "coordinator/front.h"
+
+struct front_origin front_grpc_origin(const struct rpc_call *rpc);
+
+/* Ends the call with the status and its details: RetryInfo where another try is worth it,
+ * BadRequest where a field is at fault. */
+void front_grpc_finish(struct rpc_call *rpc, const struct front_end *end);
+
+#endif
