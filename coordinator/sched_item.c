@@ -54,8 +54,9 @@ static bool add_banned(struct sched_group *g, const int32_t *ids, uint32_t n)
     return add_ids(&g->banned, &g->n_banned, &g->capacity_banned, ids, n);
 }
 
-/* What the penalties of a sequence look at. A sample that is still out is the rank's to add. */
-static bool add_history(struct sched_group *g, const struct request *r, const struct seq *q,
+/* What the penalties of a sequence look at, without what the ranks have. A sample that is still out
+ * is theirs to add. */
+static bool add_history(struct sched_group *g, const struct request *r, struct seq *q,
                         uint32_t item, struct plan_sampling *ret)
 {
     const struct request_params *p = &r->params;
@@ -68,10 +69,17 @@ static bool add_history(struct sched_group *g, const struct request *r, const st
     if (p->beam)
         output = beam_search_tokens(r->search, q->output, &n_output);
     const struct token_list *prompt = &r->prompt.ids;
+    size_t n_total = prompt->n + n_output, n_kept = q->n_history;
+    assert(n_kept <= n_total);
+    size_t from_prompt = MIN(n_kept, prompt->n), from_output = n_kept - from_prompt;
     ret->n_history_prompt = (uint32_t)prompt->n;
-    ret->n_history = (uint32_t)(prompt->n + n_output);
-    return add_ids(&g->history, &g->n_history, &g->capacity_history, prompt->ids, prompt->n) &&
-           add_ids(&g->history, &g->n_history, &g->capacity_history, output, n_output);
+    ret->n_history_kept = (uint32_t)n_kept;
+    ret->n_history = (uint32_t)(n_total - n_kept);
+    q->n_history = (uint32_t)n_total;
+    return add_ids(&g->history, &g->n_history, &g->capacity_history, prompt->ids + from_prompt,
+                   prompt->n - from_prompt) &&
+           (from_output == n_output || add_ids(&g->history, &g->n_history, &g->capacity_history,
+                                               output + from_output, n_output - from_output));
 }
 
 static bool add_beam_bans(struct sched_group *g, const struct request *r, uint32_t beam,
@@ -101,7 +109,7 @@ static bool add_end_bans(const struct sched *s, struct sched_group *g, const str
 }
 
 static bool set_sampling(const struct sched *s, struct sched_group *g, const struct request *r,
-                         const struct seq *q, uint32_t item, struct plan_sampling *ret)
+                         struct seq *q, uint32_t item, struct plan_sampling *ret)
 {
     const struct request_params *p = &r->params;
     uint32_t n_done =

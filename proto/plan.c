@@ -179,6 +179,21 @@ static int check_sampling_lists(const struct plan_sampling *s, uint32_t i,
     return 0;
 }
 
+static int check_history(const struct plan_sampling *s, uint32_t i, const struct plan_limits *l,
+                         struct err *e)
+{
+    uint64_t total = (uint64_t)s->n_history_kept + s->n_history;
+    if (total > l->max_seq)
+        return err_set(e, -EINVAL,
+                       "item %u: history: expected at most %u ids, kept and new, found %llu", i,
+                       l->max_seq, (unsigned long long)total);
+    if (s->n_history_prompt > total)
+        return err_set(e, -EINVAL,
+                       "item %u: history: expected at most %llu ids of the prompt, found %u", i,
+                       (unsigned long long)total, s->n_history_prompt);
+    return 0;
+}
+
 static int check_sampling(const struct plan_sampling *s, uint32_t i, const struct plan_limits *l,
                           struct err *e)
 {
@@ -201,11 +216,6 @@ static int check_sampling(const struct plan_sampling *s, uint32_t i, const struc
                        "item %u: presence and frequency penalty: expected finite numbers, found %g "
                        "and %g",
                        i, (double)s->presence_penalty, (double)s->frequency_penalty);
-    if (s->n_history_prompt > s->n_history)
-        return err_set(e, -EINVAL,
-                       "item %u: history: expected at most %u ids of the prompt, found "
-                       "%u",
-                       i, s->n_history, s->n_history_prompt);
     uint32_t top_max = MIN(l->n_top_logprobs, (uint32_t)PLAN_MAX_TOP_LOGPROBS);
     if (s->n_top_logprobs > top_max)
         return err_set(e, -EINVAL, "item %u: n_top_logprobs: expected at most %u, found %u", i,
@@ -222,7 +232,8 @@ static int check_sampling(const struct plan_sampling *s, uint32_t i, const struc
         if (lists[k].n > lists[k].max || (lists[k].n && !lists[k].list))
             return err_set(e, -EINVAL, "item %u: %s: expected at most %u, found %u", i,
                            lists[k].name, lists[k].max, lists[k].n);
-    return check_sampling_lists(s, i, l, e);
+    int r = check_history(s, i, l, e);
+    return r ? r : check_sampling_lists(s, i, l, e);
 }
 
 static int check_output(const struct plan *p, const struct plan_item *it, uint32_t i,
@@ -390,6 +401,14 @@ static uint64_t mix(uint64_t hash, const void *data, size_t size)
     return size ? XXH3_64bits_withSeed(data, size, hash) : hash;
 }
 
+/* What is kept was mixed in when it came. */
+static uint64_t mix_history(uint64_t hash, const struct plan_sampling *s)
+{
+    const uint32_t head[] = {s->n_history_kept, s->n_history, s->n_history_prompt};
+    hash = mix(hash, head, sizeof head);
+    return mix(hash, s->history, s->n_history * sizeof s->history[0]);
+}
+
 uint64_t plan_state_hash(uint64_t seed, const struct plan *p, const struct result_item *items,
                          const struct result_group *groups)
 {
@@ -411,6 +430,8 @@ uint64_t plan_state_hash(uint64_t seed, const struct plan *p, const struct resul
         hash = mix(hash, item, sizeof item);
         hash = mix(hash, it->tokens, it->n_tokens * sizeof it->tokens[0]);
         hash = mix(hash, it->blocks, it->n_blocks * sizeof it->blocks[0]);
+        if (plan_item_chooses(it) && plan_history_total(&it->sampling))
+            hash = mix_history(hash, &it->sampling);
     }
     for (uint32_t g = 0; g < p->n_groups; g++)
         for (uint32_t i = 0; i < groups[g].n_candidates; i++) {

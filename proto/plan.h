@@ -70,7 +70,10 @@ struct plan_range {
  *   min-p m        only ids whose probability is at least m times the largest one
  *
  * The history is prompt and output so far; where the item's first token is PLAN_TOKEN_PREVIOUS, the
- * rank adds that token to the output. Log-probabilities are those of the logits with bias, before
+ * rank adds that token to the output. A rank keeps the history of a slot as long as its generation
+ * lasts: an item brings what stands behind the first n_history_kept ids of the last one that the
+ * slot had, usually the newest token. The first item of a generation brings all of it. As a whole
+ * it is not longer than a sequence. Log-probabilities are those of the logits with bias, before
  * penalties. */
 struct plan_sampling {
     float temperature;                         /* > 0 */
@@ -79,10 +82,12 @@ struct plan_sampling {
     float min_p;                               /* 0 .. 1; 0 = off */
     float repetition_penalty;                  /* > 0; 0 or 1 = off */
     float presence_penalty, frequency_penalty; /* finite; 0 = off */
-    const int32_t *history; /* [n_history]: prompt, then output; empty when all penalties are off */
-    uint32_t n_history, n_history_prompt;
-    uint64_t seed;    /* Philox key */
-    uint64_t request; /* Philox counter, with choice and output_index */
+    /* [n_history]: prompt, then output, behind what is kept; none when all penalties are off */
+    const int32_t *history;
+    uint32_t n_history, n_history_kept;
+    uint32_t n_history_prompt; /* of all ids, kept or new */
+    uint64_t seed;             /* Philox key */
+    uint64_t request;          /* Philox counter, with choice and output_index */
     uint32_t choice;
     uint32_t output_index;
     uint32_t n_top_logprobs; /* log-probabilities of the best tokens to return; 0 = none. All that
@@ -198,6 +203,18 @@ struct step_result { /* memory belongs to whoever made it; valid until its next 
 
 /* -EINVAL with the item and field that is wrong, what was expected and what was found. */
 int plan_validate(const struct plan *p, const struct plan_limits *limits, struct err *e);
+
+/* Ids that penalties look at. */
+static inline uint32_t plan_history_total(const struct plan_sampling *s)
+{
+    return s->n_history_kept + s->n_history;
+}
+
+/* Whether the item chooses something: only then its sampling counts. */
+static inline bool plan_item_chooses(const struct plan_item *it)
+{
+    return it->output == PLAN_OUTPUT_SAMPLE || it->output == PLAN_OUTPUT_BEAM;
+}
 
 /* One round of the rolling hash (XXH3-64, seeded with `seed`): what an engine calls after a step.
  */

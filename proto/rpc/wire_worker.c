@@ -202,6 +202,7 @@ static const struct wire_field sampling_fields[] = {
     F_VALUE(T, frequency_penalty),
     F_ARRAY(T, history),
     F_VALUE(T, n_history_prompt),
+    F_VALUE(T, n_history_kept),
 };
 WIRE_MAP(sampling, step_sampling, T);
 #undef T

@@ -16,8 +16,8 @@ static size_t max_sliced_blocks(const struct plan_limits *limits)
 
 uint64_t batch_bytes(const struct plan_limits *limits)
 {
-    uint64_t per_slot =
-        sizeof(struct batch_slot) + sizeof(struct k_seq) + sizeof(struct batch_sliced);
+    uint64_t per_slot = sizeof(struct batch_slot) + sizeof(struct k_seq) +
+                        sizeof(struct batch_sliced) + limits->max_seq * sizeof(int32_t);
     uint64_t per_token = 2 * sizeof(int32_t) + sizeof(struct batch_output);
     return limits->n_slots * per_slot + limits->max_tokens * per_token +
            max_sliced_blocks(limits) * sizeof(uint32_t);
@@ -27,6 +27,7 @@ int batch_init(struct batch *b, const struct plan_limits *limits)
 {
     b->limits = *limits;
     b->slots = alloc_array(limits->n_slots, sizeof *b->slots);
+    b->histories = alloc_array((size_t)limits->n_slots * limits->max_seq, sizeof *b->histories);
     b->ids = alloc_array(limits->max_tokens, sizeof *b->ids);
     b->positions = alloc_array(limits->max_tokens, sizeof *b->positions);
     b->seqs = alloc_array(limits->n_slots, sizeof *b->seqs);
@@ -34,8 +35,8 @@ int batch_init(struct batch *b, const struct plan_limits *limits)
     b->slices.items = alloc_array(limits->n_slots, sizeof *b->slices.items);
     b->slices.blocks = alloc_array(max_sliced_blocks(limits), sizeof *b->slices.blocks);
     b->bytes = batch_bytes(limits);
-    if (!b->slots || !b->ids || !b->positions || !b->seqs || !b->outputs || !b->slices.items ||
-        !b->slices.blocks)
+    if (!b->slots || !b->histories || !b->ids || !b->positions || !b->seqs || !b->outputs ||
+        !b->slices.items || !b->slices.blocks)
         return -ENOMEM;
     return 0;
 }
@@ -43,6 +44,7 @@ int batch_init(struct batch *b, const struct plan_limits *limits)
 void batch_deinit(struct batch *b)
 {
     free(b->slots);
+    free(b->histories);
     free(b->ids);
     free(b->positions);
     free(b->seqs);
@@ -108,6 +110,16 @@ static int check_previous(const struct batch *b, const struct plan_item *it, uin
                            idx, i, it->slot, it->start);
     }
     return 0;
+}
+
+static int check_history(const struct batch_slot *s, const struct plan_item *it, uint32_t idx,
+                         struct err *e)
+{
+    uint32_t n_has = continues(s, it) ? s->n_history : 0;
+    if (!plan_item_chooses(it) || it->sampling.n_history_kept <= n_has)
+        return 0;
+    return err_set(e, -EINVAL, "item %u: history: slot %u has kept %u ids, the plan goes on at %u",
+                   idx, it->slot, n_has, it->sampling.n_history_kept);
 }
 
 static int check_step(const struct batch *b, const struct plan *p, struct err *e)
@@ -233,6 +245,8 @@ int batch_check(const struct batch *b, const struct plan *p, struct err *e)
         r = check_slot(s, it, i, e);
         if (r == 0)
             r = check_previous(b, it, i, e);
+        if (r == 0)
+            r = check_history(s, it, i, e);
     }
     return r;
 }
@@ -269,6 +283,28 @@ static bool unfinished(const struct batch *b, const struct plan *p, const struct
     return it->sliced && p->layer_end < b->limits.n_layers;
 }
 
+static int32_t *history_of(const struct batch *b, const struct plan_item *it)
+{
+    return b->histories + (size_t)it->slot * b->limits.max_seq;
+}
+
+static void extend_history(struct batch *b, const struct plan_item *it)
+{
+    const struct plan_sampling *s = &it->sampling;
+    if (plan_item_chooses(it) && s->n_history)
+        memcpy(history_of(b, it) + s->n_history_kept, s->history,
+               s->n_history * sizeof *s->history);
+}
+
+struct plan_sampling batch_sampling(const struct batch *b, const struct plan_item *it)
+{
+    struct plan_sampling s = it->sampling;
+    s.history = history_of(b, it);
+    s.n_history = plan_history_total(&it->sampling);
+    s.n_history_kept = 0;
+    return s;
+}
+
 void batch_build(struct batch *b, const struct plan *p)
 {
     b->n_rows = b->n_seqs = b->n_outputs = 0;
@@ -287,8 +323,10 @@ void batch_build(struct batch *b, const struct plan *p)
                                               .start = it->start,
                                               .prefix_len = it->prefix_len,
                                               .blocks = it->blocks};
-        if (!unfinished(b, p, it))
+        if (!unfinished(b, p, it)) {
             add_outputs(b, it, i, row0);
+            extend_history(b, it);
+        }
         b->n_rows += it->n_tokens;
         if (!it->sliced) {
             b->n_whole_rows = b->n_rows;
@@ -309,10 +347,15 @@ void batch_commit(struct batch *b, const struct plan *p, const struct result_ite
         const struct plan_item *it = &p->items[i];
         if (unfinished(b, p, it))
             continue;
-        b->slots[it->slot] = (struct batch_slot){.used = true,
-                                                 .gen = it->slot_gen,
-                                                 .length = it->start + it->n_tokens,
-                                                 .prefix_len = it->prefix_len,
-                                                 .sample = results[i].token};
+        struct batch_slot *s = &b->slots[it->slot];
+        uint32_t n_history = continues(s, it) ? s->n_history : 0;
+        if (plan_item_chooses(it))
+            n_history = plan_history_total(&it->sampling);
+        *s = (struct batch_slot){.used = true,
+                                 .gen = it->slot_gen,
+                                 .length = it->start + it->n_tokens,
+                                 .prefix_len = it->prefix_len,
+                                 .sample = results[i].token,
+                                 .n_history = n_history};
     }
 }

@@ -17,6 +17,7 @@
  *   - a slice that does not begin at layer 0 brings the items of the slice before it (slot,
  *     generation, tokens, positions, prefix, blocks) and begins where that one ended. Their slots
  *     begin their lives with the last slice.
+ *   - a history continues what the slot has kept in its generation.
  *   - steps are numbered without gaps within an epoch.
  */
 #ifndef GLMD_WORKER_ENGINE_BATCH_H
@@ -36,6 +37,7 @@ struct batch_slot {
     uint32_t length; /* tokens in the cache */
     uint32_t prefix_len;
     int32_t sample; /* of the previous step; -1 = it did not sample */
+    uint32_t n_history;
 };
 
 struct batch_sliced { /* an item between two slices */
@@ -62,6 +64,7 @@ struct batch_output { /* one row that goes through the head, in plan order */
 struct batch {
     struct plan_limits limits;
     struct batch_slot *slots; /* [n_slots] */
+    int32_t *histories;       /* [n_slots, max_seq] what penalties look at */
     uint64_t epoch, step;     /* of the last plan; step 0 = none since batch_reset */
     struct batch_slices slices;
     bool no_previous; /* there are several stages: samples are known to the last one only */
@@ -85,6 +88,10 @@ void batch_reset(struct batch *b);
 /* plan_validate and the rules above; changes nothing. -EINVAL names the item, what was expected and
  * what was found. */
 int batch_check(const struct batch *b, const struct plan *p, struct err *e);
+
+/* How the item's outputs are chosen, with the whole history and nothing kept; between batch_build
+ * and batch_commit. */
+struct plan_sampling batch_sampling(const struct batch *b, const struct plan_item *it);
 
 /* After batch_check: rows, sequences and outputs of the step. Sliced items have outputs with their
  * last slice. */

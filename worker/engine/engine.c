@@ -330,7 +330,8 @@ static void beam_row(struct engine *g, const struct plan *p, uint32_t item, stru
         sampler_beam_begin(g->sampler, &p->groups[it->beam_group]);
         at->group_rows_left = group_rows(p, item);
     }
-    sampler_beam_row(g->sampler, g->row, item, it->beam_score, &it->sampling);
+    const struct plan_sampling sampling = batch_sampling(&g->batch, it);
+    sampler_beam_row(g->sampler, g->row, item, it->beam_score, &sampling);
     if (--at->group_rows_left)
         return;
     struct result_candidate *candidates = g->results.candidates + at->n_candidates;
@@ -374,8 +375,9 @@ static void take_row(struct engine *g, const struct plan *p, const struct batch_
         struct result_logprob *top = g->results.top + (size_t)o->item * g->limits.n_top_logprobs;
         bool ahead = it->tokens[0] == PLAN_TOKEN_PREVIOUS;
         int32_t previous = ahead ? g->batch.slots[it->slot].sample : -1;
+        const struct plan_sampling sampling = batch_sampling(&g->batch, it);
         result->token =
-            sampler_choose(g->sampler, g->row, &it->sampling, previous, &result->logprob, top);
+            sampler_choose(g->sampler, g->row, &sampling, previous, &result->logprob, top);
         result->top = top;
         result->n_top = it->sampling.n_top_logprobs;
         break;

@@ -401,7 +401,8 @@ static void take_sample(struct fake *f, const struct plan_item *it, uint64_t sta
     struct result_logprob *top = f->top + (size_t)item * f->config.limits.n_top_logprobs;
     bool ahead = it->tokens[0] == PLAN_TOKEN_PREVIOUS;
     int32_t previous = ahead ? f->batch.slots[it->slot].sample : -1;
-    result->token = fake_choose(&f->config, state, &it->sampling, previous);
+    const struct plan_sampling sampling = batch_sampling(&f->batch, it);
+    result->token = fake_choose(&f->config, state, &sampling, previous);
     result->logprob = fake_token_logprob(&f->config, state, result->token);
     result->top = top;
     result->n_top = fake_top(&f->config, state, it->sampling.n_top_logprobs, top);
@@ -450,7 +451,8 @@ static void produce_outputs(struct fake *f, const struct plan *p)
             const struct plan_beam_group *group = &p->groups[it->beam_group];
             if (beams.group != group) /* items of a group are neighbours */
                 beams = (struct beams){.group = group, .held = beams.held + beams.n_held};
-            offer_row(&beams, &f->config, state, o->item, it->beam_score, &it->sampling);
+            const struct plan_sampling sampling = batch_sampling(b, it);
+            offer_row(&beams, &f->config, state, o->item, it->beam_score, &sampling);
             f->groups[it->beam_group] = (struct result_group){beams.held, beams.n_held};
         }
     }

@@ -1,6 +1,7 @@
 /* fake_engine.c: see fake_engine.h. */
 #include "fake_engine.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +17,9 @@ struct cell {
 struct slot {
     bool used;
     uint32_t gen, length, prefix_len;
-    int32_t sample; /* of the last step; -1 = it did not sample */
+    int32_t sample;   /* of the last step; -1 = it did not sample */
+    int32_t *history; /* [max_seq] what penalties look at */
+    uint32_t n_history;
 };
 
 struct results {
@@ -34,6 +37,7 @@ struct fake_engine {
     struct plan_limits limits;
     struct cell *cells; /* [n_blocks, 16] */
     struct slot *slots;
+    int32_t *histories;
     uint64_t epoch, step;
     struct {
         uint32_t slot, gen, n_tokens;
@@ -52,12 +56,20 @@ static void require(bool ok, const char *what, const struct plan *p, uint32_t it
     abort();
 }
 
+static void forget_slots(struct fake_engine *f)
+{
+    for (uint32_t i = 0; i != f->limits.n_slots; i++)
+        f->slots[i] = (struct slot){.history = f->histories + (size_t)i * f->limits.max_seq};
+}
+
 struct fake_engine *fake_engine_new(const struct plan_limits *limits)
 {
     struct fake_engine *f = calloc(1, sizeof *f);
     f->limits = *limits;
     f->cells = calloc((size_t)limits->n_blocks * PLAN_KV_BLOCK_TOKENS, sizeof *f->cells);
     f->slots = calloc(limits->n_slots, sizeof *f->slots);
+    f->histories = calloc((size_t)limits->n_slots * limits->max_seq, sizeof *f->histories);
+    forget_slots(f);
     for (size_t i = 0; i != N_RESULTS; i++) {
         struct results *r = &f->results[i];
         r->items = calloc(limits->n_slots, sizeof *r->items);
@@ -77,6 +89,7 @@ void fake_engine_free(struct fake_engine *f)
 {
     free(f->cells);
     free(f->slots);
+    free(f->histories);
     for (size_t i = 0; i != N_RESULTS; i++) {
         free(f->results[i].items);
         free(f->results[i].groups);
@@ -140,6 +153,7 @@ uint64_t fake_penalize(uint64_t hash, const struct plan_sampling *s, int32_t pre
         s->frequency_penalty == 0)
         return hash;
     hash = mix(hash, s->n_history_prompt);
+    assert(s->history || !s->n_history);
     for (uint32_t i = 0; i != s->n_history; i++)
         hash = mix(hash, (uint64_t)s->history[i]);
     return previous >= 0 ? mix(hash, (uint64_t)previous) : hash;
@@ -194,7 +208,17 @@ static void check_slot(struct fake_engine *f, const struct plan *p, uint32_t i)
         require(!s->used || it->slot_gen > s->gen, "old generation", p, i);
         require(it->start == 0 || it->start >= it->prefix_len, "starts inside its prefix", p, i);
     }
-    *s = (struct slot){true, it->slot_gen, it->start + it->n_tokens, it->prefix_len, s->sample};
+    uint32_t n_history = continues ? s->n_history : 0;
+    *s =
+        (struct slot){true,       it->slot_gen, it->start + it->n_tokens, it->prefix_len, s->sample,
+                      s->history, n_history};
+    if (plan_item_chooses(it)) {
+        const struct plan_sampling *sampling = &it->sampling;
+        require(sampling->n_history_kept <= n_history, "keeps more than there is", p, i);
+        for (uint32_t k = 0; k != sampling->n_history; k++)
+            s->history[sampling->n_history_kept + k] = sampling->history[k];
+        s->n_history = plan_history_total(sampling);
+    }
 }
 
 /* The next layers of the sliced item, which are the last ones when this says true. */
@@ -274,7 +298,10 @@ static void run_item(struct fake_engine *f, const struct plan *p, uint32_t i, fl
     *r = (struct result_item){.slot = it->slot, .slot_gen = it->slot_gen, .token = -1};
     if (it->output == PLAN_OUTPUT_SAMPLE) {
         uint64_t hash = hash_row(f, p, i, it->n_tokens - 1);
-        hash = fake_penalize(hash, &it->sampling, previous);
+        struct plan_sampling whole = it->sampling;
+        whole.history = slot->history;
+        whole.n_history = slot->n_history;
+        hash = fake_penalize(hash, &whole, previous);
         r->token = fake_sample(hash, &it->sampling, f->limits.vocab);
         r->logprob = fake_logprob(hash, r->token);
         struct result_logprob *top = &f->now->top[(size_t)i * PLAN_MAX_TOP_LOGPROBS];
@@ -313,7 +340,7 @@ const struct step_result *fake_engine_step(struct fake_engine *f, const struct p
     if (plan_validate(p, &f->limits, &e) < 0)
         require(false, e.message, p, 0);
     if (p->epoch != f->epoch) {
-        memset(f->slots, 0, f->limits.n_slots * sizeof *f->slots);
+        forget_slots(f);
         f->epoch = p->epoch;
         f->step = 0;
         f->sliced.next_layer = 0;

@@ -657,9 +657,52 @@ static void test_stages_share_the_sequences(void **state)
     fake_engine_free(f);
 }
 
+/* The next step, run and committed; it has one item. */
+static const struct plan_item *step_of(struct sched *s, struct fake_engine *engine, int64_t now_ns)
+{
+    const struct plan *p;
+    struct err e = ERR_INIT;
+    assert_true(sched_plan(s, 0, now_ns, &p));
+    assert_int_equal(p->n_items, 1);
+    static struct plan_item item; /* as it was when the plan was made */
+    item = p->items[0];
+    assert_int_equal(sched_commit(s, 0, fake_engine_step(engine, p), now_ns, &e), 0);
+    return &item;
+}
+
+static void expect_history(const struct plan_item *it, uint32_t n_kept, uint32_t n_new)
+{
+    if (it->sampling.n_history_kept != n_kept || it->sampling.n_history != n_new)
+        fail_msg("expected %u ids kept and %u sent, found %u and %u", n_kept, n_new,
+                 it->sampling.n_history_kept, it->sampling.n_history);
+    assert_int_equal(it->sampling.n_history_prompt, 20);
+}
+
+/* Penalized decodes bring the newest token alone; whoever begins again, all of them. */
+static void test_history_is_sent_once(void **state)
+{
+    (void)state;
+    struct sched *s = new_sched(&small);
+    struct fake_engine *engine = fake_engine_new(&small);
+    struct err e = ERR_INIT;
+    struct request *r = fixture_request(20, 40);
+    r->params.presence_penalty = 0.5f;
+    assert_int_equal(submit(s, r, &e), 0);
+    expect_history(step_of(s, engine, 1), 0, 20);
+    for (uint32_t i = 0; i != 5; i++)
+        expect_history(step_of(s, engine, 2 + i), 20 + i, 1);
+    sched_detach(s, 0, "lost");
+    assert_int_equal(sched_attach(s, 0, &small, 1, 2, &e), 0);
+    expect_history(step_of(s, engine, 10), 0, 26);
+    expect_history(step_of(s, engine, 11), 26, 1);
+    fake_engine_free(engine);
+    finish_all(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_history_is_sent_once),
         cmocka_unit_test(test_queue_is_bounded),
         cmocka_unit_test(test_what_can_never_run_is_refused),
         cmocka_unit_test(test_waiting_request_ends_when_group_is_too_small),

@@ -437,6 +437,66 @@ static void test_penalties(void **state)
     assert_int_not_equal(fake_choose(&config, 5, &p, -1), token);
 }
 
+/* Decodes with penalties; sends the whole history, or what the slot does not have yet. */
+static void penalized_decodes(bool whole, int32_t tokens[20])
+{
+    struct rig r;
+    rig_init(&r);
+    r.item.sampling.presence_penalty = 1;
+    r.item.sampling.n_history_prompt = 10;
+    uint32_t n_kept = 0;
+    for (uint32_t n = 10; n != 30; n++) {
+        r.item.sampling.n_history_kept = whole ? 0 : n_kept;
+        r.item.sampling.history = r.tokens + r.item.sampling.n_history_kept;
+        r.item.sampling.n_history = n - r.item.sampling.n_history_kept;
+        n_kept = n - n % 3; /* now and then less than there is */
+        tokens[n - 10] = n == 10 ? run_tokens(&r, 0, 10) : run_tokens(&r, n - 1, 1);
+        r.tokens[n] = tokens[n - 10];
+    }
+    fake_free(r.fake);
+}
+
+static void test_history_is_kept(void **state)
+{
+    (void)state;
+    int32_t whole[20], kept[20];
+    penalized_decodes(true, whole);
+    penalized_decodes(false, kept);
+    for (int i = 0; i != 20; i++) {
+        if (whole[i] != kept[i])
+            fail_msg("token %d: expected %d, found %d", i, whole[i], kept[i]);
+    }
+}
+
+static void test_history_must_be_there(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_init(&r);
+    struct plan p = {.items = &r.item, .n_items = 1};
+    const struct step_result *result;
+    struct err e = ERR_INIT;
+    r.item.sampling.history = r.tokens;
+    r.item.sampling.n_history = 10;
+    run_tokens(&r, 0, 10);
+    r.item.start = 10;
+    r.item.n_tokens = 1;
+    r.item.tokens = r.tokens + 10;
+    r.item.positions = r.positions + 10;
+    r.item.sampling.n_history = 1;
+    r.item.sampling.n_history_kept = 11;
+    p.step = r.step + 1;
+    assert_int_equal(fake_step(r.fake, &p, &result, &e), -EINVAL);
+    assert_non_null(strstr(e.message, "slot 0 has kept 10 ids, the plan goes on at 11"));
+    r.item.slot_gen++; /* another sequence: nothing was kept of it */
+    r.item.sampling.n_history_kept = 1;
+    assert_int_equal(fake_step(r.fake, &p, &result, &e), -EINVAL);
+    assert_non_null(strstr(e.message, "slot 0 has kept 0 ids, the plan goes on at 1"));
+    r.item.sampling.n_history_kept = 0;
+    run_plan(&r, &p);
+    fake_free(r.fake);
+}
+
 static void test_top_logprobs(void **state)
 {
     (void)state;
@@ -562,6 +622,8 @@ int main(void)
         cmocka_unit_test(test_stages),
         cmocka_unit_test(test_sampling),
         cmocka_unit_test(test_penalties),
+        cmocka_unit_test(test_history_is_kept),
+        cmocka_unit_test(test_history_must_be_there),
         cmocka_unit_test(test_top_logprobs),
         cmocka_unit_test(test_end_probability),
         cmocka_unit_test(test_beams),

@@ -262,6 +262,15 @@ static void refuses_bad_penalties(void **state)
         s.items[1].sampling.history = unknown;
         s.items[1].sampling.n_history = 1;
     });
+    p->n_history_kept = limits.max_seq - 3;
+    p->n_history_prompt = limits.max_seq;
+    expect_ok(&good);
+    p->n_history_kept++;
+    struct err e = ERR_INIT;
+    assert_int_equal(plan_validate(&good.plan, &limits, &e), -EINVAL);
+    assert_non_null(strstr(e.message, "expected at most 100 ids, kept and new, found 101"));
+    p->n_history_kept = UINT32_MAX;
+    assert_int_equal(plan_validate(&good.plan, &limits, &e), -EINVAL);
 }
 
 /* What comes back beside scores has a limit in each row and in all. */
@@ -379,6 +388,16 @@ static void hash_sees_plan_and_choices(void **state)
     assert_int_not_equal(hash, plan_state_hash(1, &s.plan, items, groups));
     s.blocks[0][0]--;
     assert_int_equal(hash, plan_state_hash(1, &s.plan, items, groups));
+    int32_t history[] = {4, 5};
+    s.items[1].sampling.history = history;
+    s.items[1].sampling.n_history = 2;
+    uint64_t with_history = plan_state_hash(1, &s.plan, items, groups);
+    assert_int_not_equal(hash, with_history);
+    history[1] = 6;
+    assert_int_not_equal(with_history, plan_state_hash(1, &s.plan, items, groups));
+    history[1] = 5;
+    s.items[1].sampling.n_history_kept = 1;
+    assert_int_not_equal(with_history, plan_state_hash(1, &s.plan, items, groups));
 }
 
 int main(void)

@@ -117,8 +117,8 @@ static void fake_init_stage(struct fake *f, bool cpu, uint32_t pp)
 {
     static const uint8_t instance[16] = {1};
     *f = (struct fake){0};
-    const struct session_config config = {.hello = {.protocol_min = 1,
-                                                    .protocol_max = 1,
+    const struct session_config config = {.hello = {.protocol_min = WIRE_PROTOCOL_MIN,
+                                                    .protocol_max = WIRE_PROTOCOL_MAX,
                                                     .instance_id = {16, instance},
                                                     .rank = 1,
                                                     .tp_size = 2,
@@ -163,7 +163,7 @@ static struct wire_grant grant_of(uint64_t epoch)
 {
     return (struct wire_grant){.group = "g",
                                .epoch = epoch,
-                               .protocol = 1,
+                               .protocol = WIRE_PROTOCOL_MAX,
                                .rank = 1,
                                .tp_size = 2,
                                .comm = WIRE_COMM_SHM,
@@ -401,7 +401,7 @@ static void checks_grants(void **state)
         if (!strstr(f.failure, part))                                                              \
             fail_msg("expected \"%s\", found \"%s\"", part, f.failure);                            \
     } while (0)
-    BAD_GRANT("protocol", g.protocol = 2);
+    BAD_GRANT("protocol", g.protocol = WIRE_PROTOCOL_MAX + 1);
     BAD_GRANT("rank: expected 1 of 2 x 1, found 0 of 2 x 1", g.rank = 0);
     BAD_GRANT("rank: expected 1 of 2 x 1, found 1 of 4 x 1", g.tp_size = 4);
     BAD_GRANT("rank: expected 1 of 2 x 1, found 1 of 2 x 3", g.pp_size = 3);
