@@ -18,9 +18,9 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "cli/bench.h"
+#include "cli/bench_target.h"
 #include "cli/cli.h"
 #include "cli/common.h"
-#include "cli/local_engine.h"
 #include "model/synthetic.h"
 #include "worker/engine/local_group.h"
 
@@ -32,16 +32,8 @@ static const char usage[] =
     "Measures prefill and decode without a server: time of a step, tokens per second, bytes of\n"
     "weights per second, and that as a share of what memory gives in the same run.\n"
     "\n"
-    "  --model DIR         model directory\n"
-    "  --synthetic NAME    made-up weights in memory: glm-130b, glm-1.6b, glm-300m or glm-tiny\n"
-    "  --layers N          so many layers of it (4 of glm-130b fit a small machine)\n"
-    "  --weights TYPE      of a synthetic model: int4 (default), int8 or fp16\n"
-    "  --group GROUP       of a synthetic model: row (default), 32, 64 or 128\n"
     "  --prefill LIST      tokens of a prompt; default 128,512; 0 = none\n"
     "  --batch LIST        sequences of a decode step; default 1,2,4,8,16,32; 0 = none\n"
-    "  --context N         tokens in the cache while decoding; default 128\n"
-    "  --seconds S         time for each row; default 3\n"
-    "  --json FILE         results as JSON (- = standard output)\n"
     "  --svg FILE          plot of the decode rows\n";
 
 enum { MAX_ROWS = 32, MIN_STEPS = 3, MAX_BATCH = 1024, MAX_STEPS = 100000 };
@@ -54,16 +46,12 @@ struct row {
 };
 
 struct bench {
+    struct bench_target target;
     /* options */
-    const char *model, *synthetic, *json, *svg;
-    uint32_t layers, context;
-    struct quant_scheme scheme;
-    double seconds;
+    const char *svg;
     uint32_t prefill[MAX_ROWS], batch[MAX_ROWS];
     size_t n_prefill, n_batch;
-    struct local_engine_options engine;
     /* owned */
-    struct model_dir *dir;
     struct local_group *group;
     int32_t *tokens, *positions; /* [max_seq] of a prompt */
     uint32_t *blocks;            /* [max batch, per_sequence] of the slots */
@@ -81,32 +69,12 @@ struct bench {
 
 /* ---- options ---- */
 
-enum {
-    OPT_SYNTHETIC = 256,
-    OPT_LAYERS,
-    OPT_WEIGHTS,
-    OPT_GROUP,
-    OPT_PREFILL,
-    OPT_BATCH,
-    OPT_CONTEXT,
-    OPT_SECONDS,
-    OPT_JSON,
-    OPT_SVG
-};
+enum { OPT_PREFILL = 256, OPT_BATCH, OPT_SVG };
 
-static const struct option options[] = {{"model", required_argument, NULL, 'm'},
-                                        {"synthetic", required_argument, NULL, OPT_SYNTHETIC},
-                                        {"layers", required_argument, NULL, OPT_LAYERS},
-                                        {"weights", required_argument, NULL, OPT_WEIGHTS},
-                                        {"group", required_argument, NULL, OPT_GROUP},
-                                        {"prefill", required_argument, NULL, OPT_PREFILL},
+static const struct option options[] = {{"prefill", required_argument, NULL, OPT_PREFILL},
                                         {"batch", required_argument, NULL, OPT_BATCH},
-                                        {"context", required_argument, NULL, OPT_CONTEXT},
-                                        {"seconds", required_argument, NULL, OPT_SECONDS},
-                                        {"json", required_argument, NULL, OPT_JSON},
                                         {"svg", required_argument, NULL, OPT_SVG},
-                                        {"help", no_argument, NULL, 'h'},
-                                        LOCAL_ENGINE_LONG_OPTIONS,
+                                        BENCH_TARGET_LONG_OPTIONS,
                                         {0}};
 
 /* "0" is the empty list. */
@@ -126,44 +94,16 @@ static int take_list(const char *option, uint32_t max, uint32_t *ret, size_t *re
 /* 0 or an exit code. */
 static int take_option(struct bench *b, int c)
 {
-    struct err e = ERR_INIT;
     switch (c) {
-    case 'm':
-        b->model = optarg;
-        return 0;
-    case OPT_SYNTHETIC:
-        b->synthetic = optarg;
-        return 0;
-    case OPT_LAYERS:
-        return cli_option_u32(verb, "--layers", optarg, 1, 1024, &b->layers);
-    case OPT_WEIGHTS:
-        return quant_weights_parse(optarg, &b->scheme.weights) < 0
-                   ? cli_usage_error(verb, "--weights %s: expected int4, int8 or fp16", optarg)
-                   : 0;
-    case OPT_GROUP:
-        return quant_group_parse(optarg, &b->scheme, &e) < 0
-                   ? cli_usage_error(verb, "--group: %s", e.message)
-                   : 0;
     case OPT_PREFILL:
         return take_list("--prefill", 65536, b->prefill, &b->n_prefill);
     case OPT_BATCH:
         return take_list("--batch", MAX_BATCH, b->batch, &b->n_batch);
-    case OPT_CONTEXT:
-        return cli_option_u32(verb, "--context", optarg, 1, 65536, &b->context);
-    case OPT_SECONDS:
-        return cli_option_double(verb, "--seconds", optarg, 0, 3600, &b->seconds);
-    case OPT_JSON:
-        b->json = optarg;
-        return 0;
     case OPT_SVG:
         b->svg = optarg;
         return 0;
-    case '?':
-        return EXIT_USAGE;
     default:
-        return local_engine_option(c, optarg, &b->engine, &e) < 0
-                   ? cli_usage_error(verb, "%s", e.message)
-                   : 0;
+        return bench_target_option(verb, c, optarg, &b->target);
     }
 }
 
@@ -171,28 +111,22 @@ static int take_option(struct bench *b, int c)
 static int parse_args(struct bench *b, int argc, char **argv)
 {
     static const uint32_t prefill[] = {128, 512}, batch[] = {1, 2, 4, 8, 16, 32};
-    *b = (struct bench){.context = 128,
-                        .seconds = 3,
-                        .scheme = {.weights = QUANT_INT4},
-                        .n_prefill = ARRAY_LEN(prefill),
-                        .n_batch = ARRAY_LEN(batch),
-                        .engine = LOCAL_ENGINE_OPTIONS_INIT};
-    b->engine.mode = K_MODE_FP16; /* what a worker runs unless told otherwise */
+    *b = (struct bench){
+        .target = BENCH_TARGET_INIT, .n_prefill = ARRAY_LEN(prefill), .n_batch = ARRAY_LEN(batch)};
     memcpy(b->prefill, prefill, sizeof prefill);
     memcpy(b->batch, batch, sizeof batch);
     optind = 1;
     for (int c; (c = getopt_long(argc, argv, "hm:", options, NULL)) != -1;) {
         if (c == 'h') {
-            printf("%s%s", usage, local_engine_usage);
+            printf("%s%s%s", usage, bench_target_usage, local_engine_usage);
             return EXIT_OK;
         }
         int code = take_option(b, c);
         if (code)
             return code;
     }
-    if (optind != argc || !b->model == !b->synthetic)
-        return cli_usage_error(verb, "expected --model DIR or --synthetic NAME");
-    return -1;
+    int code = bench_target_check(verb, &b->target, argc);
+    return code ? code : -1;
 }
 
 /* ---- setting up ---- */
@@ -204,22 +138,10 @@ static uint32_t max_of(const uint32_t *list, size_t n, uint32_t least)
     return least;
 }
 
-static int open_dir(struct bench *b, struct err *e)
-{
-    if (b->model)
-        return model_dir_open(b->model, &b->dir, e);
-    struct arch a;
-    if (synthetic_arch(b->synthetic, b->layers, &a) < 0)
-        return err_set(e, -EINVAL, "--synthetic %s: expected %s", b->synthetic, synthetic_names);
-    if (b->scheme.weights == QUANT_FP16)
-        b->scheme.group = QUANT_GROUP_ROW;
-    return model_dir_synthetic(&a, &b->scheme, 1, &b->dir, e);
-}
-
 static int check_lengths(const struct bench *b, struct err *e)
 {
-    uint32_t longest = max_of(b->prefill, b->n_prefill, b->n_batch ? b->context + 1 : 1);
-    uint32_t max_seq = model_dir_arch(b->dir)->max_seq;
+    uint32_t longest = max_of(b->prefill, b->n_prefill, b->n_batch ? b->target.context + 1 : 1);
+    uint32_t max_seq = model_dir_arch(b->target.dir)->max_seq;
     if (longest > max_seq)
         return err_set(e, -EINVAL, "expected sequences of at most %u tokens, found %u", max_seq,
                        longest);
@@ -229,7 +151,7 @@ static int check_lengths(const struct bench *b, struct err *e)
 /* Every slot has blocks of its own; a prompt runs in slot 0. */
 static int make_tables(struct bench *b, uint32_t max_batch, uint32_t longest)
 {
-    const struct arch *a = model_dir_arch(b->dir);
+    const struct arch *a = model_dir_arch(b->target.dir);
     uint32_t first = a->tokens.n_image_tokens, n_text = a->tokens.special_base - first;
     b->tokens = alloc_array(longest, sizeof *b->tokens);
     b->positions = alloc_array(longest, sizeof *b->positions);
@@ -252,29 +174,29 @@ static int make_tables(struct bench *b, uint32_t max_batch, uint32_t longest)
 
 static int set_up(struct bench *b, struct err *e)
 {
-    int r = open_dir(b, e);
+    int r = bench_target_open(&b->target, e);
     if (r == 0)
         r = check_lengths(b, e);
     if (r < 0)
         return r;
     uint32_t max_batch = max_of(b->batch, b->n_batch, 1);
-    uint32_t longest = max_of(b->prefill, b->n_prefill, b->context + 1);
-    b->per_sequence = (b->context + PLAN_KV_BLOCK_TOKENS) / PLAN_KV_BLOCK_TOKENS;
+    uint32_t longest = max_of(b->prefill, b->n_prefill, b->target.context + 1);
+    b->per_sequence = (b->target.context + PLAN_KV_BLOCK_TOKENS) / PLAN_KV_BLOCK_TOKENS;
     uint32_t prompt_blocks = (longest + PLAN_KV_BLOCK_TOKENS - 1) / PLAN_KV_BLOCK_TOKENS;
     uint32_t slots = max_batch;
     while (slots * b->per_sequence < prompt_blocks)
         slots++; /* room in the table for the longest prompt */
     if (make_tables(b, slots, longest) < 0)
         return err_set(e, -ENOMEM, "out of memory");
-    struct engine_config config = {.model = b->dir,
+    struct engine_config config = {.model = b->target.dir,
                                    .n_slots = max_batch,
                                    .n_kv_blocks = MAX(slots * b->per_sequence, 2u),
                                    .max_step_tokens = MAX(longest, max_batch),
                                    .verify = false};
-    r = local_engine_config(&b->engine, &config, e);
+    r = local_engine_config(&b->target.engine, &config, e);
     if (r == 0)
         r = local_group_open(&config, &b->group, e);
-    for (uint32_t i = 0; r == 0 && i != b->engine.tp * b->engine.pp; i++) {
+    for (uint32_t i = 0; r == 0 && i != b->target.engine.tp * b->target.engine.pp; i++) {
         struct engine_memory m;
         engine_memory(local_group_engine(b->group, i), &m);
         b->weight_bytes += m.weights;
@@ -285,7 +207,7 @@ static int set_up(struct bench *b, struct err *e)
 static void tear_down(struct bench *b)
 {
     local_group_close(b->group);
-    model_dir_close(b->dir);
+    bench_target_close(&b->target);
     free(b->tokens);
     free(b->positions);
     free(b->blocks);
@@ -319,7 +241,7 @@ static const struct plan_sampling greedy = {.temperature = 1.0f, .top_k = 1};
 /* The whole prompt in slot 0. */
 static int run_prompt(struct bench *b, uint32_t n, uint64_t *ret_hash, struct err *e)
 {
-    bool bidirectional = model_dir_arch(b->dir)->context == ARCH_CONTEXT_BIDIRECTIONAL;
+    bool bidirectional = model_dir_arch(b->target.dir)->context == ARCH_CONTEXT_BIDIRECTIONAL;
     struct plan_item item = {.slot_gen = ++b->slot_gen,
                              .n_tokens = n,
                              .prefix_len = bidirectional ? n - 1 : 0,
@@ -341,11 +263,11 @@ static int run_decode(struct bench *b, uint32_t n, uint32_t n_copies, uint64_t *
     for (uint32_t i = 0; i != n; i++)
         b->items[i] = (struct plan_item){.slot = i,
                                          .slot_gen = b->slot_gen,
-                                         .start = b->context,
+                                         .start = b->target.context,
                                          .n_tokens = 1,
                                          .prefix_len = 0,
                                          .tokens = &b->last[i],
-                                         .positions = &b->positions[b->context],
+                                         .positions = &b->positions[b->target.context],
                                          .blocks = b->blocks + (size_t)i * b->per_sequence,
                                          .n_blocks = b->per_sequence,
                                          .output = PLAN_OUTPUT_SAMPLE,
@@ -370,13 +292,13 @@ static int measure(struct bench *b, struct row *row, bool decode, struct err *e)
     uint64_t hash = 0;
     int r = 0;
     if (decode) {
-        r = run_prompt(b, b->context, &hash, e);
+        r = run_prompt(b, b->target.context, &hash, e);
         if (r == 0)
             r = run_decode(b, row->n, plan_copies(b, row->n), &row->hash, e);
     } else {
         r = run_prompt(b, row->n, &row->hash, e);
     }
-    int64_t end = clock_now_ns() + (int64_t)(b->seconds * (double)NSEC_PER_SEC);
+    int64_t end = clock_now_ns() + (int64_t)(b->target.seconds * (double)NSEC_PER_SEC);
     while (r == 0 && ms.n != MAX_STEPS && (ms.n < MIN_STEPS || clock_now_ns() < end)) {
         int64_t begin = clock_now_ns();
         r = decode ? run_decode(b, row->n, 0, &hash, e) : run_prompt(b, row->n, &hash, e);
@@ -398,9 +320,9 @@ static int measure(struct bench *b, struct row *row, bool decode, struct err *e)
 
 static void measure_ceiling(struct bench *b)
 {
-    if (strcmp(b->engine.device, "cpu") != 0)
+    if (strcmp(b->target.engine.device, "cpu") != 0)
         return; /* another memory */
-    double rate = bench_read_ceiling(b->engine.n_threads);
+    double rate = bench_read_ceiling(b->target.engine.n_threads);
     b->ceiling = rate > b->ceiling ? rate : b->ceiling;
 }
 
@@ -411,16 +333,18 @@ static const char *const mode_names[] = {
 
 static void print_model(const struct bench *b, FILE *out)
 {
-    const struct arch *a = model_dir_arch(b->dir);
+    const struct arch *a = model_dir_arch(b->target.dir);
     char scheme[QUANT_DESCRIBE_BYTES];
-    quant_describe(model_dir_scheme(b->dir), scheme);
+    quant_describe(model_dir_scheme(b->target.dir), scheme);
     fprintf(out,
             "%s%s: %u layers, hidden %u, %.3g parameters, %s, %.3f GB of weights\n"
             "%s; %u rank%s; activations %s\n",
-            a->name, b->synthetic ? " (synthetic)" : "", a->n_layers, a->hidden,
+            a->name, b->target.synthetic ? " (synthetic)" : "", a->n_layers, a->hidden,
             (double)synthetic_n_parameters(a), scheme, (double)b->weight_bytes / 1e9,
-            engine_describe(local_group_engine(b->group, 0)), b->engine.tp * b->engine.pp,
-            b->engine.tp * b->engine.pp > 1 ? "s" : "", mode_names[b->engine.mode]);
+            engine_describe(local_group_engine(b->group, 0)),
+            b->target.engine.tp * b->target.engine.pp,
+            b->target.engine.tp * b->target.engine.pp > 1 ? "s" : "",
+            mode_names[b->target.engine.mode]);
 }
 
 static void print_row(const struct bench *b, FILE *out, const char *phase, const struct row *r)
@@ -468,17 +392,18 @@ static json_t *rows_json(const struct bench *b, const struct row *rows, size_t n
 
 static json_t *to_json(const struct bench *b)
 {
-    const struct arch *a = model_dir_arch(b->dir);
+    const struct arch *a = model_dir_arch(b->target.dir);
     char scheme[QUANT_DESCRIBE_BYTES];
-    quant_describe(model_dir_scheme(b->dir), scheme);
+    quant_describe(model_dir_scheme(b->target.dir), scheme);
     json_t *root = json_pack(
         "{s:s, s:s, s:{s:s, s:b, s:I, s:I, s:I, s:s}, s:s, s:s, s:I, s:I, s:I, s:I, s:o, s:o}",
         "bench", "engine", "version", GLMD_VERSION, "model", "name", a->name, "synthetic",
-        b->synthetic != NULL, "layers", (json_int_t)a->n_layers, "hidden_size",
+        b->target.synthetic != NULL, "layers", (json_int_t)a->n_layers, "hidden_size",
         (json_int_t)a->hidden, "parameters", (json_int_t)synthetic_n_parameters(a), "weights",
         scheme, "device", engine_describe(local_group_engine(b->group, 0)), "activations",
-        mode_names[b->engine.mode], "tp", (json_int_t)b->engine.tp, "pp", (json_int_t)b->engine.pp,
-        "weights_bytes", (json_int_t)b->weight_bytes, "context", (json_int_t)b->context, "prefill",
+        mode_names[b->target.engine.mode], "tp", (json_int_t)b->target.engine.tp, "pp",
+        (json_int_t)b->target.engine.pp, "weights_bytes", (json_int_t)b->weight_bytes, "context",
+        (json_int_t)b->target.context, "prefill",
         rows_json(b, b->prefill_rows, b->n_prefill, "tokens"), "decode",
         rows_json(b, b->decode_rows, b->n_batch, "batch"));
     if (root && b->ceiling > 0)
@@ -518,7 +443,7 @@ static int run(struct bench *b, struct err *e)
     int r = set_up(b, e);
     if (r < 0)
         return r;
-    bool quiet = b->json && strcmp(b->json, "-") == 0;
+    bool quiet = b->target.json && strcmp(b->target.json, "-") == 0;
     FILE *out = quiet ? stderr : stdout;
     print_model(b, out);
     fflush(out);
@@ -535,8 +460,8 @@ static int run(struct bench *b, struct err *e)
         return r;
     measure_ceiling(b);
     print_results(b, out);
-    if (b->json)
-        r = bench_write_json(b->json, to_json(b), e);
+    if (b->target.json)
+        r = bench_write_json(b->target.json, to_json(b), e);
     if (r == 0 && b->svg)
         r = write_svg(b, e);
     return r;

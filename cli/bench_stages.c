@@ -23,10 +23,9 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "cli/bench.h"
+#include "cli/bench_target.h"
 #include "cli/cli.h"
 #include "cli/common.h"
-#include "cli/local_engine.h"
-#include "model/synthetic.h"
 #include "worker/engine/local_group.h"
 
 static const char verb[] = "bench stages";
@@ -37,15 +36,8 @@ static const char usage[] =
     "Measures decode steps of several micro-batches in flight over pipeline stages: how busy each\n"
     "stage is, and how far that is from the ideal.\n"
     "\n"
-    "  --model DIR         model directory\n"
-    "  --synthetic NAME    made-up INT4 weights in memory: glm-130b, glm-1.6b, glm-300m or "
-    "glm-tiny\n"
-    "  --layers N          so many layers of it\n"
     "  --in-flight LIST    micro-batches at once; default 1,2,3\n"
-    "  --batch N           sequences of a micro-batch; default 8\n"
-    "  --context N         tokens in the cache of each; default 128\n"
-    "  --seconds S         time for each row; default 3\n"
-    "  --json FILE         results as JSON (- = standard output)\n";
+    "  --batch N           sequences of a micro-batch; default 8\n";
 
 enum { MAX_ROWS = LOCAL_GROUP_MAX_STEPS, MAX_BATCH = 64, WARM_UP = 2, MIN_STEPS = 8 };
 
@@ -64,15 +56,12 @@ struct row {
 };
 
 struct bench {
+    struct bench_target target;
     /* options */
-    const char *model, *synthetic, *json;
-    uint32_t layers, batch, context;
-    double seconds;
+    uint32_t batch;
     uint32_t in_flight[MAX_ROWS];
     size_t n_rows;
-    struct local_engine_options engine;
     /* owned */
-    struct model_dir *dir;
     struct local_group *group;
     uint32_t *blocks; /* [max in flight, batch, per_sequence] */
     /* state */
@@ -86,41 +75,17 @@ struct bench {
 
 /* ---- options ---- */
 
-enum {
-    OPT_SYNTHETIC = 256,
-    OPT_LAYERS,
-    OPT_IN_FLIGHT,
-    OPT_BATCH,
-    OPT_CONTEXT,
-    OPT_SECONDS,
-    OPT_JSON
-};
+enum { OPT_IN_FLIGHT = 256, OPT_BATCH };
 
-static const struct option options[] = {{"model", required_argument, NULL, 'm'},
-                                        {"synthetic", required_argument, NULL, OPT_SYNTHETIC},
-                                        {"layers", required_argument, NULL, OPT_LAYERS},
-                                        {"in-flight", required_argument, NULL, OPT_IN_FLIGHT},
+static const struct option options[] = {{"in-flight", required_argument, NULL, OPT_IN_FLIGHT},
                                         {"batch", required_argument, NULL, OPT_BATCH},
-                                        {"context", required_argument, NULL, OPT_CONTEXT},
-                                        {"seconds", required_argument, NULL, OPT_SECONDS},
-                                        {"json", required_argument, NULL, OPT_JSON},
-                                        {"help", no_argument, NULL, 'h'},
-                                        LOCAL_ENGINE_LONG_OPTIONS,
+                                        BENCH_TARGET_LONG_OPTIONS,
                                         {0}};
 
 /* 0 or an exit code. */
 static int take_option(struct bench *b, int c)
 {
-    struct err e = ERR_INIT;
     switch (c) {
-    case 'm':
-        b->model = optarg;
-        return 0;
-    case OPT_SYNTHETIC:
-        b->synthetic = optarg;
-        return 0;
-    case OPT_LAYERS:
-        return cli_option_u32(verb, "--layers", optarg, 1, 1024, &b->layers);
     case OPT_IN_FLIGHT:
         return bench_parse_list(optarg, 1, MAX_ROWS, b->in_flight, MAX_ROWS, &b->n_rows) < 0
                    ? cli_usage_error(verb, "--in-flight %s: expected up to %d numbers up to %d",
@@ -128,71 +93,43 @@ static int take_option(struct bench *b, int c)
                    : 0;
     case OPT_BATCH:
         return cli_option_u32(verb, "--batch", optarg, 1, MAX_BATCH, &b->batch);
-    case OPT_CONTEXT:
-        return cli_option_u32(verb, "--context", optarg, 1, 65535, &b->context);
-    case OPT_SECONDS:
-        return cli_option_double(verb, "--seconds", optarg, 0, 3600, &b->seconds);
-    case OPT_JSON:
-        b->json = optarg;
-        return 0;
-    case '?':
-        return EXIT_USAGE;
     default:
-        return local_engine_option(c, optarg, &b->engine, &e) < 0
-                   ? cli_usage_error(verb, "%s", e.message)
-                   : 0;
+        return bench_target_option(verb, c, optarg, &b->target);
     }
 }
 
 /* -1: go on; otherwise an exit code. */
 static int parse_args(struct bench *b, int argc, char **argv)
 {
-    *b = (struct bench){.batch = 8,
-                        .context = 128,
-                        .seconds = 3,
-                        .in_flight = {1, 2, 3},
-                        .n_rows = 3,
-                        .engine = LOCAL_ENGINE_OPTIONS_INIT};
-    b->engine.mode = K_MODE_FP16; /* what a worker runs unless told otherwise */
-    b->engine.pp = 2;
+    *b = (struct bench){
+        .target = BENCH_TARGET_INIT, .batch = 8, .in_flight = {1, 2, 3}, .n_rows = 3};
+    b->target.engine.pp = 2;
     optind = 1;
     for (int c; (c = getopt_long(argc, argv, "hm:", options, NULL)) != -1;) {
         if (c == 'h') {
-            printf("%s%s", usage, local_engine_usage);
+            printf("%s%s%s", usage, bench_target_usage, local_engine_usage);
             return EXIT_OK;
         }
         int code = take_option(b, c);
         if (code)
             return code;
     }
-    if (optind != argc || !b->model == !b->synthetic)
-        return cli_usage_error(verb, "expected --model DIR or --synthetic NAME");
-    return -1;
+    int code = bench_target_check(verb, &b->target, argc);
+    return code ? code : -1;
 }
 
 /* ---- setting up ---- */
 
-static int open_dir(struct bench *b, struct err *e)
-{
-    if (b->model)
-        return model_dir_open(b->model, &b->dir, e);
-    struct arch a;
-    if (synthetic_arch(b->synthetic, b->layers, &a) < 0)
-        return err_set(e, -EINVAL, "--synthetic %s: expected %s", b->synthetic, synthetic_names);
-    struct quant_scheme scheme = {.weights = QUANT_INT4};
-    return model_dir_synthetic(&a, &scheme, 1, &b->dir, e);
-}
-
 /* Sequences whose context is what the cache is made with: zeros. */
 static void set_items(struct bench *b, uint32_t per_sequence)
 {
-    const struct arch *a = model_dir_arch(b->dir);
+    const struct arch *a = model_dir_arch(b->target.dir);
     b->token = (int32_t)a->tokens.n_image_tokens + 17;
-    b->position = (int32_t)b->context;
+    b->position = (int32_t)b->target.context;
     for (uint32_t i = 0; i != b->n_micro * b->batch; i++)
         b->micro[i / b->batch].items[i % b->batch] =
             (struct plan_item){.slot = i,
-                               .start = b->context,
+                               .start = b->target.context,
                                .n_tokens = 1,
                                .tokens = &b->token,
                                .positions = &b->position,
@@ -204,15 +141,15 @@ static void set_items(struct bench *b, uint32_t per_sequence)
 
 static int set_up(struct bench *b, struct err *e)
 {
-    int r = open_dir(b, e);
+    int r = bench_target_open(&b->target, e);
     if (r < 0)
         return r;
-    if (b->context >= model_dir_arch(b->dir)->max_seq)
+    if (b->target.context >= model_dir_arch(b->target.dir)->max_seq)
         return err_set(e, -EINVAL, "--context: expected less than %u tokens, found %u",
-                       model_dir_arch(b->dir)->max_seq, b->context);
+                       model_dir_arch(b->target.dir)->max_seq, b->target.context);
     for (size_t i = 0; i != b->n_rows; i++)
         b->n_micro = MAX(b->n_micro, b->in_flight[i]);
-    uint32_t per_sequence = b->context / PLAN_KV_BLOCK_TOKENS + 1;
+    uint32_t per_sequence = b->target.context / PLAN_KV_BLOCK_TOKENS + 1;
     uint32_t n_sequences = b->n_micro * b->batch;
     b->blocks = alloc_array((size_t)n_sequences * per_sequence, sizeof *b->blocks);
     if (!b->blocks)
@@ -220,18 +157,18 @@ static int set_up(struct bench *b, struct err *e)
     for (uint32_t i = 0; i != n_sequences * per_sequence; i++)
         b->blocks[i] = i;
     set_items(b, per_sequence);
-    struct engine_config config = {.model = b->dir,
+    struct engine_config config = {.model = b->target.dir,
                                    .n_slots = n_sequences,
                                    .n_kv_blocks = MAX(n_sequences * per_sequence, 2u),
                                    .max_step_tokens = b->batch};
-    r = local_engine_config(&b->engine, &config, e);
+    r = local_engine_config(&b->target.engine, &config, e);
     return r < 0 ? r : local_group_open(&config, &b->group, e);
 }
 
 static void tear_down(struct bench *b)
 {
     local_group_close(b->group);
-    model_dir_close(b->dir);
+    bench_target_close(&b->target);
     free(b->blocks);
 }
 
@@ -267,12 +204,12 @@ static int take_back(struct bench *b, struct micro_batch *m, struct err *e)
 /* Time that each stage has worked so far, on average over its ranks. */
 static void read_work(struct bench *b, double *ret_ns)
 {
-    for (uint32_t stage = 0; stage != b->engine.pp; stage++) {
+    for (uint32_t stage = 0; stage != b->target.engine.pp; stage++) {
         ret_ns[stage] = 0;
-        for (uint32_t rank = 0; rank != b->engine.tp; rank++) {
+        for (uint32_t rank = 0; rank != b->target.engine.tp; rank++) {
             struct engine_stats s;
-            engine_stats(local_group_engine(b->group, stage * b->engine.tp + rank), &s);
-            ret_ns[stage] += (double)(s.compute_ns - s.link_wait_ns) / b->engine.tp;
+            engine_stats(local_group_engine(b->group, stage * b->target.engine.tp + rank), &s);
+            ret_ns[stage] += (double)(s.compute_ns - s.link_wait_ns) / b->target.engine.tp;
         }
     }
 }
@@ -282,7 +219,7 @@ static int run_steps(struct bench *b, uint32_t in_flight, uint64_t n, uint64_t *
                      struct err *e)
 {
     assert(in_flight > 0);
-    int64_t end_ns = clock_now_ns() + (int64_t)(b->seconds * 1e9);
+    int64_t end_ns = clock_now_ns() + (int64_t)(b->target.seconds * 1e9);
     uint64_t given = 0;
     uint64_t taken = 0;
     int r = 0;
@@ -316,7 +253,7 @@ static int measure(struct bench *b, struct row *row, struct err *e)
     read_work(b, after);
     double longest = 0;
     double sum = 0;
-    for (uint32_t stage = 0; stage != b->engine.pp; stage++) {
+    for (uint32_t stage = 0; stage != b->target.engine.pp; stage++) {
         row->work_ms[stage] = (after[stage] - before[stage]) / 1e6 / (double)row->n_steps;
         longest = MAX(longest, row->work_ms[stage]);
         sum += row->work_ms[stage];
@@ -331,22 +268,22 @@ static int measure(struct bench *b, struct row *row, struct err *e)
 static double bubble(const struct bench *b, const struct row *row, double period_ms)
 {
     double sum = 0;
-    for (uint32_t stage = 0; stage != b->engine.pp; stage++)
+    for (uint32_t stage = 0; stage != b->target.engine.pp; stage++)
         sum += row->work_ms[stage];
-    return 1 - sum / (period_ms * b->engine.pp);
+    return 1 - sum / (period_ms * b->target.engine.pp);
 }
 
 static void print_results(struct bench *b, FILE *out)
 {
-    const struct arch *a = model_dir_arch(b->dir);
+    const struct arch *a = model_dir_arch(b->target.dir);
     fprintf(out, "%s: %u layers; micro-batches of %u sequences, %u tokens each in the cache\n",
-            a->name, a->n_layers, b->batch, b->context);
-    for (uint32_t stage = 0; stage != b->engine.pp; stage++) {
+            a->name, a->n_layers, b->batch, b->target.context);
+    for (uint32_t stage = 0; stage != b->target.engine.pp; stage++) {
         uint32_t begin = 0;
         uint32_t end = 0;
-        engine_layers(local_group_engine(b->group, stage * b->engine.tp), &begin, &end);
-        fprintf(out, "stage %u: layers %u to %u, %u rank%s\n", stage, begin, end - 1, b->engine.tp,
-                b->engine.tp > 1 ? "s" : "");
+        engine_layers(local_group_engine(b->group, stage * b->target.engine.tp), &begin, &end);
+        fprintf(out, "stage %u: layers %u to %u, %u rank%s\n", stage, begin, end - 1,
+                b->target.engine.tp, b->target.engine.tp > 1 ? "s" : "");
     }
     fprintf(out, "\nin flight  steps  ms/step  ideal  tokens/s  bubble  ideal  busy of each stage "
                  "(ideal)\n");
@@ -356,7 +293,7 @@ static void print_results(struct bench *b, FILE *out)
                 (unsigned long long)r->n_steps, r->period_ms, r->ideal_ms,
                 b->batch / r->period_ms * 1e3, 100 * bubble(b, r, r->period_ms),
                 100 * bubble(b, r, r->ideal_ms));
-        for (uint32_t stage = 0; stage != b->engine.pp; stage++)
+        for (uint32_t stage = 0; stage != b->target.engine.pp; stage++)
             fprintf(out, " %5.1f%% (%.1f%%)", 100 * r->work_ms[stage] / r->period_ms,
                     100 * r->work_ms[stage] / r->ideal_ms);
         fputc('\n', out);
@@ -366,7 +303,7 @@ static void print_results(struct bench *b, FILE *out)
 static json_t *row_json(const struct bench *b, const struct row *r)
 {
     json_t *stages = json_array();
-    for (uint32_t stage = 0; stage != b->engine.pp; stage++)
+    for (uint32_t stage = 0; stage != b->target.engine.pp; stage++)
         json_array_append_new(stages, json_pack("{s:f, s:f, s:f}", "work_ms", r->work_ms[stage],
                                                 "busy", r->work_ms[stage] / r->period_ms,
                                                 "busy_ideal", r->work_ms[stage] / r->ideal_ms));
@@ -379,14 +316,15 @@ static json_t *row_json(const struct bench *b, const struct row *r)
 
 static json_t *to_json(const struct bench *b)
 {
-    const struct arch *a = model_dir_arch(b->dir);
+    const struct arch *a = model_dir_arch(b->target.dir);
     json_t *rows = json_array();
     for (size_t i = 0; i != b->n_rows; i++)
         json_array_append_new(rows, row_json(b, &b->rows[i]));
     return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:o}", "bench", "stages", "version",
                      GLMD_VERSION, "model", a->name, "layers", (json_int_t)a->n_layers, "tp",
-                     (json_int_t)b->engine.tp, "pp", (json_int_t)b->engine.pp, "batch",
-                     (json_int_t)b->batch, "context", (json_int_t)b->context, "rows", rows);
+                     (json_int_t)b->target.engine.tp, "pp", (json_int_t)b->target.engine.pp,
+                     "batch", (json_int_t)b->batch, "context", (json_int_t)b->target.context,
+                     "rows", rows);
 }
 
 static int run(struct bench *b, struct err *e)
@@ -398,8 +336,8 @@ static int run(struct bench *b, struct err *e)
     }
     if (r < 0)
         return r;
-    print_results(b, b->json && strcmp(b->json, "-") == 0 ? stderr : stdout);
-    return b->json ? bench_write_json(b->json, to_json(b), e) : 0;
+    print_results(b, b->target.json && strcmp(b->target.json, "-") == 0 ? stderr : stdout);
+    return b->target.json ? bench_write_json(b->target.json, to_json(b), e) : 0;
 }
 
 int bench_stages(int argc, char **argv)

@@ -110,12 +110,12 @@ static int check_limits(const struct sched *s, const struct plan_limits *l, stru
 }
 
 /* The largest piece of a request that must run in one step: a prefix, which a Fill has again, with
- * the answers so far, for every blank. */
+ * the answers so far, for every blank. Without one (a causal model) any prompt may be cut. */
 static uint32_t largest_piece(const struct request *r)
 {
-    if (r->kind == REQUEST_FILL)
-        return request_max_tokens(r);
-    return r->prompt.prefix_len ? (uint32_t)r->prompt.ids.n : 1;
+    if (r->prompt.prefix_len == 0)
+        return 1;
+    return r->kind == REQUEST_FILL ? request_max_tokens(r) : (uint32_t)r->prompt.ids.n;
 }
 
 int sched_group_check_fits(const struct sched_group *g, const struct request *r, struct err *e)

@@ -9,7 +9,8 @@
  * keep their order, nothing else does; a status comes behind the messages; flow control holds back
  * what a reader does not read (rpc_queued_bytes grows, on_drained comes later); deadlines count at
  * both ends; a broken connection ends calls with UNAVAILABLE at the client and CANCELLED at the
- * server. What it leaves out: bytes on a wire, TLS, name resolution, metadata, health, reflection.
+ * server. What it leaves out: bytes on a wire, TLS, name resolution, health, reflection, and all
+ * headers but one a call (rpc_sim_set_metadata).
  */
 #ifndef GLMD_PROTO_RPC_RPC_SIM_H
 #define GLMD_PROTO_RPC_RPC_SIM_H
@@ -39,6 +40,9 @@ struct uv_loop_s *rpc_sim_host_loop(struct rpc_sim_host *h);
 
 /* One way on the wire to or from this host takes from min to max. Default: 50 to 300 us. */
 void rpc_sim_set_latency(struct rpc_sim_host *h, int64_t min_ns, int64_t max_ns);
+
+/* A header of a client's call; in the event that has opened it. Both are cut to fit. */
+void rpc_sim_set_metadata(struct rpc_call *c, const char *key, const char *value);
 
 /* Unread bytes that a call carries per direction before the sender waits. Default: 64 KiB. */
 void rpc_sim_set_window(struct rpc_sim_host *h, size_t bytes);

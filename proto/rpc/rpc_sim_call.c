@@ -538,6 +538,8 @@ static void accept_call(struct rpc_call *c, struct rpc_server *s)
     s->n_own_calls[method]++;
     p->max_message_bytes = s->max_message_bytes;
     memcpy(p->path, c->path, sizeof p->path);
+    memcpy(p->header_key, c->header_key, sizeof p->header_key);
+    memcpy(p->header_value, c->header_value, sizeof p->header_value);
     snprintf(p->peer_name, sizeof p->peer_name, "sim:%s", c->host->name);
     p->peer = c;
     c->peer = p;
@@ -645,7 +647,12 @@ int64_t rpc_deadline_ns(const struct rpc_call *c)
 
 const char *rpc_metadata(const struct rpc_call *c, const char *key)
 {
-    (void)c;
-    (void)key;
-    return NULL;
+    return *c->header_key && strcmp(c->header_key, key) == 0 ? c->header_value : NULL;
+}
+
+void rpc_sim_set_metadata(struct rpc_call *c, const char *key, const char *value)
+{
+    assert(c->channel && !c->peer);
+    snprintf(c->header_key, sizeof c->header_key, "%s", key);
+    snprintf(c->header_value, sizeof c->header_value, "%s", value);
 }

@@ -101,7 +101,8 @@ struct rpc_call {
     const struct rpc_callbacks *callbacks;
     void *user;
     char path[128], peer_name[80];
-    int64_t opened_ns, deadline_ns; /* 0 = none */
+    char header_key[32], header_value[64]; /* "" = none */
+    int64_t opened_ns, deadline_ns;        /* 0 = none */
     size_t max_message_bytes;
 
     struct message_list queue; /* not sent yet */

@@ -7,13 +7,7 @@
 #include "coordinator/sched_internal.h"
 #include "sim.h"
 
-enum {
-    MAX_MESSAGES = 200000,
-    SCANNED = 16, /* waiting requests that the scheduler looks at */
-};
-
-/* The scheduler's two seconds, and what may pass until it looks again. */
-#define PATIENCE_NS (2500 * NSEC_PER_MSEC)
+enum { MAX_MESSAGES = 200000 };
 
 /* ---- when nothing serves ---- */
 
@@ -149,7 +143,7 @@ static void check_overtaken(struct sim *s, const struct sched *d, const struct r
             continue;
         for (const struct request *x = g->running.first; x; x = x->next) {
             if (x->id > r->id && !x->requeued && x->tenant_idx == r->tenant_idx &&
-                x->priority <= r->priority && x->started_ns > r->blocked_ns + PATIENCE_NS)
+                x->priority <= r->priority && x->started_ns > r->blocked_ns + SIM_PATIENCE_NS)
                 world_fail(
                     &s->world,
                     "request %s waits for %.3f s, and %s behind it has started %.3f s ago on "
@@ -163,12 +157,23 @@ static void check_overtaken(struct sim *s, const struct sched *d, const struct r
 
 static void check_starvation(struct sim *s, const struct sched *d)
 {
-    if (d->n_waiting > SCANNED)
+    if (d->n_waiting > SIM_SCANNED)
         return; /* it may not have been looked at */
     for (uint32_t i = 0; queue_list(d, i); i++) {
         for (const struct request *r = queue_list(d, i)->first; r; r = r->next) {
-            if (r->blocked_ns && s->world.now_ns > r->blocked_ns + PATIENCE_NS)
+            if (r->blocked_ns && s->world.now_ns > r->blocked_ns + SIM_PATIENCE_NS)
                 check_overtaken(s, d, r);
+        }
+    }
+}
+
+/* Who has run before is not put behind those that have not. */
+static void check_requeued(struct sim *s, const struct sched *d)
+{
+    for (uint32_t i = 0; queue_list(d, i); i++) {
+        for (const struct request *r = queue_list(d, i)->first; r; r = r->next) {
+            if (r->started_ns && !r->requeued)
+                world_fail(&s->world, "%s has run before and waits as if it had not", r->client_id);
         }
     }
 }
@@ -200,12 +205,26 @@ void sim_check(struct sim *s)
         world_fail(w, "%zu messages are under way", rpc_sim_n_messages(s->net));
     check_groups(s, d);
     check_progress(s, d);
+    check_requeued(s, d);
     check_starvation(s, d);
+    sim_check_tenants(s, d);
+}
+
+/* Whoever does not read ends when its time is over. */
+static void check_paused(struct sim *s, const struct request *r)
+{
+    unsigned number;
+    if (sscanf(r->client_id, "request-%u", &number) != 1)
+        return; /* check_tenants.c says so */
+    int64_t ns = sim_clients_paused_ns(s, number, r->id, r->paused);
+    if (ns > s->config.coordinator.deadlines.slow_reader)
+        world_fail(&s->world, "%s has been paused for %.3f s", r->client_id, (double)ns / 1e9);
 }
 
 static void check_list(struct sim *s, const struct request_list *l)
 {
     for (const struct request *r = l->first; r; r = r->next) {
+        check_paused(s, r);
         if (r->deadline_ns && r->deadline_ns <= s->world.now_ns)
             world_fail(&s->world, "request %llu (%s) is past its deadline by %.3f s",
                        (unsigned long long)r->id, r->client_id,

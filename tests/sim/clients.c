@@ -13,7 +13,7 @@ struct sim_client {
     struct rpc_sim_host *host;
     struct rpc_runtime *runtime;
     struct rpc_channel *channel;
-    struct sim_request *requests; /* all of the run, newest first */
+    struct sim_request **requests; /* all of the run, by number */
     uint32_t n_made, n_open;
 };
 
@@ -77,7 +77,8 @@ static void on_done(struct rpc_call *c, enum rpc_status status, const char *mess
     sim_request_verify(q, status, message);
     sim_request_free_answer(q);
     request_free(q->fresh);
-    q->fresh = NULL;
+    request_free(q->echo);
+    q->fresh = q->echo = NULL;
     buf_deinit(&q->packed);
 }
 
@@ -91,14 +92,18 @@ static void on_arrival(void *arg)
     sim_request_make(q);
     q->sent_ns = s->world.now_ns;
     c->n_open++;
-    trace(&s->world, "request %u: %s, %zu bytes%s", q->number, path_of(q), q->packed.size,
-          !q->fresh       ? ", not admissible"
+    trace(&s->world, "request %u: %s, %zu bytes%s%s%s%s%s", q->number, path_of(q), q->packed.size,
+          q->n_stops ? ", stop texts" : "", q->echo ? ", scores its prompt" : "",
+          q->fresh && q->fresh->params.n_best ? ", best of some" : "", q->key ? ", has a key" : "",
+          !q->admitted    ? ", not admissible"
           : !q->fits_some ? ", too large"
                           : "");
     int r = rpc_open(c->channel, path_of(q), q->deadline_ns, rng_chance(&s->world.work, 80),
                      &callbacks, q, &q->call);
     if (r < 0)
         world_fail(&s->world, "rpc_open: %s", err_name(r));
+    if (q->key)
+        rpc_sim_set_metadata(q->call, "authorization", q->key);
     rpc_send(q->call, q->packed.data, q->packed.size);
     rpc_half_close(q->call);
     if (q->cancel_ns)
@@ -112,13 +117,14 @@ static void plan_arrivals(struct sim *s)
     struct rng *r = &s->world.work;
     struct sim_client *c = s->client;
     int64_t burst_ns = 0;
+    c->requests = calloc(s->plan.n_requests, sizeof(struct sim_request *));
+    assert(c->requests);
     for (uint32_t i = 0; i != s->plan.n_requests; i++) {
         struct sim_request *q = calloc(1, sizeof *q);
         assert(q);
         q->sim = s;
-        q->number = c->n_made++;
-        q->next = c->requests;
-        c->requests = q;
+        q->number = i;
+        c->requests[c->n_made++] = q;
         /* One in four comes right behind the one before. */
         if (!i || rng_chance(r, 75))
             burst_ns = rng_between(r, 0, s->plan.work_ns);
@@ -148,8 +154,8 @@ void sim_clients_start(struct sim *s)
 
 bool sim_clients_done(const struct sim *s)
 {
-    for (const struct sim_request *q = s->client->requests; q; q = q->next) {
-        if (!q->done)
+    for (uint32_t i = 0; i != s->client->n_made; i++) {
+        if (!s->client->requests[i]->done)
             return false;
     }
     return true;
@@ -172,11 +178,33 @@ struct rpc_channel *sim_clients_channel(const struct sim *s)
 
 void sim_clients_note_abort(struct sim *s, uint32_t number)
 {
-    struct sim_request *q = s->client->requests;
-    while (q && q->number != number)
-        q = q->next;
-    assert(q);
-    q->aborted = true;
+    assert(number < s->client->n_made);
+    s->client->requests[number]->aborted = true;
+}
+
+bool sim_clients_origin(const struct sim *s, uint32_t number, struct sim_origin *ret)
+{
+    if (number >= s->client->n_made)
+        return false;
+    const struct sim_request *q = s->client->requests[number];
+    const char *who = q->key && *q->key ? q->key : q->user;
+    *ret = (struct sim_origin){.tenant = *who ? admit_tenant(who) : 0,
+                               .priority = q->priority,
+                               .deadline_ns = q->deadline_ns};
+    return true;
+}
+
+int64_t sim_clients_paused_ns(struct sim *s, uint32_t number, uint64_t id, bool is_paused)
+{
+    assert(number < s->client->n_made);
+    struct sim_request *q = s->client->requests[number];
+    int64_t now_ns = s->world.now_ns;
+    if (!is_paused)
+        q->held_ns = 0;
+    else if (q->held_ns == 0 || q->held_id != id)
+        q->held_ns = now_ns;
+    q->held_id = id;
+    return is_paused ? now_ns - q->held_ns : 0;
 }
 
 void sim_clients_break(struct sim *s)
@@ -193,10 +221,9 @@ void sim_clients_stop(struct sim *s)
 void sim_clients_free(struct sim *s)
 {
     struct sim_client *c = s->client;
-    for (struct sim_request *q = c->requests, *next; q; q = next) {
-        next = q->next;
-        free(q);
-    }
+    for (uint32_t i = 0; i != c->n_made; i++)
+        free(c->requests[i]);
+    free(c->requests);
     free(c);
     s->client = NULL;
 }

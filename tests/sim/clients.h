@@ -31,7 +31,6 @@ struct sim_part {
 
 struct sim_request {
     struct sim *sim;
-    struct sim_request *next;
     uint32_t number;
     enum request_kind kind;
 
@@ -40,10 +39,14 @@ struct sim_request {
     bool return_ids, wants_logprobs;
     const char *stops[SIM_MAX_STOPS];
     uint32_t n_stops;
+    int32_t priority;
+    const char *user; /* whom fairness counts it for, */
+    const char *key;  /* unless there is an authorization; NULL = none */
     bool has_seed;
-    uint32_t n_parts;      /* choices that come back; Fill: blanks */
-    struct request *fresh; /* as admission reads it; NULL: it refuses it */
-    int refusal;           /* then: its code */
+    uint32_t n_parts; /* choices that come back; Fill: blanks */
+    bool admitted;
+    struct request *fresh; /* as admission reads it; NULL: it refuses it, or nothing is generated */
+    struct request *echo;  /* likewise: the scoring of the prompt in front of it, NULL = none */
     bool fits_some;        /* a group of this run can run it at all */
     bool fits_all;         /* every one can */
 
@@ -58,11 +61,15 @@ struct sim_request {
     struct rpc_call *call; /* NULL before and after */
     int64_t sent_ns, done_ns;
     bool cancelled, aborted, paused, done;
-    uint32_t n_messages;
+    uint32_t n_messages, n_choice_messages;
+    int64_t held_ns;  /* the coordinator has stopped for it since; 0 = it has not */
+    uint64_t held_id; /* as which of its requests */
     bool has_usage;
     struct wire_usage usage;
     bool seed_known;
     uint64_t seed;
+    struct sim_logprob *prompt_logprobs; /* [n_prompt_logprobs] */
+    uint32_t n_prompt_logprobs;
     struct sim_part parts[SIM_MAX_PARTS];
     /* Fill and Score: the last message */
     struct wire_fill_response *fill; /* owned, unpacked */

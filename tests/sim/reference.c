@@ -35,11 +35,12 @@ static void must_append(struct token_list *l, const int32_t *ids, size_t n)
 static struct fake_context begin(const struct job *j, const struct prompt *p)
 {
     struct fake_context x;
+    uint32_t n_prefix = j->arch->context == ARCH_CONTEXT_CAUSAL ? 0 : p->prefix_len;
     int32_t *positions = must_alloc(p->ids.n, sizeof *positions);
     for (uint32_t i = 0; i != p->ids.n; i++)
         positions[i] = prompt_position(p, i);
-    fake_context_init(&x, j->config, p->ids.ids, positions, p->prefix_len);
-    for (uint32_t i = p->prefix_len; i != p->ids.n; i++)
+    fake_context_init(&x, j->config, p->ids.ids, positions, n_prefix);
+    for (uint32_t i = n_prefix; i != p->ids.n; i++)
         fake_context_add(&x, p->ids.ids[i], positions[i]);
     free(positions);
     return x;
@@ -103,6 +104,7 @@ static uint32_t bans(const struct job *j, size_t index, int32_t *ret)
 struct stopper {
     struct token_stream *decoder;
     size_t n_searched;
+    size_t *ends; /* [max_new]: bytes of text up to each token */
 };
 
 /* The stop text that is complete first at a byte behind those that were searched; of several the
@@ -141,6 +143,10 @@ static bool stops_here(struct job *j, struct stopper *x, struct ref_output *o, b
         abort();
     if (end && token_stream_flush(x->decoder, &o->text, &e) < 0)
         abort();
+    if (o->tokens.n)
+        x->ends[o->tokens.n - 1] = o->text.size;
+    if (o->tokens.n < j->request->params.min_tokens)
+        x->n_searched = o->text.size; /* whatever is complete by now does not count */
     o->stop = find_stop(j, x, &o->text, &at);
     if (o->stop < 0)
         return false;
@@ -153,6 +159,83 @@ static bool stops_here(struct job *j, struct stopper *x, struct ref_output *o, b
     return true;
 }
 
+/* ---- tokens of a blank that a stop text has cut ---- */
+
+static void decode(const struct job *j, const int32_t *ids, size_t n, struct buf *text)
+{
+    struct token_stream *d;
+    struct err e = ERR_INIT;
+    if (token_stream_new(j->tokenizer, &d) < 0)
+        abort();
+    for (size_t i = 0; i != n; i++) {
+        if (tokenizer_piece(j->tokenizer, ids[i]) && token_stream_push(d, ids[i], text, &e) < 0)
+            abort();
+    }
+    if (token_stream_flush(d, text, &e) < 0)
+        abort();
+    token_stream_free(d);
+}
+
+static bool says(const struct job *j, const struct token_list *tokens, const struct buf *text)
+{
+    struct buf found = {0};
+    decode(j, tokens->ids, tokens->n, &found);
+    bool same =
+        found.size == text->size && (!text->size || !memcmp(found.data, text->data, text->size));
+    buf_deinit(&found);
+    return same;
+}
+
+/* Whether the tokenizer's plain encoding of what is behind the first n tokens, with or without its
+ * first space, completes the text. */
+static bool can_complete(const struct job *j, const struct token_list *tokens, size_t n,
+                         size_t n_bytes, const struct buf *text)
+{
+    bool found = false;
+    for (size_t skip = 0; skip != 2 && !found && n_bytes + skip < text->size; skip++) {
+        if (skip && text->data[n_bytes] != ' ')
+            break;
+        struct token_list tried = {0};
+        struct err e = ERR_INIT;
+        must_append(&tried, tokens->ids, n);
+        if (tokenizer_encode(j->tokenizer, text->data + n_bytes + skip, text->size - n_bytes - skip,
+                             true, SIZE_MAX, &tried, &e) < 0)
+            abort();
+        found = says(j, &tried, text);
+        token_list_deinit(&tried);
+    }
+    return found;
+}
+
+static bool begins_with(const struct token_list *l, const struct token_list *tokens, size_t n)
+{
+    return l->n >= n && (!n || memcmp(l->ids, tokens->ids, n * sizeof *l->ids) == 0);
+}
+
+/* The tokens that lie wholly in the text stay, and all together say the text; only where encoding
+ * cannot do that, the rest has none. */
+static void take_blank_tokens(struct job *j, const struct stopper *x, uint32_t round,
+                              struct ref_output *o)
+{
+    const struct token_list *found = j->stops.blank_tokens(j->stops.context, round);
+    j->ret->is_open = !found;
+    if (!found)
+        return;
+    size_t n = 0, n_whole = 0;
+    for (; n_whole != o->tokens.n && x->ends[n_whole] <= o->text.size; n_whole++) {
+        if (x->ends[n_whole] > (n_whole ? x->ends[n_whole - 1] : 0))
+            n = n_whole + 1; /* those behind it have no text */
+    }
+    if (!begins_with(found, &o->tokens, n))
+        j->ret->wrong = "a cut blank does not begin with its own tokens";
+    else if (!says(j, found, &o->text) &&
+             (found->n > n_whole || !begins_with(&o->tokens, found, found->n) ||
+              can_complete(j, &o->tokens, n, n ? x->ends[n - 1] : 0, &o->text)))
+        j->ret->wrong = "the tokens of a cut blank do not say its text";
+    o->tokens.n = 0;
+    must_append(&o->tokens, found->ids, found->n);
+}
+
 static void run_sample(struct job *j, const struct prompt *p, uint32_t round, uint32_t choice,
                        size_t max_new, struct ref_output *o)
 {
@@ -162,7 +245,7 @@ static void run_sample(struct job *j, const struct prompt *p, uint32_t round, ui
     struct token_list history = {0};
     must_append(&history, p->ids.ids, p->ids.n);
     struct fake_context x = begin(j, p);
-    struct stopper stopper = {0};
+    struct stopper stopper = {.ends = must_alloc(max_new, sizeof *stopper.ends)};
     o->end_token = o->stop = -1;
     o->finish = FINISH_LENGTH;
     o->logprobs = must_alloc(max_new, sizeof *o->logprobs);
@@ -194,7 +277,10 @@ static void run_sample(struct job *j, const struct prompt *p, uint32_t round, ui
         if (stops_here(j, &stopper, o, true, o->tokens.n == max_new))
             break;
     }
+    if (o->stop >= 0 && r->kind == REQUEST_FILL)
+        take_blank_tokens(j, &stopper, round, o);
     token_stream_free(stopper.decoder);
+    free(stopper.ends);
     token_list_deinit(&history);
 }
 
@@ -253,7 +339,9 @@ static void take_results(struct job *j, const struct beam_search *search, struct
         struct ref_output *o = &round->outputs[i];
         const struct beam_hypothesis *h = beam_search_result(search, i);
         size_t n = h->n;
-        o->end_token = n && is_end(j->arch, h->tokens[n - 1]) ? h->tokens[--n] : -1;
+        bool ended =
+            n && (is_end(j->arch, h->tokens[n - 1]) || is_stop(j->request, h->tokens[n - 1]));
+        o->end_token = ended ? h->tokens[--n] : -1;
         o->finish = o->end_token >= 0 ? FINISH_STOP : FINISH_LENGTH;
         o->score = h->key;
         o->stop = -1;
@@ -265,7 +353,12 @@ static void run_beams(struct job *j, const struct prompt *p, uint32_t round_numb
                       struct ref_round *round)
 {
     const struct request_params *params = &j->request->params;
-    int32_t end_tokens[2] = {j->arch->tokens.eop, j->arch->tokens.eos};
+    int32_t end_tokens[BEAM_MAX_END_TOKENS] = {j->arch->tokens.eop, j->arch->tokens.eos};
+    uint32_t n_ends = 2;
+    for (uint32_t i = 0; i != params->n_stop_ids; i++) {
+        if (!is_end(j->arch, params->stop_ids[i]))
+            end_tokens[n_ends++] = params->stop_ids[i];
+    }
     const struct beam_params bp = {
         .n_beams = params->n_beams,
         .length_penalty = params->length_penalty,
@@ -273,7 +366,7 @@ static void run_beams(struct job *j, const struct prompt *p, uint32_t round_numb
         .min_new_tokens = params->ignore_end ? UINT32_MAX : params->min_tokens,
         .consider_end = params->consider_end,
         .end_tokens = end_tokens,
-        .n_end_tokens = 2,
+        .n_end_tokens = n_ends,
         .prompt = p->ids.ids,
     };
     struct beam_search *search;
@@ -350,7 +443,7 @@ static void run_fill(struct job *j)
     struct token_list ids = {0};
     must_append(&ids, r->ids.ids, r->ids.n);
     struct prompt p;
-    for (uint32_t k = 0; k != r->params.max_rounds; k++) {
+    for (uint32_t k = 0; k != r->params.max_rounds && !j->ret->is_open; k++) {
         if (prompt_next(j->arch, &ids, r->mask, &p, NULL) < 0)
             break;
         size_t max_new = r->params.max_length > p.ids.n ? r->params.max_length - p.ids.n : 0;
@@ -372,10 +465,12 @@ static void run_score(struct job *j)
         struct ref_output *o = &round->outputs[i];
         struct fake_context x = begin(j, p);
         o->logprobs = must_alloc(c->n, sizeof *o->logprobs);
+        o->states = must_alloc(c->n, sizeof *o->states);
         o->finish = FINISH_STOP;
         o->end_token = -1;
         for (size_t k = 0; k != c->n; k++) {
-            o->logprobs[k] = fake_token_logprob(j->config, fake_context_state(&x), c->ids[k]);
+            o->states[k] = fake_context_state(&x);
+            o->logprobs[k] = fake_token_logprob(j->config, o->states[k], c->ids[k]);
             o->score += (double)o->logprobs[k];
             fake_context_add(&x, c->ids[k], prompt_position(p, (uint32_t)(p->ids.n + k)));
         }

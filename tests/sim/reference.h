@@ -16,7 +16,7 @@ struct ref_output {
     double logprob_sum; /* samples: of all tokens that were chosen, the last one included */
     uint32_t n_sampled;
     float *logprobs;  /* [tokens.n], samples; Score: [n_target] */
-    uint64_t *states; /* [tokens.n], samples: for top log-probabilities */
+    uint64_t *states; /* likewise: for top log-probabilities */
 };
 
 struct ref_round {
@@ -29,12 +29,20 @@ struct reference {
     struct ref_round *rounds; /* Generate and Score have one */
     uint32_t n_rounds;
     uint64_t n_completion_tokens; /* usage */
+    bool is_open; /* a blank's tokens are not known: nothing is said about what follows */
+    const char
+        *wrong; /* the tokens found for a blank that a stop text has cut; NULL = they are right */
 };
 
 /* What a request is made of that admission has digested. */
 struct ref_stops {
     const char *const *texts;
     uint32_t n;
+    /* Fill: a stop text cuts a blank inside a token; which tokens say what is left is for the
+     * tokenizer to choose. The reference checks the ones that were found, and goes on with them.
+     * NULL = they have not come. */
+    const struct token_list *(*blank_tokens)(void *context, uint32_t blank);
+    void *context;
 };
 
 /* `fresh` was admitted and never submitted. */

@@ -66,9 +66,9 @@ static void set_up(struct sim *s)
     sim_make_plan(s);
     s->net = rpc_sim_new(&net_ops, s);
     s->known_answer = 42;
-    model_dir_known_answer(s->model->dir, &s->known_answer);
+    model_dir_known_answer(s->model_dir, &s->known_answer);
     s->admit = (struct admit){
-        .arch = model_dir_arch(s->model->dir),
+        .arch = model_dir_arch(s->model_dir),
         .tokenizer = s->model->tokenizer,
         .model = "",
         .max_input_bytes = (size_t)s->config.coordinator.limits.max_input_bytes,
@@ -83,6 +83,7 @@ static void set_up(struct sim *s)
     sim_coordinator_start(s);
     start_machines(s);
     sim_clients_start(s);
+    sim_tenants_start(s);
     sim_faults_start(s);
     sim_operator_start(s);
 }
@@ -139,6 +140,7 @@ static void shut_down(struct sim *s)
 static void tear_down(struct sim *s)
 {
     sim_operator_free(s);
+    sim_tenants_free(s);
     sim_clients_free(s);
     sim_comms_free(s);
     sim_workers_free(s);
@@ -150,12 +152,14 @@ static void tear_down(struct sim *s)
     world_deinit(&s->world);
 }
 
-void sim_run(uint64_t seed, const struct sim_model *model, FILE *trace_file, struct sim_result *ret)
+void sim_run(uint64_t seed, uint32_t generator, const struct sim_model *model, FILE *trace_file,
+             struct sim_result *ret)
 {
     struct sim *s = calloc(1, sizeof *s);
     assert(s);
     world_init(&s->world, seed, trace_file);
     s->model = model;
+    s->plan.generator = s->world.generator = generator;
     s->epochs.dir_fd = -1;
     int64_t start_ns = s->world.now_ns;
     set_up(s);

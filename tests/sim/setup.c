@@ -79,7 +79,7 @@ static void draw_coordinator(struct sim *s, const struct common *x)
 static void draw_limits(struct sim *s, struct plan_limits *l)
 {
     struct rng *r = &s->world.work;
-    const struct arch *a = model_dir_arch(s->model->dir);
+    const struct arch *a = model_dir_arch(s->model_dir);
     uint32_t n_slots = rng_chance(r, 20) ? (uint32_t)between(s, 1, 4) : (uint32_t)between(s, 4, 32);
     uint32_t n_tokens = (uint32_t)between(s, 64, 600);
     *l = (struct plan_limits){
@@ -142,12 +142,24 @@ static void draw_load(struct sim *s)
     };
 }
 
+/* What the first generator did not know, from draws of its own. */
+static void draw_options(struct sim *s)
+{
+    struct rng *r = &s->world.options;
+    bool has_options = s->plan.generator > SIM_GENERATOR_FIRST;
+    s->plan.causal = has_options && rng_chance(r, 25);
+    s->plan.familiar = has_options && rng_chance(r, 40);
+    s->plan.n_keys = has_options && rng_chance(r, 50) ? 1 + rng_below(r, 4) : 0;
+    s->model_dir = s->plan.causal ? s->model->causal : s->model->dir;
+}
+
 void sim_make_plan(struct sim *s)
 {
     static const uint32_t groups[] = {1, 1, 1, 2, 2, 3};
     static const uint32_t faults[] = {1, 2, 3, 5, 8, 12};
     struct rng *r = &s->world.work;
     struct sim_plan *p = &s->plan;
+    draw_options(s);
     p->calm = rng_chance(r, 25);
     p->n_groups = groups[rng_below(r, ARRAY_LEN(groups))];
     p->one_host = rng_chance(r, 60);
@@ -164,9 +176,9 @@ void sim_make_plan(struct sim *s)
     for (uint32_t i = 0; i != p->n_groups; i++)
         draw_group(s, i, &x);
     s->fake = (struct fake_config){.params = p->fake, .limits = s->groups[0].limits};
-    fake_config_set_arch(&s->fake, model_dir_arch(s->model->dir));
-    trace(&s->world, "plan: %s, %u groups, %u requests, %u faults, lease %lld ms, step %lld ms",
-          p->calm ? "calm" : "faults", p->n_groups, p->n_requests, p->n_faults,
-          (long long)(s->config.deadlines.lease / NSEC_PER_MSEC),
+    fake_config_set_arch(&s->fake, model_dir_arch(s->model_dir));
+    trace(&s->world, "plan: %s%s, %u groups, %u requests, %u faults, lease %lld ms, step %lld ms",
+          p->calm ? "calm" : "faults", p->causal ? ", causal" : "", p->n_groups, p->n_requests,
+          p->n_faults, (long long)(s->config.deadlines.lease / NSEC_PER_MSEC),
           (long long)(s->config.deadlines.step / NSEC_PER_MSEC));
 }

@@ -5,6 +5,7 @@
 #ifndef GLMD_TESTS_SIM_SIM_H
 #define GLMD_TESTS_SIM_SIM_H
 
+#include "base/clock.h"
 #include "base/config.h"
 #include "coordinator/admit.h"
 #include "coordinator/epoch.h"
@@ -19,10 +20,20 @@ enum {
     SIM_MAX_MACHINES = 24,
     SIM_MAX_LOSSES = 256,
     SIM_PROMPTS = 4,
-    SIM_PROMPT_TOKENS = 320
+    SIM_FAMILIAR = 2,
+    SIM_PROMPT_TOKENS = 320,
+    SIM_SCANNED = 16, /* waiting requests that the scheduler looks at */
+    /* What is generated. Seeds that are kept say which one they belong to: what the first one draws
+     * stays as it is, whatever newer ones draw besides. */
+    SIM_GENERATOR_FIRST = 1,
+    SIM_GENERATOR = 2
 };
 
+/* The scheduler's patience of two seconds, and what may pass until it looks again. */
+#define SIM_PATIENCE_NS (2500 * NSEC_PER_MSEC)
+
 struct sim;
+struct sched;
 struct sim_coordinator;
 struct sim_worker;
 struct sim_client;
@@ -32,12 +43,17 @@ struct sim_operation;
 /* Opened once per program, shared by all runs. */
 struct sim_model {
     struct model_dir *dir;
+    struct model_dir *causal; /* the same architecture with the other switch */
     struct tokenizer *tokenizer;
 };
 
 /* What a seed decides before anything runs. */
 struct sim_plan {
-    bool calm; /* no faults */
+    uint32_t generator;
+    bool causal;     /* the model sees what is behind a token only */
+    bool familiar;   /* clients ask with what was asked before */
+    uint32_t n_keys; /* of the clients' authorization; 0 = there is none */
+    bool calm;       /* no faults */
     uint32_t n_groups;
     bool one_host; /* ranks share memory; otherwise TCP */
     const char *device;
@@ -81,7 +97,8 @@ struct sim {
     struct world world;
     struct sim_plan plan;
     const struct sim_model *model;
-    struct config config; /* the coordinator's */
+    struct model_dir *model_dir; /* one of its two */
+    struct config config;        /* the coordinator's */
     struct fake_config fake;
     uint64_t known_answer;
     struct rpc_sim *net;
@@ -101,11 +118,12 @@ struct sim {
 
     struct sim_client *client;
     struct sim_operation *operations;
+    struct sim_tenants *tenants;
     /* prompts that come again, whole or in their beginnings */
     struct {
         int32_t ids[SIM_PROMPT_TOKENS];
         uint32_t n;
-    } prompts[SIM_PROMPTS];
+    } prompts[SIM_PROMPTS], familiar[SIM_FAMILIAR];
     struct admit admit; /* what the coordinator would admit */
 
     /* what errors are told by: allowed or not */
@@ -132,7 +150,8 @@ struct sim_result {
     uint64_t n_hits, n_preempted, n_resumed;
 };
 /* Runs one seed from nothing to nothing; ends the program when a check fails. */
-void sim_run(uint64_t seed, const struct sim_model *model, FILE *trace, struct sim_result *ret);
+void sim_run(uint64_t seed, uint32_t generator, const struct sim_model *model, FILE *trace,
+             struct sim_result *ret);
 
 /* setup.c: what the seed decides. */
 void sim_make_plan(struct sim *s);
@@ -169,6 +188,15 @@ void sim_clients_break(struct sim *s);
 uint32_t sim_clients_open(const struct sim *s); /* calls under way */
 struct process *sim_clients_process(const struct sim *s);
 struct rpc_channel *sim_clients_channel(const struct sim *s);
+/* What the scheduler must know of a request; false: there is no such request. */
+struct sim_origin {
+    uint64_t tenant;
+    int32_t priority;
+    int64_t deadline_ns; /* relative, 0 = none */
+};
+/* How long its scheduler's request `id` has been paused, as far as it was looked at. */
+int64_t sim_clients_paused_ns(struct sim *s, uint32_t number, uint64_t id, bool is_paused);
+bool sim_clients_origin(const struct sim *s, uint32_t number, struct sim_origin *ret);
 void sim_clients_note_abort(struct sim *s, uint32_t number); /* the request may end CANCELLED */
 void sim_clients_stop(struct sim *s);
 void sim_clients_free(struct sim *s);
@@ -188,6 +216,11 @@ void sim_check_deadlines(struct sim *s); /* after its ticks */
 void sim_check_health(struct sim *s, bool serving);
 void sim_note_away(struct sim *s, bool away); /* the coordinator cannot be reached, or drains */
 void sim_check_end(struct sim *s);            /* drained, before the coordinator goes */
+/* check_tenants.c: every event of the coordinator: whose a request is, whose context it sees, whose
+ * turn it is. */
+void sim_tenants_start(struct sim *s);
+void sim_check_tenants(struct sim *s, const struct sched *d);
+void sim_tenants_free(struct sim *s);
 /* Groups that were lost from `from` to now. */
 uint32_t sim_count_losses(const struct sim *s, int64_t from_ns);
 bool sim_all_ready(const struct sim *s); /* every group serves */

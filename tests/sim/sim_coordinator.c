@@ -125,7 +125,7 @@ void sim_coordinator_start(struct sim *s)
     for (uint32_t i = 0; i != s->plan.n_groups; i++)
         s->groups[i].epoch = 0;
     const struct coordinator_config config = {.config = &s->config,
-                                              .model = s->model->dir,
+                                              .model = s->model_dir,
                                               .tokenizer = s->model->tokenizer,
                                               .epochs = &s->epochs,
                                               .ops = &ops,

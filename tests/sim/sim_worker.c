@@ -231,7 +231,7 @@ void sim_worker_start(struct sim_machine *m)
     w->options = (struct worker_options){
         .config = m->group->config, .rank = m->rank, .device = s->plan.device};
     const struct worker_config config = {.options = &w->options,
-                                         .model = s->model->dir,
+                                         .model = s->model_dir,
                                          .identity = &w->identity,
                                          .ops = &ops,
                                          .context = w};

@@ -23,13 +23,14 @@ static void must(struct sim_request *q, bool ok, const char *what)
         WRONG(q, "%u: %s", q->number, what);
 }
 
-static void add_logprobs(struct sim_part *p, const struct wire_choice_delta *d)
+static void add_logprobs(struct sim_logprob **list, uint32_t *n_list,
+                         const struct wire_token_logprob *added, uint32_t n)
 {
-    p->logprobs = realloc(p->logprobs, (p->n_logprobs + d->n_logprobs + 1) * sizeof *p->logprobs);
-    assert(p->logprobs);
-    for (uint32_t i = 0; i != d->n_logprobs; i++) {
-        const struct wire_token_logprob *w = &d->logprobs[i];
-        struct sim_logprob *l = &p->logprobs[p->n_logprobs++];
+    *list = realloc(*list, (*n_list + n + 1) * sizeof **list);
+    assert(*list);
+    for (uint32_t i = 0; i != n; i++) {
+        const struct wire_token_logprob *w = &added[i];
+        struct sim_logprob *l = &(*list)[(*n_list)++];
         *l = (struct sim_logprob){.token = w->token, .logprob = w->logprob, .n_top = w->n_top};
         for (uint32_t k = 0; k != MIN(w->n_top, (uint32_t)PLAN_MAX_TOP_LOGPROBS); k++)
             l->top[k] = (struct result_logprob){w->top[k].token, w->top[k].logprob};
@@ -41,11 +42,12 @@ static void take_first(struct sim_request *q, bool has_seed, uint64_t seed, cons
     char expected[32];
     snprintf(expected, sizeof expected, "request-%u", q->number);
     bool first = q->n_messages == 1;
-    must(q, has_seed == first && (strcmp(request_id, first ? expected : "") == 0),
+    bool generates = q->fresh != NULL;
+    must(q, has_seed == (first && generates) && (strcmp(request_id, first ? expected : "") == 0),
          "seed and request_id belong into the first message");
-    if (first)
+    if (first && generates)
         must(q, !q->has_seed || seed == q->seed, "another seed than asked for");
-    if (first)
+    if (first && generates)
         q->seed = seed;
     q->seed_known = true;
 }
@@ -62,6 +64,11 @@ static void take_generate(struct sim_request *q, const struct wire_generate_resp
 {
     take_first(q, w->has_seed, w->seed, w->request_id);
     take_usage(q, w->usage);
+    if (w->n_prompt_logprobs)
+        must(q, q->echo && q->n_choice_messages == 0, "log-probabilities of the prompt come first");
+    add_logprobs(&q->prompt_logprobs, &q->n_prompt_logprobs, w->prompt_logprobs,
+                 w->n_prompt_logprobs);
+    q->n_choice_messages += w->n_choices != 0;
     for (uint32_t i = 0; i != w->n_choices; i++) {
         const struct wire_choice_delta *d = &w->choices[i];
         must(q, d->index < MIN(q->n_parts, (uint32_t)SIM_MAX_PARTS), "a choice nobody asked for");
@@ -69,7 +76,7 @@ static void take_generate(struct sim_request *q, const struct wire_generate_resp
         must(q, !p->finish, "something behind the end of a choice");
         token_list_extend(&p->tokens, d->tokens, d->n_tokens);
         buf_append_str(&p->text, d->text);
-        add_logprobs(p, d);
+        add_logprobs(&p->logprobs, &p->n_logprobs, d->logprobs, d->n_logprobs);
         p->finish = d->finish_reason;
         p->stop_token = d->has_stop_token ? d->stop_token : -1;
         snprintf(p->stop, sizeof p->stop, "%s", d->stop);
@@ -90,6 +97,7 @@ static void take_fill(struct sim_request *q, const struct wire_fill_response *w)
         buf_append_str(&p->text, d->text);
         p->finish = d->finish_reason;
         p->stop_token = d->has_stop_token ? d->stop_token : -1;
+        snprintf(p->stop, sizeof p->stop, "%s", d->stop);
     }
 }
 
@@ -124,6 +132,8 @@ void sim_request_free_answer(struct sim_request *q)
         free(q->parts[i].logprobs);
         q->parts[i].logprobs = NULL;
     }
+    free(q->prompt_logprobs);
+    q->prompt_logprobs = NULL;
     wire_free_fill_response(q->fill);
     wire_free_score_response(q->score);
     q->fill = NULL;
@@ -181,6 +191,17 @@ static void check_cut_text(struct sim_request *q, uint32_t part, const struct bu
               part, expected->data, found->data ? found->data : "");
 }
 
+static bool is_right_logprob(const struct sim_request *q, const struct sim_logprob *l,
+                             int32_t token, const struct ref_output *o, uint32_t i, uint32_t n_top)
+{
+    struct result_logprob top[PLAN_MAX_TOP_LOGPROBS];
+    uint32_t n = fake_top(&q->sim->fake, o->states[i], n_top, top);
+    bool ok = l->token == token && l->logprob == o->logprobs[i] && l->n_top == n;
+    for (uint32_t k = 0; ok && k != n; k++)
+        ok = l->top[k].token == top[k].token && l->top[k].logprob == top[k].logprob;
+    return ok;
+}
+
 static void check_logprobs(struct sim_request *q, uint32_t part, const struct sim_part *p,
                            const struct ref_output *o, bool whole)
 {
@@ -189,13 +210,8 @@ static void check_logprobs(struct sim_request *q, uint32_t part, const struct si
     must(q, p->n_logprobs <= o->tokens.n && (!whole || p->n_logprobs == o->tokens.n),
          "the number of log-probabilities");
     for (uint32_t i = 0; i != p->n_logprobs; i++) {
-        const struct sim_logprob *l = &p->logprobs[i];
-        struct result_logprob top[PLAN_MAX_TOP_LOGPROBS];
-        uint32_t n = fake_top(&q->sim->fake, o->states[i], q->fresh->params.n_top_logprobs, top);
-        bool ok = l->token == o->tokens.ids[i] && l->logprob == o->logprobs[i] && l->n_top == n;
-        for (uint32_t k = 0; ok && k != n; k++)
-            ok = l->top[k].token == top[k].token && l->top[k].logprob == top[k].logprob;
-        if (!ok)
+        if (!is_right_logprob(q, &p->logprobs[i], o->tokens.ids[i], o, i,
+                              q->fresh->params.n_top_logprobs))
             WRONG(q, "%u, part %u: log-probability %u", q->number, part, i);
     }
 }
@@ -215,7 +231,8 @@ static void check_part(struct sim_request *q, uint32_t part, const struct ref_ou
     if (ended && strcmp(p->stop, stopped ? q->stops[o->stop] : "") != 0)
         WRONG(q, "%u, part %u: found the stop text \"%s\"", q->number, part, p->stop);
     if (q->return_ids)
-        check_tokens(q, part, &p->tokens, &o->tokens, ended && !stopped);
+        check_tokens(q, part, &p->tokens, &o->tokens,
+                     ended && (!stopped || q->kind == REQUEST_FILL));
     if (stopped)
         check_cut_text(q, part, &p->text, &o->text, ended);
     else
@@ -309,33 +326,70 @@ static void verify_score(struct sim_request *q, const struct reference *ref)
     }
 }
 
+static void check_usage(struct sim_request *q, size_t n_prompt, uint64_t n_completion)
+{
+    must(q, q->has_usage, "no usage");
+    size_t n_scored = q->echo ? q->echo->choices[0].n : 0;
+    if (q->usage.prompt_tokens != n_prompt || q->usage.completion_tokens != n_completion ||
+        q->usage.scored_tokens != n_scored)
+        WRONG(q, "%u: usage: expected %zu + %llu tokens and %zu scored ones, found %u + %u and %u",
+              q->number, n_prompt, (unsigned long long)n_completion, n_scored,
+              q->usage.prompt_tokens, q->usage.completion_tokens, q->usage.scored_tokens);
+    q->sim->n_tokens += n_completion;
+}
+
+/* The log-probabilities of a prompt; all of them when the output has begun. */
+static void verify_echo(struct sim_request *q, bool whole)
+{
+    struct reference ref;
+    reference_make(q->sim->admit.arch, q->sim->model->tokenizer, &q->sim->fake, q->echo,
+                   (struct ref_stops){0}, &ref);
+    const struct ref_output *o = &ref.rounds[0].outputs[0];
+    const struct token_list *tokens = &q->echo->choices[0];
+    must(q,
+         q->n_prompt_logprobs == tokens->n ||
+             (!whole && !q->n_choice_messages && q->n_prompt_logprobs < tokens->n),
+         "the number of the prompt's log-probabilities");
+    for (uint32_t i = 0; i != q->n_prompt_logprobs; i++) {
+        if (!is_right_logprob(q, &q->prompt_logprobs[i], tokens->ids[i], o, i,
+                              q->echo->params.n_top_logprobs))
+            WRONG(q, "%u: log-probability %u of the prompt", q->number, i);
+    }
+    reference_deinit(&ref);
+    if (whole && !q->fresh)
+        check_usage(q, q->echo->prompt.ids.n, 0);
+}
+
+static const struct token_list *find_blank(void *context, uint32_t blank)
+{
+    const struct sim_request *q = context;
+    return blank < SIM_MAX_PARTS && q->parts[blank].finish ? &q->parts[blank].tokens : NULL;
+}
+
 static void verify_answer(struct sim_request *q, bool whole)
 {
-    if (!q->fresh || (q->kind != REQUEST_SCORE && !q->seed_known))
-        return;
     if (!whole && q->n_messages == 0)
+        return;
+    if (q->echo)
+        verify_echo(q, whole);
+    if (!q->fresh || (q->kind != REQUEST_SCORE && !q->seed_known))
         return;
     struct reference ref;
     if (q->kind != REQUEST_SCORE)
         q->fresh->params.seed = q->seed;
-    const struct ref_stops stops = {q->stops, q->n_stops};
+    const struct ref_stops stops = {q->stops, q->n_stops, find_blank, q};
     reference_make(q->sim->admit.arch, q->sim->model->tokenizer, &q->sim->fake, q->fresh, stops,
                    &ref);
+    must(q, !ref.wrong, ref.wrong);
+    must(q, !ref.is_open || !whole, "a blank has no end");
     if (q->kind == REQUEST_GENERATE)
         verify_generate(q, &ref, whole);
     else if (q->kind == REQUEST_FILL)
         verify_fill(q, &ref, whole);
     else if (whole)
         verify_score(q, &ref);
-    if (whole) {
-        must(q, q->has_usage, "no usage");
-        if (q->usage.prompt_tokens != ref.rounds[0].prompt.n ||
-            q->usage.completion_tokens != ref.n_completion_tokens)
-            WRONG(q, "%u: usage: expected %zu + %llu tokens, found %u + %u", q->number,
-                  ref.rounds[0].prompt.n, (unsigned long long)ref.n_completion_tokens,
-                  q->usage.prompt_tokens, q->usage.completion_tokens);
-        q->sim->n_tokens += ref.n_completion_tokens;
-    }
+    if (whole)
+        check_usage(q, ref.rounds[0].prompt.n, ref.n_completion_tokens);
     reference_deinit(&ref);
 }
 

@@ -72,6 +72,7 @@ void world_init(struct world *w, uint64_t seed, FILE *trace_file)
     w->net.state = rng_next(&r);
     w->timing.state = rng_next(&r);
     w->program.state = rng_next(&r);
+    w->options.state = rng_next(&r);
     clock_set_source(clock_of_world, w);
     random_set_source(random_of_world, w);
     log_init("sim", LOG_LEVEL_DEBUG);
@@ -213,7 +214,8 @@ void world_fail(struct world *w, const char *format, ...)
     va_start(args, format);
     vfprintf(stderr, format, args);
     va_end(args);
-    fprintf(stderr, "\nreplay: glmd-sim --seed %llu --trace\n", (unsigned long long)w->seed);
+    fprintf(stderr, "\nreplay: glmd-sim --seed %llu --generator %u --trace\n",
+            (unsigned long long)w->seed, w->generator);
     fflush(stderr);
     _exit(1);
 }

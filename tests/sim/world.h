@@ -40,13 +40,14 @@ enum { WORLD_KEPT_LINES = 40, WORLD_LINE_BYTES = 400 };
 
 struct world {
     uint64_t seed;
+    uint32_t generator; /* for the message of a failure */
     int64_t now_ns;
     struct event *heap; /* owned */
     size_t n_events, capacity;
     uint64_t n_posted, n_run;
     struct process *current; /* whose event runs */
     /* Independent streams: another draw in one does not move the others. */
-    struct rng work, faults, net, timing, program;
+    struct rng work, faults, net, timing, program, options;
     /* the trace */
     FILE *trace; /* NULL = only the hash and the last lines are kept */
     uint64_t trace_hash, n_lines;
