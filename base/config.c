@@ -23,6 +23,7 @@ static const char *const workers_choices[] = {"spawn", "external", NULL};
 static const char *const activations_choices[] = {"fp32", "fp16", "a8", NULL};
 static const char *const kv_cache_choices[] = {"auto", "fp16", "int8", NULL};
 static const char *const level_choices[] = {"error", "warn", "info", "debug", NULL};
+static const char *const format_choices[] = {"auto", "text", "json", "journal", NULL};
 
 static const struct conf_option options[] = {
     {"cluster.name", CONF_STRING, AT(cluster.name), "glmd", 1, 64, NULL,
@@ -197,6 +198,9 @@ static const struct conf_option options[] = {
     {"log.level", CONF_ENUM, AT(log.level), "info", 0, 0, level_choices,
      "error, warn, info or debug. Prompts and outputs are logged at no level, unless log.prompts "
      "says so."},
+    {"log.format", CONF_ENUM, AT(log.format), "auto", 0, 0, format_choices,
+     "text or json: lines on standard error; journal: entries with fields to journald. auto: "
+     "journal under systemd, else text."},
     {"log.prompts", CONF_BOOL, AT(log.prompts), "false", 0, 0, NULL,
      "Log what clients send and get: prompts and outputs, at level info. For debugging; the log is "
      "as confidential as they are then."},

@@ -112,7 +112,8 @@ struct config {
         bool vllm_names; /* besides glmd's own */
     } metrics;
     struct {
-        int level; /* enum log_level */
+        int level;  /* enum log_level */
+        int format; /* enum log_format */
         bool prompts;
     } log;
 

@@ -56,7 +56,7 @@ static void print_usage(FILE *out)
 
 int main(int argc, char **argv)
 {
-    log_init("glmd", LOG_LEVEL_INFO);
+    log_init("glmd", LOG_LEVEL_INFO, LOG_FORMAT_TEXT);
     if (argc < 2) {
         print_usage(stderr);
         return EXIT_USAGE;

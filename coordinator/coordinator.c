@@ -424,6 +424,8 @@ static int listen_and_start(struct coordinator *c, struct err *e)
         return r;
     reachable(f->coordinator.listen, c->port, c->address);
     reachable(worker_listen, worker_port, c->dial);
+    if (f->log.prompts)
+        log_warn("log.prompts is on: what clients send and get is written to this log");
     log_info("listening on %s%s%s, model %s, digest %s", c->address,
              separate ? ", for workers on " : "", separate ? c->dial : "", c->model_name,
              model_dir_digest(c->model)->hex);

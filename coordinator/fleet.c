@@ -237,7 +237,7 @@ void fleet_drain(struct fleet *f, uint32_t group, int64_t deadline_ns)
     assert(g);
     if (g->draining || f->stopping)
         return;
-    log_info("group %s drains", g->name);
+    log_event(LOG_LEVEL_INFO, GROUP_LOG(g), "group %s drains", g->name);
     g->draining = true;
     g->drain_end_ns = deadline_ns;
     if (g->state != GROUP_READY)

@@ -72,7 +72,8 @@ static void end_epoch(struct group *g, const char *why)
 {
     bool was_ready = g->state == GROUP_READY;
     uint64_t epoch = g->epoch;
-    log_warn("group %s: epoch %llu is over: %s", g->name, (unsigned long long)epoch, why);
+    log_event(LOG_LEVEL_WARN, GROUP_LOG(g), "group %s: epoch %llu is over: %s", g->name,
+              (unsigned long long)epoch, why);
     snprintf(g->last_error, sizeof g->last_error, "%s", why);
     g->state = GROUP_FORMING;
     g->epoch = 0;
@@ -255,7 +256,7 @@ static void try_form(struct group *g, int64_t now)
     if (r == 0)
         r = epoch_next(g->fleet->config.epochs, above, &epoch, &e);
     if (r < 0) {
-        log_error("cannot form group %s: %s", g->name, e.message);
+        log_event(LOG_LEVEL_ERROR, GROUP_LOG(g), "cannot form group %s: %s", g->name, e.message);
         snprintf(g->last_error, sizeof g->last_error, "%s", e.message);
         g->next_form_ns = now + BACKOFF_MAX_NS;
         return;
@@ -265,9 +266,9 @@ static void try_form(struct group *g, int64_t now)
     g->granted_ns = now;
     g->join_deadline_ns = now + MAX(3 * g->fleet->config.config->deadlines.step, MIN_JOIN_NS);
     join_limits(g);
-    log_info("group %s: epoch %llu: %u x %u ranks, %s%s%s", g->name, (unsigned long long)epoch,
-             g->tp_size, g->n_stages, comm_name(comms.stage), g->n_stages > 1 ? ", links: " : "",
-             g->n_stages > 1 ? comm_name(comms.link) : "");
+    log_event(LOG_LEVEL_INFO, GROUP_LOG(g), "group %s: epoch %llu: %u x %u ranks, %s%s%s", g->name,
+              (unsigned long long)epoch, g->tp_size, g->n_stages, comm_name(comms.stage),
+              g->n_stages > 1 ? ", links: " : "", g->n_stages > 1 ? comm_name(comms.link) : "");
     send_grants(g, comms, random);
 }
 
@@ -308,7 +309,7 @@ static void measure_start(struct group *g)
 
 void group_joined(struct group *g, struct rank_session *s)
 {
-    log_debug("group %s: rank %u is ready", g->name, s->rank);
+    log_event(LOG_LEVEL_DEBUG, RANK_LOG(s), "group %s: rank %u is ready", g->name, s->rank);
     if (g->state != GROUP_JOINING)
         return;
     for (uint32_t i = 0; i != g->n_ranks; i++) {
@@ -325,9 +326,10 @@ void group_joined(struct group *g, struct rank_session *s)
     g->failure_ns = 0;
     dispatch_reset(&g->dispatch);
     const struct fleet_config *c = &g->fleet->config;
-    log_info("group %s: epoch %llu: ready: %u slots, %u KV blocks, %u tokens in a step", g->name,
-             (unsigned long long)g->epoch, g->limits.n_slots, g->limits.n_blocks,
-             g->limits.max_tokens);
+    log_event(LOG_LEVEL_INFO, GROUP_LOG(g),
+              "group %s: epoch %llu: ready: %u slots, %u KV blocks, %u tokens in a step", g->name,
+              (unsigned long long)g->epoch, g->limits.n_slots, g->limits.n_blocks,
+              g->limits.max_tokens);
     if (!c->ops->ready(c->context, g->number, &g->limits, g->n_stages, g->epoch))
         group_down(g, "the group's limits do not fit the model");
 }
@@ -358,7 +360,8 @@ void group_answer(struct group *g, struct rank_session *s, struct wire_worker_me
                   int64_t now_ns)
 {
     if (g->state != GROUP_READY || m->step_done->epoch != g->epoch || s->granted != g->epoch) {
-        log_debug("group %s: rank %u answered a step of epoch %llu, which is over", g->name,
+        log_event(LOG_LEVEL_DEBUG, RANK_LOG(s),
+                  "group %s: rank %u answered a step of epoch %llu, which is over", g->name,
                   s->rank, (unsigned long long)m->step_done->epoch);
         wire_free_worker_message(m);
         return;
@@ -411,7 +414,8 @@ void group_leave(struct group *g, const char *why)
         return;
     g->draining = g->leaving = true;
     group_down(g, "the group was drained");
-    log_info("group %s: its ranks are told to leave: %s", g->name, why);
+    log_event(LOG_LEVEL_INFO, GROUP_LOG(g), "group %s: its ranks are told to leave: %s", g->name,
+              why);
     for (uint32_t i = 0; i != g->n_ranks; i++) {
         if (g->ranks[i].current)
             rank_session_tell_drain(g->ranks[i].current, why);

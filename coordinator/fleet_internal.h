@@ -3,6 +3,7 @@
 #ifndef GLMD_COORDINATOR_FLEET_INTERNAL_H
 #define GLMD_COORDINATOR_FLEET_INTERNAL_H
 
+#include "base/log.h"
 #include "coordinator/dispatch.h"
 #include "coordinator/fleet.h"
 #include "proto/rpc/wire_worker.h"
@@ -98,6 +99,11 @@ struct fleet {
     struct buf packed; /* scratch of outgoing messages */
     uint64_t restarts[FLEET_RESTARTS];
 };
+
+/* The fields of a log event about a group, or about a rank's session. */
+#define GROUP_LOG(g) LOG(.group = (g)->name, .epoch = (g)->epoch)
+#define RANK_LOG(s)                                                                                \
+    LOG(.group = (s)->group ? (s)->group->name : NULL, .rank = &(s)->rank, .epoch = (s)->granted)
 
 /* fleet.c */
 bool fleet_pack(struct fleet *f, const struct wire_coordinator_message *m); /* into f->packed */

@@ -42,7 +42,8 @@ void rank_session_close(struct rank_session *s, enum rpc_status status, const ch
 
 static void refuse(struct rank_session *s, enum wire_refuse_code code, const char *why)
 {
-    log_warn("refused rank %u of %s, pid %u: %s", s->rank, s->host, s->pid, why);
+    log_event(LOG_LEVEL_WARN, RANK_LOG(s), "refused rank %u of %s, pid %u: %s", s->rank, s->host,
+              s->pid, why);
     const struct wire_refuse r = {.code = code, .reason = why};
     fleet_send(s, &(struct wire_coordinator_message){.refuse = &r});
     rank_session_close(s, RPC_FAILED_PRECONDITION, why);
@@ -66,8 +67,8 @@ static void promote(struct group *g, struct rank *k)
     k->current = k->standby;
     k->standby = NULL;
     if (k->current)
-        log_info("group %s: rank %u: pid %u takes over", g->name, k->current->rank,
-                 k->current->pid);
+        log_event(LOG_LEVEL_INFO, GROUP_LOG(g), "group %s: rank %u: pid %u takes over", g->name,
+                  k->current->rank, k->current->pid);
 }
 
 /* The stream that held its rank is over. */
@@ -82,8 +83,8 @@ static void leave_rank(struct rank_session *s, enum rpc_status status, const cha
         group_down(g, "rank %u was lost", s->rank);
     if (s->ended || s->fleet->stopping)
         return;
-    log_info("group %s: rank %u (%s, pid %u) left: %s", g->name, s->rank, s->host, s->pid,
-             rpc_status_name(status));
+    log_event(LOG_LEVEL_INFO, RANK_LOG(s), "group %s: rank %u (%s, pid %u) left: %s", g->name,
+              s->rank, s->host, s->pid, rpc_status_name(status));
     if (g->leaving)
         return; /* as it was asked to */
     char why[WHY_BYTES];
@@ -212,14 +213,16 @@ static void claim_rank(struct rank_session *s)
         rank_session_close(old, RPC_ABORTED, "the worker has opened another stream");
     } else if (k->current && k->standby) {
         /* Not for good: both may be dead, and only their leases tell. It dials again. */
-        log_warn("group %s: rank %u: pid %u on %s is sent away: two other processes hold the rank "
-                 "or wait for it",
-                 g->name, s->rank, s->pid, s->host);
+        log_event(LOG_LEVEL_WARN, RANK_LOG(s),
+                  "group %s: rank %u: pid %u on %s is sent away: two other processes hold the rank "
+                  "or wait for it",
+                  g->name, s->rank, s->pid, s->host);
         rank_session_close(s, RPC_UNAVAILABLE, "two other processes hold this rank or wait for it");
         return;
     } else if (k->current) {
-        log_warn("group %s: rank %u: pid %u on %s waits: pid %u on %s has the rank", g->name,
-                 s->rank, s->pid, s->host, k->current->pid, k->current->host);
+        log_event(LOG_LEVEL_WARN, RANK_LOG(s),
+                  "group %s: rank %u: pid %u on %s waits: pid %u on %s has the rank", g->name,
+                  s->rank, s->pid, s->host, k->current->pid, k->current->host);
         k->standby = s;
         k->end = FLEET_RESTART_REPLACED;
     } else {
@@ -258,9 +261,10 @@ static void join(struct rank_session *s, struct group *g, const struct wire_hell
     g->n_sessions++;
     if (g->draining && !enter_draining(s))
         return;
-    log_info("group %s: rank %u of %u x %u: hello from %s, pid %u, %s, layers %u to %u", g->name,
-             s->rank, g->tp_size, g->n_stages, s->host, s->pid, s->device, h->layer_begin,
-             h->layer_end);
+    log_event(LOG_LEVEL_INFO, RANK_LOG(s),
+              "group %s: rank %u of %u x %u: hello from %s, pid %u, %s, layers %u to %u", g->name,
+              s->rank, g->tp_size, g->n_stages, s->host, s->pid, s->device, h->layer_begin,
+              h->layer_end);
     claim_rank(s);
 }
 
@@ -295,7 +299,8 @@ static void on_hello(struct rank_session *s, const struct wire_hello *h)
     if (r == -EINVAL) {
         refuse(s, code, e.message);
     } else { /* there may be room later */
-        log_warn("rank %u of %s, pid %u: %s", s->rank, s->host, s->pid, e.message);
+        log_event(LOG_LEVEL_WARN, RANK_LOG(s), "rank %u of %s, pid %u: %s", s->rank, s->host,
+                  s->pid, e.message);
         rank_session_close(s, RPC_RESOURCE_EXHAUSTED, e.message);
     }
 }
@@ -327,11 +332,13 @@ static void on_loaded(struct rank_session *s, const struct wire_loaded *l)
     s->loaded = true;
     s->loaded_ns = clock_now_ns();
     rank_changed(s);
-    log_info("group %s: rank %u: loaded, %llu MiB weights, %llu MiB KV cache (%u blocks), %llu MiB "
-             "scratch",
-             s->group->name, s->rank, (unsigned long long)(l->memory.weights >> 20),
-             (unsigned long long)(l->memory.kv >> 20), l->limits.n_blocks,
-             (unsigned long long)(l->memory.scratch >> 20));
+    log_event(
+        LOG_LEVEL_INFO, RANK_LOG(s),
+        "group %s: rank %u: loaded, %llu MiB weights, %llu MiB KV cache (%u blocks), %llu MiB "
+        "scratch",
+        s->group->name, s->rank, (unsigned long long)(l->memory.weights >> 20),
+        (unsigned long long)(l->memory.kv >> 20), l->limits.n_blocks,
+        (unsigned long long)(l->memory.scratch >> 20));
 }
 
 static void on_failed(struct rank_session *s, const struct wire_failed *x, int64_t now)
@@ -350,11 +357,12 @@ static void on_failed(struct rank_session *s, const struct wire_failed *x, int64
     snprintf(why, sizeof why, "rank %u: %s", s->rank, kind);
     snprintf(detail, sizeof detail, "%s: %.400s", why, x->message);
     if (x->epoch != s->granted || x->epoch != g->epoch) {
-        log_debug("%s (of epoch %llu, which is over)", detail, (unsigned long long)x->epoch);
+        log_event(LOG_LEVEL_DEBUG, RANK_LOG(s), "%s (of epoch %llu, which is over)", detail,
+                  (unsigned long long)x->epoch);
         return;
     }
     s->ready = false;
-    log_warn("group %s: %s", g->name, detail);
+    log_event(LOG_LEVEL_WARN, RANK_LOG(s), "group %s: %s", g->name, detail);
     group_rank_error(g, s->rank, detail);
     bool symptom = x->code == WIRE_FAILURE_PEER || x->code == WIRE_FAILURE_ABORTED ||
                    x->code == WIRE_FAILURE_JOIN;
@@ -419,11 +427,13 @@ static void take_message(struct rank_session *s, struct rpc_call *c, const uint8
     struct wire_worker_message *m;
     struct err e = ERR_INIT;
     if (wire_unpack_worker_message(data, size, &m, &e) < 0) {
-        log_warn("rank %u (%s): unreadable message: %s", s->rank, rpc_peer(c), e.message);
+        log_event(LOG_LEVEL_WARN, RANK_LOG(s), "rank %u (%s): unreadable message: %s", s->rank,
+                  rpc_peer(c), e.message);
         s->end = FLEET_RESTART_PROTOCOL;
         rank_session_close(s, RPC_INVALID_ARGUMENT, "unreadable message");
     } else if (!on_body(s, m, now)) {
-        log_warn("rank %u (%s): a message out of order", s->rank, rpc_peer(c));
+        log_event(LOG_LEVEL_WARN, RANK_LOG(s), "rank %u (%s): a message out of order", s->rank,
+                  rpc_peer(c));
         s->end = FLEET_RESTART_PROTOCOL;
         rank_session_close(s, RPC_FAILED_PRECONDITION, "a message out of order");
     }
@@ -461,8 +471,8 @@ static void check_session(struct rank_session *s, int64_t now)
     if (!*why)
         return;
     s->end = s->loaded || silent > c->deadlines.lease ? FLEET_RESTART_SILENT : FLEET_RESTART_SLOW;
-    log_warn("group %s: rank %u (%s, pid %u): %s", g ? g->name : "?", s->rank, s->host, s->pid,
-             why);
+    log_event(LOG_LEVEL_WARN, RANK_LOG(s), "group %s: rank %u (%s, pid %u): %s", g ? g->name : "?",
+              s->rank, s->host, s->pid, why);
     if (g) {
         group_rank_error(g, s->rank, why);
         if (g->ranks[s->rank].current == s && group_in_epoch(s))

@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/front_log.h"
 
 #define ANSWER_MARGIN_NS (50 * NSEC_PER_MSEC)
 /* Whoever is refused by a server that drains finds another one, or this one started again. */
@@ -37,7 +38,8 @@ struct front_call {
     uint64_t n_used;         /* tokens of requests that have ended */
     int64_t stalled_ns;      /* the reader is behind since; 0 = it is not */
     struct call_metrics metrics;
-    uint64_t timeline;    /* its entry */
+    uint64_t timeline; /* its entry */
+    char trace[TIMELINE_TRACE_BYTES];
     bool told_first;      /* the first token is in it */
     enum metrics_end end; /* why it was ended from here; METRICS_END_UNKNOWN = it was not */
 };
@@ -216,10 +218,9 @@ static int take_cost(struct front_call *f, const struct request *r, const struct
 static void open_timeline(struct front_call *f, const struct opening *o, const struct request *r)
 {
     struct coordinator *c = f->coordinator;
-    char trace[TIMELINE_TRACE_BYTES];
     struct sched_stats stats;
-    timeline_trace(o->origin->traceparent, trace);
-    f->timeline = timeline_open(c->timeline, r, trace);
+    timeline_trace(o->origin->traceparent, f->trace);
+    f->timeline = timeline_open(c->timeline, r, f->trace);
     sched_stats(c->sched, &stats);
     timeline_add(c->timeline, f->timeline, WIRE_EVENT_QUEUED, NULL, 0, stats.n_waiting,
                  clock_now_ns());
@@ -359,9 +360,11 @@ static void end_request(struct front_call *f, struct request *r)
         c->counters.cancelled++;
     else
         c->counters.failed++;
-    log_debug("request %" PRIu64 "%s%s: %s, %u + %" PRIu64 " tokens", r->id,
-              *r->client_id ? " " : "", r->client_id, rpc_status_name(r->status),
-              r->n_prompt_tokens, r->n_completion_tokens);
+    log_event(LOG_LEVEL_DEBUG, LOG(.request = r->client_id, .trace = f->trace),
+              "request %" PRIu64 " %s: %s, %u + %" PRIu64 " tokens", r->id, r->client_id,
+              rpc_status_name(r->status), r->n_prompt_tokens, r->n_completion_tokens);
+    if (c->config->log.prompts)
+        front_log_texts(c->tokenizer, r, f->trace);
     int64_t now = clock_now_ns();
     enum metrics_end how = metrics_ended(&c->metrics, &f->metrics, r, f->end, now);
     timeline_end(c->timeline, f->timeline, r, how, now);
@@ -436,7 +439,8 @@ void front_touched(struct coordinator *c, struct request *r)
     if (f->ops && well) {
         int code = tell_news(f, r);
         if (code < 0) {
-            log_error("request %" PRIu64 ": cannot make its message: %s", r->id, err_name(code));
+            log_event(LOG_LEVEL_ERROR, LOG(.request = r->client_id, .trace = f->trace),
+                      "request %" PRIu64 ": cannot make its message: %s", r->id, err_name(code));
             tell_status(f, RPC_INTERNAL, "the answer could not be packed");
             sched_end(c->sched, r, RPC_INTERNAL, "the answer could not be packed");
         } else {

@@ -203,15 +203,17 @@ static void on_exit_of(uv_process_t *p, int64_t code, int signal_number)
     uv_close((uv_handle_t *)p, on_process_closed);
     bool again = s->config.on_exit(s->config.context, k->group, k->rank, what);
     if (!s->stopping && !again) {
-        log_info("group %s: rank %u (pid %d) %s", k->group, k->rank, p->pid, what);
+        log_event(LOG_LEVEL_INFO, LOG(.group = k->group, .rank = &k->rank),
+                  "group %s: rank %u (pid %d) %s", k->group, k->rank, p->pid, what);
     } else if (!s->stopping) {
         bool permanent = !signal_number && code >= PERMANENT_FIRST && code <= PERMANENT_LAST;
         if (clock_now_ns() - k->started_ns > LONG_LIFE_NS)
             k->pause_ns = c->group.spawn.restart_min;
         int64_t pause = permanent ? c->group.spawn.restart_max : k->pause_ns;
         k->pause_ns = MIN(2 * k->pause_ns, c->group.spawn.restart_max);
-        log_warn("group %s: rank %u (pid %d) %s; starting it again in %lld ms", k->group, k->rank,
-                 p->pid, what, (long long)(pause / NSEC_PER_MSEC));
+        log_event(LOG_LEVEL_WARN, LOG(.group = k->group, .rank = &k->rank),
+                  "group %s: rank %u (pid %d) %s; starting it again in %lld ms", k->group, k->rank,
+                  p->pid, what, (long long)(pause / NSEC_PER_MSEC));
         schedule(k, pause);
     }
 }
@@ -245,7 +247,8 @@ static int start(struct child *k)
     k->alive = r == 0;
     free(a);
     if (r == 0)
-        log_info("group %s: rank %u: started as pid %d", k->group, k->rank, k->process.pid);
+        log_event(LOG_LEVEL_INFO, LOG(.group = k->group, .rank = &k->rank),
+                  "group %s: rank %u: started as pid %d", k->group, k->rank, k->process.pid);
     else
         uv_close((uv_handle_t *)&k->process, on_process_closed);
     return r;
@@ -261,7 +264,8 @@ static void on_restart(uv_timer_t *t)
     }
     int r = start(k);
     if (r < 0) {
-        log_error("group %s: rank %u: cannot start %s: %s", k->group, k->rank, k->spawn->program,
+        log_event(LOG_LEVEL_ERROR, LOG(.group = k->group, .rank = &k->rank),
+                  "group %s: rank %u: cannot start %s: %s", k->group, k->rank, k->spawn->program,
                   err_name(r));
         schedule(k, c->group.spawn.restart_max);
     }

@@ -11,7 +11,8 @@ int main(int argc, char **argv)
     if (parsed == OPTIONS_RUN) {
         char name[32];
         snprintf(name, sizeof name, "worker/%u", o.rank);
-        log_init(name, (enum log_level)o.config.log.level);
+        log_init(name, (enum log_level)o.config.log.level, (enum log_format)o.config.log.format);
+        log_set_fields(LOG(.group = o.config.group.name, .rank = &o.rank));
         code = daemon_run(&o);
     }
     options_deinit(&o);

@@ -69,8 +69,8 @@ static void fail(struct session *s, uint64_t epoch, uint64_t step, enum wire_fai
     char text[ERR_MESSAGE_BYTES]; /* may quote a file name or what the coordinator sent */
     snprintf(text, sizeof text, "%s", message);
     utf8_repair(text, strlen(text));
-    log_warn("epoch %llu ends at step %llu: %s", (unsigned long long)epoch,
-             (unsigned long long)step, text);
+    log_event(LOG_LEVEL_WARN, LOG(.epoch = epoch, .step = step), "epoch %llu ends at step %llu: %s",
+              (unsigned long long)epoch, (unsigned long long)step, text);
     const struct wire_failed failed = {.epoch = epoch, .step = step, .code = code, .message = text};
     send(s, &(struct wire_worker_message){.failed = &failed});
     end_epoch(s);
@@ -79,8 +79,8 @@ static void fail(struct session *s, uint64_t epoch, uint64_t step, enum wire_fai
 static void fenced(struct session *s, const char *what, uint64_t epoch)
 {
     s->n_fenced++;
-    log_debug("dropped %s of epoch %llu, now %llu", what, (unsigned long long)epoch,
-              (unsigned long long)s->epoch);
+    log_event(LOG_LEVEL_DEBUG, LOG(.epoch = s->epoch), "dropped %s of epoch %llu, now %llu", what,
+              (unsigned long long)epoch, (unsigned long long)s->epoch);
 }
 
 /* Whether a message belongs to the current grant. Drops older ones; newer ones end the epoch. */
@@ -187,8 +187,10 @@ static void on_grant(struct session *s, struct wire_coordinator_message *m, int6
         err_prefix(&e, "Grant");
         fail(s, g->epoch, 0, WIRE_FAILURE_PROTOCOL, e.message);
     } else {
-        log_info("granted epoch %llu of group %s: rank %u of %u x %u", (unsigned long long)g->epoch,
-                 g->group, g->rank, g->tp_size, s->config.hello.pp_size);
+        log_event(LOG_LEVEL_INFO, LOG(.epoch = g->epoch),
+                  "granted epoch %llu of group %s: rank %u of %u x %u",
+                  (unsigned long long)g->epoch, g->group, g->rank, g->tp_size,
+                  s->config.hello.pp_size);
         s->epoch = s->last_epoch = g->epoch;
         s->state = SESSION_JOINING;
         s->next_step = 1;
@@ -294,8 +296,8 @@ void session_message(struct session *s, struct wire_coordinator_message *m, int6
     if (m->abort) {
         if (!m->abort->epoch || is_current(s, "an abort", m->abort->epoch)) {
             if (s->epoch)
-                log_info("epoch %llu was aborted: %s", (unsigned long long)s->epoch,
-                         m->abort->reason);
+                log_event(LOG_LEVEL_INFO, LOG(.epoch = s->epoch), "epoch %llu was aborted: %s",
+                          (unsigned long long)s->epoch, m->abort->reason);
             end_epoch(s);
         }
     } else if (m->lease) {
@@ -397,8 +399,9 @@ int64_t session_next(const struct session *s, int64_t now)
 int64_t session_tick(struct session *s, int64_t now, const struct session_progress *p)
 {
     if (s->epoch && now >= s->lease_end) {
-        log_warn("nothing heard of the coordinator for 4/5 of the lease of %lld ms",
-                 (long long)(s->lease_ns / NSEC_PER_MSEC));
+        log_event(LOG_LEVEL_WARN, LOG(.epoch = s->epoch),
+                  "nothing heard of the coordinator for 4/5 of the lease of %lld ms",
+                  (long long)(s->lease_ns / NSEC_PER_MSEC));
         end_epoch(s);
         s->ops->disconnect(s->context);
     }

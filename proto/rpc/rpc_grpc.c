@@ -31,7 +31,7 @@ static void on_grpc_log(gpr_log_func_args *args)
             *p = ' ';
     }
     const char *file = strrchr(args->file, '/');
-    log_write(args->severity == GPR_LOG_SEVERITY_ERROR ? LOG_LEVEL_WARN : LOG_LEVEL_DEBUG,
+    log_event(args->severity == GPR_LOG_SEVERITY_ERROR ? LOG_LEVEL_WARN : LOG_LEVEL_DEBUG, NULL,
               "grpc: %s (%s:%d)", text, file ? file + 1 : args->file, args->line);
 }
 

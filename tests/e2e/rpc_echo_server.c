@@ -238,7 +238,7 @@ int main(int argc, char **argv)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
     signal(SIGPIPE, SIG_IGN);
-    log_init("echo", LOG_LEVEL_INFO);
+    log_init("echo", LOG_LEVEL_INFO, LOG_FORMAT_TEXT);
     if (argc == 3 && strcmp(argv[1], "--make-certs") == 0) {
         struct certs *c = certs_new(argv[2]);
         certs_issue(c, "server", "glmd.test", 3600);

@@ -585,7 +585,7 @@ static void test_epoch_file(void **state)
 
 int main(void)
 {
-    log_init("test", LOG_LEVEL_ERROR);
+    log_init("test", LOG_LEVEL_ERROR, LOG_FORMAT_TEXT);
     world_start_clock();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_group_forms),

@@ -536,7 +536,7 @@ static void test_bounds(void **state)
 
 int main(void)
 {
-    log_init("test", LOG_LEVEL_ERROR);
+    log_init("test", LOG_LEVEL_ERROR, LOG_FORMAT_TEXT);
     world_start_clock();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_groups_of_different_sizes),

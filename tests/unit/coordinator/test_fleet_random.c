@@ -159,7 +159,7 @@ static void test_random_interleavings(void **state)
 
 int main(void)
 {
-    log_init("test", LOG_LEVEL_ERROR);
+    log_init("test", LOG_LEVEL_ERROR, LOG_FORMAT_TEXT);
     world_start_clock();
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_random_interleavings)};
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -616,7 +616,7 @@ static void drains_at_once_when_idle(void **state)
 
 int main(void)
 {
-    log_init("test", LOG_LEVEL_ERROR);
+    log_init("test", LOG_LEVEL_ERROR, LOG_FORMAT_TEXT);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(says_hello_while_loading),
         cmocka_unit_test(runs_steps_in_order),

@@ -1,0 +1,113 @@
+"""What is in the logs, and what is not: fields in JSON; prompts and outputs at no level unless asked."""
+
+import calendar
+import json
+import re
+import time
+
+import grpc
+import pytest
+
+PROMPT = "Canary7391"  # in every text that a client sends
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def logs(server):
+    return {p.name: p.read_text(errors="replace") for p in server.folder.glob("*.log")}
+
+
+def forced(api, server, word):
+    """Sampling that says nothing but this word."""
+    ids = server.inference.Tokenize(api.TokenizeRequest(text=word), timeout=10).ids
+    bias = [api.LogitBias(token=i, bias=100) for i in ids]
+    return api.SamplingParameters(ignore_end=True, logit_bias=bias, top_k=1)
+
+
+def text_of(responses):
+    return "".join(d.text for r in responses for d in r.choices)
+
+
+def say_everything(server, api, word):
+    """Every call with the canary in it, also those that fail; returns what was generated."""
+    sampling = forced(api, server, word)
+    texts = [text_of(server.inference.Generate(
+        api.GenerateRequest(text=f"The river {PROMPT}", max_tokens=12, request_id=f"good-{i}",
+                            user=f"user-{PROMPT}", sampling=sampling), timeout=60))
+        for i in range(2)]
+    list(server.inference.Fill(api.FillRequest(text=f"The {PROMPT} [MASK] flows", sampling=sampling),
+                               timeout=60))
+    server.inference.Score(api.ScoreRequest(text=f"The {PROMPT}", choices=[PROMPT, "other"]),
+                           timeout=60)
+    server.inference.Tokenize(api.TokenizeRequest(text=PROMPT), timeout=10)
+    bad = [
+        api.GenerateRequest(text=PROMPT * 3000, max_tokens=4),
+        api.GenerateRequest(text=PROMPT, max_tokens=4, n=1000),
+        api.GenerateRequest(text=PROMPT, max_tokens=4, model=f"no-{PROMPT}"),
+        api.GenerateRequest(text=PROMPT, max_tokens=4, request_id=f"\t{PROMPT}"),
+        api.GenerateRequest(text=PROMPT, max_tokens=4,
+                            sampling=api.SamplingParameters(stop=[PROMPT] * 100)),
+    ]
+    for request in bad:
+        with pytest.raises(grpc.RpcError):
+            list(server.inference.Generate(request, timeout=10))
+    with pytest.raises(grpc.RpcError):
+        list(server.inference.Fill(api.FillRequest(text=PROMPT + " [MASK]" * 1000), timeout=10))
+    return texts
+
+
+def test_no_prompt_and_no_output_at_any_level(cluster, api, model):
+    c = cluster(model("ckpt-fp16-tp1", "--weights", "int4"), 2, workers="external",
+                log__level="debug", expect={"worker1": -9})
+    (text, _) = say_everything(c, api, "river")
+    assert text.count("river") >= 6, f"the output was not forced: {text!r}"
+    # a rank dies under a stream: whatever is logged then, too
+    stream = c.inference.Generate(
+        api.GenerateRequest(text=f"The {PROMPT}", max_tokens=100,
+                            sampling=forced(api, c, "river")), timeout=120)
+    next(stream)
+    c.processes["worker1"].kill()
+    c.processes["worker1"].wait()
+    c.start_worker(1, name="again")
+    list(stream)
+    ids = list(c.inference.Tokenize(api.TokenizeRequest(text=f"The river {PROMPT}"), timeout=10).ids)
+    found = logs(c)
+    assert set(found) >= {"coordinator.log", "worker0.log", "worker1.log", "again.log"}
+    assert "good-1" in found["coordinator.log"] and "is ready" in found["coordinator.log"], \
+        "the log is not at level debug"
+    numbers = re.compile(r"\D+".join(map(str, ids[-4:])))
+    for name, content in found.items():
+        assert PROMPT not in content, name
+        assert "river river" not in content and "riverriver" not in content, name
+        assert not numbers.search(content), name
+
+
+def test_a_setting_brings_them(cluster, api, model):
+    c = cluster(model("ckpt-fp16-tp1", "--weights", "int4"), 1, log__prompts="true")
+    text = say_everything(c, api, "river")[0]
+    content = logs(c)["coordinator.log"]
+    assert "log.prompts is on" in content
+    assert "good-1 prompt: " in content and text.strip() in content
+    metrics = c.cluster.Metrics(api.MetricsRequest(), timeout=10).text
+    assert "glmd_prompts_logged 1\n" in metrics
+
+
+def test_json_has_the_fields(cluster, api, model):
+    c = cluster(model("ckpt-fp16-tp1", "--weights", "int4"), 2, log__format="json",
+                log__level="debug")
+    before = time.time()
+    list(c.inference.Generate(
+        api.GenerateRequest(text="The river", max_tokens=3, request_id='quote"d'), timeout=60,
+        metadata=[("traceparent", f"00-{TRACE}-00f067aa0ba902b7-01")]))
+    lines = [line for line in logs(c)["coordinator.log"].splitlines()
+             if not line.startswith("glmd-coordinator ")]  # its words on standard output
+    events = [json.loads(line) for line in lines]
+    (done,) = [e for e in events if e.get("request") == 'quote"d']
+    assert (done["trace"], done["level"], done["name"]) == (TRACE, "debug", "coordinator")
+    stamp = time.strptime(done["time"][:19], "%Y-%m-%dT%H:%M:%S")
+    assert abs(calendar.timegm(stamp) - before) < 120
+    ready = [e for e in events if "rank 1 is ready" in e["message"]]
+    assert ready and (ready[0]["group"], ready[0]["rank"]) == ("0", 1) and ready[0]["epoch"] > 0
+    ranks = {e["rank"] for e in events if e["name"].startswith("worker/")}
+    assert ranks == {0, 1}, "spawned ranks log the same way"
+    granted = [e for e in events if e["message"].startswith("granted epoch")]
+    assert len(granted) == 2 and all(e["epoch"] > 0 and e["group"] == "0" for e in granted)
