@@ -161,10 +161,15 @@ static const struct conf_option options[] = {
     {"worker.slots", CONF_UINT, AT(worker.slots), "32", 1, 1024, NULL,
      "Sequences at once: a request takes one for each choice or beam."},
     {"worker.kv_bytes", CONF_SIZE, AT(worker.kv_bytes), "0", 0, 64 * TIB, NULL,
-     "Memory of a rank for keys and values. 0: room for `slots` sequences of full length."},
+     "Memory of a rank for keys and values. 0: room for `slots` sequences of full length, on a GPU "
+     "as far as memory_utilization allows."},
     {"worker.kv_blocks", CONF_UINT, AT(worker.kv_blocks), "0", 0, INT32_MAX, NULL,
      "Blocks of 16 tokens that the KV cache holds, the same on every rank of a group, whatever the "
      "layers of its stage; `glmd plan` says how many fit. 0: what kv_bytes has room for."},
+    {"worker.memory_utilization", CONF_UINT, AT(worker.memory_utilization), "90", 1, 100, NULL,
+     "Percent of a GPU's memory that a rank may take, with weights, scratch and whatever else is "
+     "on "
+     "the GPU; sizes the KV cache where neither kv_bytes nor kv_blocks does. Not used on CPUs."},
     {"worker.max_step_tokens", CONF_UINT, AT(worker.max_step_tokens), "0", 0, 65536, NULL,
      "Most tokens in a step; sizes the scratch memory. 0: the model's context length. A "
      "bidirectional context runs as one piece, so that it also bounds the prompt."},

@@ -94,6 +94,7 @@ struct config {
         uint64_t slots;
         uint64_t kv_bytes;
         uint64_t kv_blocks;
+        uint64_t memory_utilization; /* percent */
         uint64_t max_step_tokens;
         bool verify;
         int64_t reconnect_min;

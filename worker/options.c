@@ -27,6 +27,7 @@ static const char usage[] =
     "  --threads N            CPU threads; 0 = all CPUs allowed\n"
     "  --slots N              sequences at once\n"
     "  --kv-bytes SIZE        memory for keys and values, as 4GiB; 0 = room for all slots\n"
+    "  --memory-utilization P percent of a GPU's memory that may be taken\n"
     "  --max-step-tokens N    most tokens in a step; 0 = the context length\n"
     "  --no-verify            do not check the checksums of the weights\n"
     "  --listen ADDRESS       where peers on other hosts reach this rank\n"
@@ -67,6 +68,7 @@ static const char *const paths[] = {
     "group.name",
     "group.pipeline_parallel",
     "worker.kv_cache",
+    "worker.memory_utilization",
 };
 
 static const struct option long_options[] = {
@@ -93,6 +95,7 @@ static const struct option long_options[] = {
     {"group", required_argument, NULL, OPT_PATHS + 12},
     {"pp", required_argument, NULL, OPT_PATHS + 13},
     {"kv-cache", required_argument, NULL, OPT_PATHS + 14},
+    {"memory-utilization", required_argument, NULL, OPT_PATHS + 15},
     {0},
 };
 

@@ -444,6 +444,7 @@ static int start_runner(struct worker *w, struct err *e)
                    .kv_type = (enum k_kv_type)c->worker.kv_cache,
                    .kv_bytes = c->worker.kv_bytes,
                    .n_kv_blocks = (uint32_t)c->worker.kv_blocks,
+                   .memory_percent = (uint32_t)c->worker.memory_utilization,
                    .max_step_tokens = (uint32_t)c->worker.max_step_tokens,
                    .verify = c->worker.verify},
         .listen_fd = w->identity->listen_fd,

@@ -132,8 +132,61 @@ static void test_same_bits(void **state)
     }
 }
 
+/* The cache takes what a percentage of the device's memory leaves, and never more than the slots
+ * can use. */
+static void test_memory_percent(void **state)
+{
+    (void)state;
+    struct golden_engine g;
+    golden_open(&g, &(struct golden_options){.model = "int4-tp1", .tp = 1, .n_slots = 1});
+    struct engine_memory memory;
+    engine_memory(local_group_engine(g.group, 0), &memory);
+    const uint64_t block_bytes = memory.kv / GOLDEN_BLOCKS_PER_SEQ;
+    const struct {
+        uint64_t free_blocks;
+        uint32_t percent;
+        uint64_t kv_bytes;
+        uint32_t blocks; /* 0 = refused */
+    } cases[] = {
+        {.free_blocks = 50, .percent = 90, .blocks = 40}, /* of 100: 50 are taken, 10 stay free */
+        {.free_blocks = 100, .percent = 100, .blocks = 4 * GOLDEN_BLOCKS_PER_SEQ},
+        {.free_blocks = 50, .percent = 0, .blocks = 4 * GOLDEN_BLOCKS_PER_SEQ},
+        {.free_blocks = 50, .percent = 90, .kv_bytes = 7 * block_bytes, .blocks = 7},
+        {.free_blocks = 50, .percent = 50}, /* nothing is left */
+        {.free_blocks = 5, .percent = 90},
+        {.free_blocks = 0, .percent = 0, .blocks = 4 * GOLDEN_BLOCKS_PER_SEQ},
+    };
+    for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
+        staged_device_set_memory(cases[i].free_blocks * block_bytes, 100 * block_bytes);
+        struct engine_config config = {.model = g.dir,
+                                       .tp_size = 1,
+                                       .device = "cpu",
+                                       .n_threads = 1,
+                                       .n_slots = 4,
+                                       .kv_bytes = cases[i].kv_bytes,
+                                       .memory_percent = cases[i].percent};
+        struct engine *engine = NULL;
+        struct err e = ERR_INIT;
+        int r = engine_open(&config, &engine, &e);
+        if ((r == 0) != (cases[i].blocks != 0))
+            fail_msg("case %zu: %d (%s)", i, r, e.message);
+        if (r < 0) {
+            assert_int_equal(r, -EINVAL);
+            assert_non_null(strstr(e.message, "give it more memory"));
+            continue;
+        }
+        struct plan_limits limits;
+        engine_limits(engine, &limits);
+        assert_int_equal(limits.n_blocks, cases[i].blocks);
+        engine_close(engine);
+    }
+    staged_device_set_memory(0, 0);
+    golden_close(&g);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_bits)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_bits),
+                                       cmocka_unit_test(test_memory_percent)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

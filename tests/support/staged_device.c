@@ -3,6 +3,7 @@
 #include "tests/support/staged_device.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -41,7 +42,7 @@ static size_t region_used;                    /* addresses are not used twice */
 static struct buffer buffers[MAX_BUFFERS];    /* address NULL = free */
 static struct context contexts[MAX_CONTEXTS]; /* found under the lock, used by its thread */
 static _Atomic bool staged = true;
-static _Atomic uint64_t n_uploads, n_downloads;
+static _Atomic uint64_t n_uploads, n_downloads, memory_free, memory_total;
 static struct k_ops ops; /* filled in under the lock */
 static const struct k_ops *cpu;
 
@@ -120,6 +121,20 @@ static void staged_download(struct k_ctx *c, float *dst, const void *src, size_t
 {
     atomic_fetch_add(&n_downloads, 1);
     cpu->download(c, dst, real_of(src), n);
+}
+
+static int staged_memory(struct k_ctx *c, uint64_t *ret_free, uint64_t *ret_total)
+{
+    (void)c;
+    *ret_free = atomic_load(&memory_free);
+    *ret_total = atomic_load(&memory_total);
+    return *ret_total ? 0 : -EIO;
+}
+
+void staged_device_set_memory(uint64_t free_bytes, uint64_t total)
+{
+    atomic_store(&memory_free, free_bytes);
+    atomic_store(&memory_total, total);
 }
 
 /* ---- contexts ---- */
@@ -287,6 +302,7 @@ static void fill_in(void)
     ops.close = staged_close;
     ops.alloc = staged_alloc;
     ops.free = staged_free;
+    ops.memory = staged_memory;
     ops.upload = staged_upload;
     ops.download = staged_download;
     ops.host_view = staged_host_view;

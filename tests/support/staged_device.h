@@ -19,6 +19,9 @@
  * opened with. */
 void staged_device_use(bool staged);
 
+/* What the device says of its memory. 0, 0 at the start: it does not say. */
+void staged_device_set_memory(uint64_t free_bytes, uint64_t total);
+
 /* Activations that went to the device and back since the start: a test that wants to see staging
  * checks that they grow. */
 uint64_t staged_device_uploads(void);

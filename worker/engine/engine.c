@@ -117,13 +117,37 @@ static int open_device(struct engine *g, const struct engine_config *c, const st
     return 0;
 }
 
+/* What memory_percent leaves for the cache, now that everything else is there; UINT64_MAX without a
+ * limit. */
+static int memory_left(const struct engine *g, const struct engine_config *c, uint64_t *ret,
+                       struct err *e)
+{
+    const struct glm *m = &g->model;
+    *ret = UINT64_MAX;
+    if (!c->memory_percent || !m->ops || !m->ops->memory)
+        return 0;
+    uint64_t free_bytes, total;
+    int r = m->ops->memory(m->ctx, &free_bytes, &total);
+    if (r < 0)
+        return err_set(e, r, "device %s does not say how much memory it has", c->device);
+    uint64_t most = total / 100 * c->memory_percent, taken = total - MIN(free_bytes, total);
+    *ret = most > taken ? most - taken : 0;
+    return 0;
+}
+
 static int set_n_blocks(struct engine *g, const struct engine_config *c, const struct arch *a,
                         size_t block_bytes, struct err *e)
 {
     uint32_t per_sequence = (a->max_seq + PLAN_KV_BLOCK_TOKENS - 1) / PLAN_KV_BLOCK_TOKENS;
-    uint64_t n = c->n_kv_blocks ? c->n_kv_blocks
-                 : c->kv_bytes  ? c->kv_bytes / block_bytes
-                                : (uint64_t)c->n_slots * per_sequence;
+    uint64_t left, n = c->n_kv_blocks;
+    if (!n && c->kv_bytes)
+        n = c->kv_bytes / block_bytes;
+    if (!n && !c->kv_bytes) {
+        int r = memory_left(g, c, &left, e);
+        if (r < 0)
+            return r;
+        n = MIN((uint64_t)c->n_slots * per_sequence, left / block_bytes);
+    }
     if (n < MIN_BLOCKS || n > INT32_MAX)
         return err_set(e, -EINVAL,
                        "the KV cache has room for %llu blocks of %d tokens (%zu bytes each), "
@@ -158,19 +182,31 @@ static int open_kv(struct engine *g, const struct engine_config *c, const struct
     return 0;
 }
 
-/* Everything behind the weights: what a step needs. */
-static int open_step_memory(struct engine *g, struct err *e)
+static int no_step_memory(const struct engine *g, struct err *e)
+{
+    return err_set(e, -ENOMEM,
+                   "out of memory: buffers for steps of %u tokens; lower the tokens per step",
+                   g->limits.max_tokens);
+}
+
+/* What a step needs on the device, besides the cache. */
+static int open_workspace(struct engine *g, struct err *e)
 {
     struct glm *m = &g->model;
     m->rope = glm_rope_new(m->arch, m->ops, m->ctx);
+    if (!m->rope || workspace_init(&m->ws, m->ops, m->ctx, m->arch, m->tp_size,
+                                   m->tp_size * g->pp_size == 1, g->limits.max_tokens) < 0)
+        return no_step_memory(g, e);
+    return 0;
+}
+
+/* What it needs on the host; the limits are known. */
+static int open_step_memory(struct engine *g, struct err *e)
+{
     g->row = alloc_array(g->limits.vocab, sizeof *g->row);
-    if (!m->rope || !g->row || sampler_new(g->limits.vocab, &g->sampler) < 0 ||
-        batch_init(&g->batch, &g->limits) < 0 || results_init(&g->results, &g->limits) < 0 ||
-        workspace_init(&m->ws, m->ops, m->ctx, m->arch, m->tp_size, m->tp_size * g->pp_size == 1,
-                       g->limits.max_tokens) < 0)
-        return err_set(e, -ENOMEM,
-                       "out of memory: buffers for steps of %u tokens; lower the tokens per step",
-                       g->limits.max_tokens);
+    if (!g->row || sampler_new(g->limits.vocab, &g->sampler) < 0 ||
+        batch_init(&g->batch, &g->limits) < 0 || results_init(&g->results, &g->limits) < 0)
+        return no_step_memory(g, e);
     return 0;
 }
 
@@ -193,7 +229,9 @@ static int open_model(struct engine *g, const struct engine_config *c, const str
                                 .progress_context = c->progress_context};
     r = weights_load(&load, &g->model.weights, e);
     if (r == 0)
-        r = open_kv(g, c, a, e);
+        r = open_workspace(g, e);
+    if (r == 0)
+        r = open_kv(g, c, a, e); /* last on the device: it takes what is left */
     if (r == 0)
         r = open_step_memory(g, e);
     g->batch.no_previous = g->pp_size > 1;

@@ -43,7 +43,10 @@ struct engine_config {
     uint32_t n_slots;
     uint32_t n_kv_blocks; /* 0 = as many as kv_bytes allows */
     enum k_kv_type kv_type;
-    size_t kv_bytes;          /* used when n_kv_blocks = 0; 0 = room for n_slots full sequences */
+    size_t kv_bytes; /* used when n_kv_blocks = 0; 0 = room for n_slots full sequences, as far as
+                        memory_percent allows */
+    uint32_t memory_percent;  /* of the device's own memory that may be taken, weights, scratch and
+                                 cache together, when neither of the above is given; 0 = no limit */
     uint32_t max_step_tokens; /* 0 = max_seq, at least n_slots */
     bool verify; /* checksums of every tensor that is read (default on in the daemon) */
     /* Called from engine_open between tensors: progress in bytes; may be NULL. A non-zero return

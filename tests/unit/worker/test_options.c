@@ -11,7 +11,7 @@
 
 #include "worker/options.h"
 
-enum { MAX_ARGS = 32 };
+enum { MAX_ARGS = 64 };
 
 struct outcome {
     struct worker_options o;
@@ -42,9 +42,9 @@ static void flags_fill_the_configuration(void **state)
     struct outcome t;
     PARSE(&t, "--coordinator", "h:1", "--model", "m", "--rank=1", "--tp", "2", "--device", "cuda:3",
           "--activations", "a8", "--kv-cache", "int8", "--threads", "4", "--kv-bytes", "2MiB",
-          "--slots", "7", "--max-step-tokens", "99", "--no-verify", "--listen", "h:2",
-          "--health-listen", "", "--cluster", "c", "--log-level", "debug", "--set",
-          "deadlines.step=3s", "--spawned");
+          "--memory-utilization", "85", "--slots", "7", "--max-step-tokens", "99", "--no-verify",
+          "--listen", "h:2", "--health-listen", "", "--cluster", "c", "--log-level", "debug",
+          "--set", "deadlines.step=3s", "--spawned");
     if (t.result != OPTIONS_RUN)
         fail_msg("%s", t.error);
     const struct config *c = &t.o.config;
@@ -58,6 +58,7 @@ static void flags_fill_the_configuration(void **state)
     assert_int_equal(c->worker.kv_cache, CONFIG_KV_CACHE_INT8);
     assert_int_equal(c->worker.threads, 4);
     assert_int_equal(c->worker.kv_bytes, 2 << 20);
+    assert_int_equal(c->worker.memory_utilization, 85);
     assert_int_equal(c->worker.slots, 7);
     assert_int_equal(c->worker.max_step_tokens, 99);
     assert_false(c->worker.verify);
