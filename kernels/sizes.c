@@ -1,28 +1,19 @@
 /* sizes.c: see sizes.h. Pure functions. The CPU's table is in cpu/sizes.c. */
 #include "kernels/sizes.h"
 
+#include "cuda/linear.h"
+
 #include <string.h>
 
 extern const struct k_sizes cpu_sizes;
 
 /* ---- CUDA: weights as many bits as on disk, activations and cache binary16 ---- */
 
-enum {
-    CUDA_HALF = 2,
-    /* FP16 copies of weight slabs for long prefills, two of them, and partial sums */
-    CUDA_PRODUCT_BYTES = 128 << 20,
-};
+enum { CUDA_HALF = 2 };
 
 static size_t cuda_act_bytes(void)
 {
     return CUDA_HALF;
-}
-
-static size_t cuda_linear_bytes(enum k_weight type, uint32_t rows, uint32_t cols, uint32_t n_groups)
-{
-    size_t bits = type == K_WEIGHT_F16 ? 16 : type == K_WEIGHT_I8 ? 8 : 4;
-    size_t scales = type == K_WEIGHT_F16 ? 0 : (size_t)rows * n_groups * CUDA_HALF;
-    return (size_t)rows * ((cols * bits + 7) / 8) + scales + (size_t)rows * CUDA_HALF;
 }
 
 static size_t cuda_norm_bytes(uint32_t cols)
@@ -52,19 +43,15 @@ static size_t cuda_kv_block_bytes(enum k_mode mode, const struct k_kv_params *p)
 static size_t cuda_product_bytes(uint32_t max_rows, enum k_weight type, uint32_t rows,
                                  uint32_t cols, uint32_t n_groups)
 {
-    (void)max_rows;
-    (void)type;
-    (void)rows;
-    (void)cols;
-    (void)n_groups;
-    return CUDA_PRODUCT_BYTES;
+    struct packed_shape s = linear_shape(type, rows, cols, n_groups, 0);
+    return linear_product_bytes(&s, max_rows);
 }
 
 static const struct k_sizes cuda_sizes = {
     .backend = "cuda",
     .host_memory = false,
     .act_bytes = cuda_act_bytes,
-    .linear_bytes = cuda_linear_bytes,
+    .linear_bytes = linear_bytes,
     .norm_bytes = cuda_norm_bytes,
     .bias_bytes = cuda_bias_bytes,
     .rope_bytes = cuda_rope_bytes,

@@ -12,6 +12,8 @@
 #endif
 
 #define DEV_FN                           static __device__ __forceinline__
+#define DEV_INLINE                       __device__ __forceinline__
+#define DEV_MEMBER                       __device__ __forceinline__
 #define DEV_HOST_FN                      static inline __host__ __device__
 #define DEV_KERNEL(threads, ctas_per_sm) static __global__ __launch_bounds__(threads, ctas_per_sm)
 #define DEV_PARAMS(type)                 const __grid_constant__ type
@@ -141,6 +143,12 @@ DEV_FN uint4 dev_stream16(const void *p)
     v = __ldg(static_cast<const uint4 *>(p));
 #endif
     return v;
+}
+
+/* What another CTA wrote during this kernel: past the L1 cache. */
+DEV_FN uint4 dev_load16_l2(const void *p)
+{
+    return __ldcg(static_cast<const uint4 *>(p));
 }
 
 /* Flags between CTAs, devices and the host. */

@@ -35,6 +35,8 @@
 #define DEV_ARCH EMU_ARCH
 
 #define DEV_FN                           [[maybe_unused]] static inline
+#define DEV_INLINE                       inline
+#define DEV_MEMBER                       inline
 #define DEV_HOST_FN                      [[maybe_unused]] static inline
 #define DEV_KERNEL(threads, ctas_per_sm) [[maybe_unused]] static
 #define DEV_PARAMS(type)                 const type
@@ -339,6 +341,10 @@ DEV_FN void dev_store8(void *p, uint2 v)
     emu_store(p, v);
 }
 DEV_FN uint4 dev_stream16(const void *p)
+{
+    return emu_load<uint4>(p);
+}
+DEV_FN uint4 dev_load16_l2(const void *p)
 {
     return emu_load<uint4>(p);
 }

@@ -1,0 +1,375 @@
+/* linear.cu: the host's side of the products (linear.h): packing, launching, what is kept for them.
+ */
+#include "linear.h"
+
+#include "gemm.cuh"
+#include "gemv.cuh"
+#include "library.h"
+#include "rows.cuh"
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+namespace
+{
+
+typedef void (*product_kernel)(const product_params p);
+
+struct variant {
+    uint32_t bits, short_groups;
+    enum linear_kernel kernel;
+    uint32_t tokens, threads;
+    product_kernel function;
+    size_t shared; /* 0: by the shape */
+};
+
+constexpr int stages(int bits)
+{
+    return bits == 16 ? 3 : 4;
+}
+
+template <int BITS, bool SHORT> constexpr variant gemv()
+{
+    return {BITS, SHORT, LINEAR_GEMV, GEMV_TOKENS, GEMV_THREADS, gemv_kernel<BITS, SHORT>, 0};
+}
+
+template <int BITS, bool SHORT, int N, int WN, bool WHOLE> constexpr variant gemm()
+{
+    return {BITS,
+            SHORT,
+            WHOLE ? LINEAR_WHOLE : LINEAR_SLICE,
+            N * WN * 8,
+            GEMM_ROW_WARPS * WN * DEV_WARP,
+            gemm_kernel<BITS, SHORT, N, WN, stages(BITS), WHOLE>,
+            gemm_shared_bytes(BITS, N * WN * 8, stages(BITS))};
+}
+
+/* Short groups keep three sums in registers instead of two: less tokens to a warp. */
+const variant variants[] = {
+    gemv<4, false>(),
+    gemv<4, true>(),
+    gemv<8, false>(),
+    gemv<8, true>(),
+    gemv<16, false>(),
+    gemm<4, false, 2, 1, false>(),
+    gemm<4, false, 4, 1, false>(),
+    gemm<4, false, 8, 1, false>(),
+    gemm<4, false, 4, 1, true>(),
+    gemm<4, false, 8, 1, true>(),
+    gemm<4, false, 8, 2, true>(),
+    gemm<8, false, 2, 1, false>(),
+    gemm<8, false, 4, 1, false>(),
+    gemm<8, false, 8, 1, false>(),
+    gemm<8, false, 4, 1, true>(),
+    gemm<8, false, 8, 1, true>(),
+    gemm<8, false, 8, 2, true>(),
+    gemm<16, false, 2, 1, false>(),
+    gemm<16, false, 4, 1, false>(),
+    gemm<16, false, 8, 1, false>(),
+    gemm<16, false, 4, 1, true>(),
+    gemm<16, false, 8, 1, true>(),
+    gemm<16, false, 8, 2, true>(),
+    gemm<4, true, 2, 1, false>(),
+    gemm<4, true, 4, 1, false>(),
+    gemm<4, true, 4, 2, false>(),
+    gemm<4, true, 4, 1, true>(),
+    gemm<4, true, 4, 2, true>(),
+    gemm<8, true, 2, 1, false>(),
+    gemm<8, true, 4, 1, false>(),
+    gemm<8, true, 4, 2, false>(),
+    gemm<8, true, 4, 1, true>(),
+    gemm<8, true, 4, 2, true>(),
+};
+
+const variant *find_variant(const struct packed_shape *s, enum linear_kernel kernel,
+                            uint32_t tokens)
+{
+    for (const variant &v : variants)
+        if (v.bits == s->bits && v.short_groups == s->short_groups && v.kernel == kernel &&
+            v.tokens == tokens)
+            return &v;
+    return nullptr;
+}
+
+void note(struct cuda_products *p, int error)
+{
+    if (!p->error)
+        p->error = error;
+}
+
+void *memory_new(struct cuda_products *p, size_t bytes)
+{
+    return p->device.memory.alloc(p->device.memory.arg, bytes);
+}
+
+void memory_free(struct cuda_products *p, void *memory)
+{
+    if (memory)
+        p->device.memory.free(p->device.memory.arg, memory);
+}
+
+void upload(struct cuda_products *p, void *dst, const void *src, size_t bytes)
+{
+    p->device.memory.upload(p->device.memory.arg, dst, src, bytes);
+}
+
+struct dev_launch launch_of(const struct cuda_products *p, uint64_t ctas, unsigned threads)
+{
+    struct dev_launch at = {};
+    at.grid = {(unsigned)ctas, 1, 1};
+    at.threads = threads;
+    at.stream = p->device.stream;
+    return at;
+}
+
+struct product_params params_of(const struct cuda_products *p, const struct k_linear *l,
+                                const void *x, uint32_t n_rows, void *y, bool y_float)
+{
+    const struct packed_shape *s = &l->shape;
+    const unsigned char *memory = static_cast<const unsigned char *>(l->memory);
+    struct product_params q = {};
+    q.s = *s;
+    q.w = memory;
+    q.scale = reinterpret_cast<const uint16_t *>(memory + s->scale_at);
+    q.bias = reinterpret_cast<const uint16_t *>(memory + s->bias_at);
+    q.x = static_cast<const uint16_t *>(x);
+    q.y = y;
+    q.y_float = y_float;
+    q.partials = static_cast<float *>(p->partials);
+    q.counters = p->counters;
+    q.n_tokens = n_rows;
+    q.dense = packed_dense(s) && (uintptr_t)x % 16 == 0;
+    q.y_vector = !y_float && s->rows % 8 == 0 && (uintptr_t)y % 16 == 0;
+    return q;
+}
+
+/* Rows of the source from panel `first` on to the device, and from there into their panels. */
+void pack_panels(struct cuda_products *p, struct k_linear *l, const struct k_linear_src *src,
+                 uint32_t first, uint32_t n)
+{
+    const struct packed_shape *s = &l->shape;
+    size_t row_bytes = (size_t)s->cols * s->bits / 8;
+    uint32_t row0 = first * PACKED_ROWS, end = row0 + n * PACKED_ROWS;
+    uint32_t rows = (end < s->rows ? end : s->rows) - row0;
+    upload(p, p->staging, static_cast<const char *>(src->data) + row0 * row_bytes,
+           rows * row_bytes);
+    struct repack_params q = {};
+    q.s = *s;
+    q.from = static_cast<const unsigned char *>(p->staging);
+    q.to = static_cast<unsigned char *>(l->memory);
+    q.first_panel = first;
+    q.n_panels = n;
+    uint64_t units = (uint64_t)n * s->n_blocks * (packed_block_bytes(s->bits) / 16);
+    note(p, dev_run(launch_of(p, (units + ROWS_THREADS - 1) / ROWS_THREADS, ROWS_THREADS),
+                    repack_kernel, q));
+}
+
+void pack_scales(struct cuda_products *p, struct k_linear *l, const struct k_linear_src *src)
+{
+    const struct packed_shape *s = &l->shape;
+    uint32_t at_once = (uint32_t)(p->staging_bytes / ((size_t)s->n_groups * 2));
+    for (uint32_t row = 0; row < s->rows; row += at_once) {
+        uint32_t n = s->rows - row < at_once ? s->rows - row : at_once;
+        upload(p, p->staging, src->scale + (size_t)row * s->n_groups, (size_t)n * s->n_groups * 2);
+        struct rescale_params q = {};
+        q.from = static_cast<const uint16_t *>(p->staging);
+        q.to = reinterpret_cast<uint16_t *>(static_cast<char *>(l->memory) + s->scale_at);
+        q.first_row = row;
+        q.n = n;
+        q.n_groups = s->n_groups;
+        q.row_pad = s->row_pad;
+        uint64_t values = (uint64_t)n * s->n_groups;
+        note(p, dev_run(launch_of(p, (values + ROWS_THREADS - 1) / ROWS_THREADS, ROWS_THREADS),
+                        rescale_kernel, q));
+    }
+}
+
+/* Grows a buffer; its contents are lost. The device is idle with it: freeing waits. */
+bool reserve(struct cuda_products *p, void **buffer, size_t *have, size_t bytes)
+{
+    if (bytes <= *have)
+        return true;
+    memory_free(p, *buffer);
+    *have = 0;
+    *buffer = memory_new(p, bytes);
+    if (!*buffer)
+        return false;
+    *have = bytes;
+    return true;
+}
+
+} // namespace
+
+int products_init(struct cuda_products *p, const struct linear_device *device)
+{
+    *p = {};
+    p->device = *device;
+    p->counters = static_cast<uint32_t *>(memory_new(p, LINEAR_MAX_TILES * sizeof(uint32_t)));
+    if (!p->counters)
+        return -ENOMEM;
+    note(p, dev_zero(p->counters, LINEAR_MAX_TILES * sizeof(uint32_t), device->stream));
+    for (const variant &v : variants)
+        assert(!v.shared || v.shared == linear_gemm_shared(v.bits, v.tokens));
+    for (const variant &v : variants)
+        if (v.shared > 48 << 10 && v.shared + 1024 <= device->shared_bytes)
+            note(p, dev_allow_shared(v.function, v.shared));
+    if (device->library_rows) {
+        p->library = linear_library_new(device);
+        if (!p->library)
+            return -ENOMEM;
+    }
+    return p->error ? -EIO : 0;
+}
+
+void products_deinit(struct cuda_products *p)
+{
+    linear_library_free(p->library);
+    memory_free(p, p->partials);
+    memory_free(p, p->counters);
+    memory_free(p, p->staging);
+    *p = {};
+}
+
+size_t products_bytes(const struct cuda_products *p)
+{
+    return p->partial_bytes + p->staging_bytes + LINEAR_MAX_TILES * sizeof(uint32_t) +
+           linear_library_bytes(p->library);
+}
+
+struct k_linear *linear_blank(struct cuda_products *p, enum k_weight type, uint32_t rows,
+                              uint32_t cols, uint32_t n_groups, uint32_t group_cols)
+{
+    struct k_linear *l = static_cast<struct k_linear *>(calloc(1, sizeof *l));
+    if (!l)
+        return nullptr;
+    l->shape = linear_shape(type, rows, cols, n_groups, group_cols);
+    l->memory = memory_new(p, l->shape.bytes);
+    if (!l->memory || l->shape.n_panels > LINEAR_MAX_TILES ||
+        !reserve(p, &p->partials, &p->partial_bytes,
+                 linear_partial_bound(&l->shape, p->device.max_rows))) {
+        linear_free(p, l);
+        return nullptr;
+    }
+    return l;
+}
+
+struct k_linear *linear_new(struct cuda_products *p, const struct k_linear_src *src)
+{
+    assert(src->data && src->rows && src->cols && src->cols <= p->device.max_cols);
+    assert(src->type != K_WEIGHT_I4 || src->cols % 2 == 0);
+    assert((src->type == K_WEIGHT_F16) == !src->scale);
+    struct k_linear *l =
+        linear_blank(p, src->type, src->rows, src->cols, src->n_groups, src->group_cols);
+    if (!l)
+        return nullptr;
+    const struct packed_shape *s = &l->shape;
+    if (!reserve(p, &p->staging, &p->staging_bytes, linear_staging_bytes(s))) {
+        linear_free(p, l);
+        return nullptr;
+    }
+    size_t panel = (size_t)PACKED_ROWS * s->cols * s->bits / 8;
+    uint32_t at_once = (uint32_t)(p->staging_bytes / panel);
+    at_once = at_once ? at_once : 1; /* the only panel, with fewer rows */
+    for (uint32_t first = 0; first < s->n_panels; first += at_once)
+        pack_panels(p, l, src, first,
+                    s->n_panels - first < at_once ? s->n_panels - first : at_once);
+    char *memory = static_cast<char *>(l->memory);
+    note(p, dev_zero(memory + s->scale_at, s->bytes - s->scale_at, p->device.stream));
+    if (src->scale)
+        pack_scales(p, l, src);
+    if (src->bias)
+        upload(p, memory + s->bias_at, src->bias, (size_t)s->rows * 2);
+    return l;
+}
+
+void linear_free(struct cuda_products *p, struct k_linear *l)
+{
+    if (!l)
+        return;
+    memory_free(p, l->memory);
+    free(l);
+}
+
+int linear_run(struct cuda_products *p, const struct k_linear *l, const void *x, uint32_t n_rows,
+               void *y, bool y_float, enum linear_kernel kernel, uint32_t tokens)
+{
+    const struct packed_shape *s = &l->shape;
+    const variant *v = find_variant(s, kernel, tokens);
+    if (!v || (kernel == LINEAR_GEMV && n_rows > GEMV_TOKENS) ||
+        v->shared + 1024 > p->device.shared_bytes)
+        return -EINVAL;
+    struct product_params q = params_of(p, l, x, n_rows, y, y_float);
+    q.n_token_tiles = packed_div_up(n_rows, tokens);
+    uint64_t tiles = (uint64_t)s->n_panels * q.n_token_tiles;
+    uint64_t ctas = tiles * (kernel == LINEAR_WHOLE ? 1 : s->n_slices);
+    if (kernel != LINEAR_WHOLE && s->n_slices > 1 &&
+        (tiles > LINEAR_MAX_TILES ||
+         tiles * s->n_slices * PACKED_ROWS * tokens * 4 > p->partial_bytes))
+        return -EINVAL;
+    struct dev_launch at = launch_of(p, ctas, v->threads);
+    at.shared = kernel == LINEAR_GEMV ? gemv_shared_bytes(s) : v->shared;
+    note(p, dev_run(at, v->function, q));
+    return 0;
+}
+
+static void product(struct cuda_products *p, const struct k_linear *l, const void *x,
+                    uint32_t n_rows, void *y, bool y_float)
+{
+    assert(n_rows && n_rows <= p->device.max_rows);
+    struct linear_plan plan = linear_plan_for(&p->device, &l->shape, n_rows);
+    if (plan.kernel == LINEAR_LIBRARY && !y_float) {
+        note(p, linear_library_product(p->library, l, x, n_rows, y));
+        return;
+    }
+    if (plan.kernel == LINEAR_LIBRARY) { /* logits: few rows, never worth it */
+        struct linear_device own = p->device;
+        own.library_rows = 0;
+        plan = linear_plan_for(&own, &l->shape, n_rows);
+    }
+    int rc = linear_run(p, l, x, n_rows, y, y_float, plan.kernel, plan.tokens);
+    assert(rc == 0 && "linear_plan names kernels that exist");
+    (void)rc;
+}
+
+void linear_multiply(struct cuda_products *p, const struct k_linear *l, const void *x,
+                     uint32_t n_rows, void *y)
+{
+    product(p, l, x, n_rows, y, false);
+}
+
+void linear_multiply_float(struct cuda_products *p, const struct k_linear *l, const void *x,
+                           uint32_t n_rows, float *y)
+{
+    product(p, l, x, n_rows, y, true);
+}
+
+void linear_embed(struct cuda_products *p, const struct k_linear *table, uint32_t first_row,
+                  const int32_t *ids, uint32_t n_rows, void *y)
+{
+    assert(table->shape.bits == 16);
+    struct lookup_params q = {};
+    q.s = table->shape;
+    q.table = static_cast<const unsigned char *>(table->memory);
+    q.ids = ids;
+    q.y = static_cast<uint16_t *>(y);
+    q.first_row = first_row;
+    q.n = n_rows;
+    struct dev_launch at = launch_of(p, packed_div_up(q.s.cols, 2 * ROWS_THREADS), ROWS_THREADS);
+    at.grid.y = n_rows;
+    note(p, dev_run(at, lookup_kernel, q));
+}
+
+void linear_gather(struct cuda_products *p, const void *x, uint32_t cols, const uint32_t *rows,
+                   uint32_t n, void *y)
+{
+    struct gather_params q = {};
+    q.x = static_cast<const uint16_t *>(x);
+    q.rows = rows;
+    q.y = static_cast<uint16_t *>(y);
+    q.cols = cols;
+    q.vector = cols % 8 == 0 && (uintptr_t)x % 16 == 0 && (uintptr_t)y % 16 == 0;
+    struct dev_launch at = launch_of(p, packed_div_up(cols, 8 * ROWS_THREADS), ROWS_THREADS);
+    at.grid.y = n;
+    note(p, dev_run(at, gather_kernel, q));
+}
