@@ -132,6 +132,7 @@ static int take_strategy(struct openai_private *p, bool *ret)
 static void take_legacy_beams(struct openai_private *p, bool beams, bool lines)
 {
     struct openai_values *v = &p->v;
+    v->num_beams.set = v->num_beams.set && v->num_beams.v != 0;
     if (v->num_beams.set && (beams || lines))
         v->n = v->num_beams;
     default_int(&v->num_beams, 1);

@@ -197,18 +197,16 @@ int openai_add_logprobs(struct openai_reply *r, struct openai_part *part,
 
 /* ---- where in the text ---- */
 
-int openai_add_offsets(struct openai_reply *r, struct openai_part *part,
-                       const struct wire_token_logprob *tokens, uint32_t n, bool at_start,
-                       size_t *n_chars)
+int openai_add_offsets(struct openai_reply *r, struct openai_part *part, const int32_t *ids,
+                       size_t n, bool at_start, size_t *n_chars)
 {
     struct json_out o = {&part->offsets, 0};
     int code = 0;
-    for (uint32_t i = 0; i != n && code == 0; i++) {
+    for (size_t i = 0; i != n && code == 0; i++) {
         comma(&o);
         json_u64(&o, *n_chars);
-        code = read_token(r, tokens[i].token);
+        code = read_token(r, ids[i]);
         size_t chars = openai_count_chars(r->scratch.data, r->scratch.size);
-        /* The word mark of the first word is no blank of the text. */
         bool dropped = at_start && i == 0 && chars && r->scratch.data[0] == ' ';
         *n_chars += chars - dropped;
     }

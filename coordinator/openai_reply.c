@@ -36,6 +36,7 @@ static void part_deinit(struct openai_part *p)
 void openai_choice_deinit(struct openai_choice *c)
 {
     part_deinit(&c->part);
+    buf_deinit(&c->held);
     free(c->stop);
 }
 
@@ -198,15 +199,22 @@ static void settle(const struct openai_reply *r, const struct openai_prompt *p,
     unsigned char first = (unsigned char)c->part.text.data[0];
     c->blank = piece && strncmp(piece, "\xe2\x96\x81", 3) == 0 && first > ' ' && first < 0x80 &&
                !strchr(".,;:!?)]}%", first);
-    c->n_chars += c->blank && c->has_offsets;
 }
 
 static int add_offsets(struct openai_reply *r, struct openai_choice *c,
                        const struct wire_choice_delta *d)
 {
+    int code = 0;
+    for (uint32_t i = 0; i != d->n_logprobs && code == 0; i++)
+        code = buf_append(&c->held, &d->logprobs[i].token, sizeof d->logprobs[i].token);
+    if (code < 0 || !c->settled || !c->held.size)
+        return code;
     bool at_start = !c->has_offsets && !c->blank;
-    c->has_offsets = c->has_offsets || d->n_logprobs;
-    return openai_add_offsets(r, &c->part, d->logprobs, d->n_logprobs, at_start, &c->n_chars);
+    c->has_offsets = true;
+    code = openai_add_offsets(r, &c->part, (const int32_t *)(const void *)c->held.data,
+                              c->held.size / sizeof(int32_t), at_start, &c->n_chars);
+    buf_clear(&c->held);
+    return code;
 }
 
 static int take_delta(struct openai_reply *r, struct openai_prompt *p,

@@ -20,6 +20,7 @@ struct openai_part {
 struct openai_choice {
     struct openai_part part;
     size_t n_chars;      /* characters so far, those in front of it included */
+    struct buf held;     /* int32_t: tokens whose place waits for the beginning */
     bool has_offsets;    /* tokens of it have their place */
     bool has_first;      /* its first token is known */
     int32_t first;       /* token */
@@ -65,10 +66,10 @@ struct openai_reply {
  * prompt has none. The lists of the four shapes follow r->q->route. */
 int openai_add_logprobs(struct openai_reply *r, struct openai_part *part,
                         const struct wire_token_logprob *tokens, uint32_t n, bool first_null);
-/* offsets of output tokens from *n_chars on; of prompt tokens inside `text`, from *at on. */
-int openai_add_offsets(struct openai_reply *r, struct openai_part *part,
-                       const struct wire_token_logprob *tokens, uint32_t n, bool at_start,
-                       size_t *n_chars);
+/* Places of output tokens from *n_chars on; of prompt tokens inside the prompt's text. `at_start`:
+ * the text begins with the first one, without the blank of its word mark. */
+int openai_add_offsets(struct openai_reply *r, struct openai_part *part, const int32_t *ids,
+                       size_t n, bool at_start, size_t *n_chars);
 int openai_add_prompt_offsets(struct openai_reply *r, struct openai_prompt *p,
                               const struct wire_token_logprob *tokens, uint32_t n);
 /* Characters of UTF-8. */

@@ -1,5 +1,6 @@
 /* replay.c: runs a fuzz target without libFuzzer, so that every build and compiler exercises it:
- * each file of the seed corpus as it is, then a fixed number of deterministic mutations of it. */
+ * each file of the seed corpus as it is, then a fixed number of deterministic mutations of it
+ * (GLMD_FUZZ_MUTATIONS: another number). */
 #include <dirent.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -83,7 +84,9 @@ int main(int argc, char **argv)
     if (!seed || !scratch)
         abort();
     run_once(seed, 0);
-    size_t n_seeds = 0;
+    const char *wanted = getenv("GLMD_FUZZ_MUTATIONS");
+    long n_mutations = wanted ? strtol(wanted, NULL, 10) : MUTATIONS_PER_SEED;
+    size_t n_seeds = 0, n_runs = 1;
     struct dirent *entry;
     while ((entry = readdir(dir))) {
         char path[4096];
@@ -94,13 +97,14 @@ int main(int argc, char **argv)
         size_t size = fread(seed, 1, MAX_INPUT_BYTES, f);
         fclose(f);
         run_once(seed, size);
-        for (int i = 0; i < MUTATIONS_PER_SEED; i++)
+        for (long i = 0; i < n_mutations; i++)
             mutate_and_run(seed, size, scratch);
         n_seeds++;
+        n_runs += 1 + (size_t)n_mutations;
     }
     closedir(dir);
     free(seed);
     free(scratch);
-    printf("%zu seeds, %zu runs\n", n_seeds, n_seeds * (MUTATIONS_PER_SEED + 1) + 1);
+    printf("%zu seeds, %zu runs\n", n_seeds, n_runs);
     return n_seeds ? 0 : 1; /* an empty corpus tests nothing */
 }

@@ -377,6 +377,8 @@ static void the_published_servers_requests(void **state)
         {"{\"prompt\":\"a\",\"top_k\":4,\"top_p\":0.7}", "1 top_k=4 seed=42 | text=\"a\" max=64"},
         {"{\"text\":\"a\",\"min_gen_length\":20}",
          "1 top_k=5 seed=1234 min=20 | text=\"a\" max=200"},
+        {"{\"prompt\":\"a\",\"num_beams\":0,\"sampling_strategy\":\"BeamSearchStrategy\"}",
+         "1 top_k=5 seed=42 beams=1 lp=0.9 ngram=3 sampled | text=\"a\" max=64"},
         {"{\"text\":\"a\\n\\nb\"}", "400 text: text: line 2 is empty"},
         {"{\"text\":\"\"}", "400 text: text: expected 1 to 128 lines, found 0"},
         {"{}", "400 text: expected either text or prompt"},
