@@ -22,12 +22,18 @@ enum { MAX_STAGE_LAYERS = 9999 };
 static const char *const workers_choices[] = {"spawn", "external", NULL};
 static const char *const activations_choices[] = {"fp32", "fp16", "a8", NULL};
 static const char *const kv_cache_choices[] = {"auto", "fp16", "int8", NULL};
+static const char *const tls_clients_choices[] = {"certificate", "nothing", NULL};
 static const char *const level_choices[] = {"error", "warn", "info", "debug", NULL};
 static const char *const format_choices[] = {"auto", "text", "json", "journal", NULL};
 
 static const struct conf_option options[] = {
     {"cluster.name", CONF_STRING, AT(cluster.name), "glmd", 1, 64, NULL,
      "Name of this installation. A worker that was started for another name is refused."},
+
+    {"cluster.plaintext", CONF_BOOL, AT(cluster.plaintext), "false", 0, 0, NULL,
+     "Lets workers and coordinator speak without TLS over a network. Only where every host on it "
+     "is "
+     "trusted: whoever reaches the address can pose as a worker and read what clients send."},
 
     {"model.dir", CONF_STRING, AT(model.dir), "", 0, 0, NULL,
      "Model directory made by `glmd convert`: config.json, tokenizer and safetensors files. The "
@@ -38,10 +44,15 @@ static const struct conf_option options[] = {
 
     {"coordinator.listen", CONF_STRING, AT(coordinator.listen), "127.0.0.1:8130", 1, 255, NULL,
      "Address for clients (gRPC), and for workers unless worker_listen is set: HOST:PORT, "
-     "[IPV6]:PORT or unix:/PATH. Port 0 picks a free one. There is no authentication without tls: "
-     "keep it on the loopback interface or a trusted network."},
+     "[IPV6]:PORT or unix:/PATH. Port 0 picks a free one. Set keys and tls before others than this "
+     "host reach it."},
     {"coordinator.worker_listen", CONF_STRING, AT(coordinator.worker_listen), "", 0, 255, NULL,
      "A separate address for workers. Empty: workers come through coordinator.listen."},
+    {"coordinator.admin_listen", CONF_STRING, AT(coordinator.admin_listen), "", 0, 255, NULL,
+     "A separate address for operators: unix:/PATH, or HOST:PORT on the loopback interface. Set: "
+     "Drain, Abort and Why are served there alone; through a Unix socket without an API key, its "
+     "file "
+     "permissions decide. Empty: they are served at coordinator.listen."},
     {"coordinator.keys", CONF_STRING, AT(coordinator.keys), "", 0, 1024, NULL,
      "File of API keys, made with `glmd keys`: who may use the server, and how much. It is read "
      "again when it changes. Empty: everybody who reaches the server may do everything."},
@@ -55,6 +66,11 @@ static const struct conf_option options[] = {
      "The coordinator's certificate chain (PEM). Empty: plaintext."},
     {"coordinator.tls.key", CONF_STRING, AT(coordinator.tls.key), "", 0, 1024, NULL,
      "Private key of coordinator.tls.cert (PEM)."},
+    {"coordinator.tls.clients", CONF_ENUM, AT(coordinator.tls_clients), "certificate", 0, 0,
+     tls_clients_choices,
+     "What clients of coordinator.listen must show when coordinator.tls.ca is set: certificate, or "
+     "nothing (API keys then say who they are). Workers always show a certificate: nothing needs "
+     "coordinator.worker_listen."},
     {"coordinator.limits.max_queue", CONF_UINT, AT(coordinator.limits.max_queue), "256", 1, 100000,
      NULL, "Requests that may wait; one more is refused with RESOURCE_EXHAUSTED."},
     {"coordinator.limits.max_queue_tokens", CONF_UINT, AT(coordinator.limits.max_queue_tokens), "0",
@@ -323,11 +339,68 @@ static int check_group(const struct config *c, struct err *e)
     return 0;
 }
 
+bool config_is_local(const char *address)
+{
+    static const char *const local[] = {"unix:", "127.", "localhost:", "[::1]:"};
+    for (size_t i = 0; i != ARRAY_LEN(local); i++) {
+        if (strncmp(address, local[i], strlen(local[i])) == 0)
+            return true;
+    }
+    return false;
+}
+
+static bool is_mutual(const struct config_tls *t)
+{
+    return *t->ca && *t->cert && *t->key;
+}
+
+int config_check_coordinator(const struct config *c, struct err *e)
+{
+    bool separate = *c->coordinator.worker_listen;
+    const char *address = separate ? c->coordinator.worker_listen : c->coordinator.listen;
+    const char *path = separate ? "coordinator.worker_listen" : "coordinator.listen";
+    if (c->cluster.plaintext || config_is_local(address) || is_mutual(&c->coordinator.tls))
+        return 0;
+    return conf_error(&config_table, &c->origin, path, e,
+                      "workers come through \"%.64s\", which others than this host may reach: set "
+                      "coordinator.tls.ca, cert and key%s, or cluster.plaintext on a network of "
+                      "trusted hosts",
+                      address, separate ? "" : ", or coordinator.worker_listen to a local address");
+}
+
+int config_check_worker(const struct config *c, struct err *e)
+{
+    const char *target = config_worker_target(c);
+    if (c->cluster.plaintext || config_is_local(target) || is_mutual(&c->worker.tls))
+        return 0;
+    return conf_error(&config_table, &c->origin, "worker.coordinator", e,
+                      "the coordinator at \"%.64s\" is reached over a network: set worker.tls.ca, "
+                      "cert and key, or cluster.plaintext on a network of trusted hosts",
+                      target);
+}
+
+static int check_listeners(const struct config *c, struct err *e)
+{
+    if (*c->coordinator.admin_listen && !config_is_local(c->coordinator.admin_listen))
+        return conf_error(&config_table, &c->origin, "coordinator.admin_listen", e,
+                          "expected unix:/PATH or an address of the loopback interface, found "
+                          "\"%.64s\"",
+                          c->coordinator.admin_listen);
+    if (c->coordinator.tls_clients == CONFIG_TLS_CLIENTS_NOTHING && *c->coordinator.tls.ca &&
+        !*c->coordinator.worker_listen)
+        return conf_error(&config_table, &c->origin, "coordinator.tls.clients", e,
+                          "workers must show a certificate: give them an address of their own, "
+                          "coordinator.worker_listen");
+    return 0;
+}
+
 int config_check(const struct config *c, struct err *e)
 {
     int r = check_pair(c, &c->coordinator.tls, "coordinator.tls.cert", "coordinator.tls.key", e);
     if (r == 0)
         r = check_pair(c, &c->worker.tls, "worker.tls.cert", "worker.tls.key", e);
+    if (r == 0)
+        r = check_listeners(c, e);
     if (r == 0)
         r = check_group(c, e);
     if (r == 0)

@@ -27,6 +27,11 @@ enum config_kv_cache { /* values equal those of enum k_kv_type */
                        CONFIG_KV_CACHE_INT8,
 };
 
+enum config_tls_clients { /* what clients must show where coordinator.tls.ca is set */
+                          CONFIG_TLS_CLIENTS_CERTIFICATE,
+                          CONFIG_TLS_CLIENTS_NOTHING,
+};
+
 /* Certificate files in PEM; empty = plaintext. */
 struct config_tls {
     char *ca;   /* certificates that sign the peers' certificates */
@@ -36,7 +41,8 @@ struct config_tls {
 
 struct config {
     struct {
-        char *name; /* workers of another cluster are refused */
+        char *name;     /* workers of another cluster are refused */
+        bool plaintext; /* workers and coordinator need no TLS over a network */
     } cluster;
     struct {
         char *dir;  /* model directory made by `glmd convert` */
@@ -45,9 +51,11 @@ struct config {
     struct {
         char *listen;
         char *worker_listen; /* empty = the same port serves workers */
+        char *admin_listen;  /* of operators; empty = they use `listen` */
         char *keys;          /* file of API keys; empty = everybody may do everything */
         char *state_dir;     /* empty = $STATE_DIRECTORY, else ~/.local/state/glmd */
         struct config_tls tls;
+        int tls_clients; /* enum config_tls_clients */
         struct {
             uint64_t max_queue;
             uint64_t max_queue_tokens;
@@ -144,6 +152,14 @@ int config_set_pair(struct config *c, const char *pair, struct err *e);
 
 /* What single options cannot tell: combinations. Call after file and flags. */
 int config_check(const struct config *c, struct err *e);
+
+/* What each daemon needs besides: TLS both ways between coordinator and workers wherever they may
+ * be reached over a network, unless cluster.plaintext says otherwise. */
+int config_check_coordinator(const struct config *c, struct err *e);
+int config_check_worker(const struct config *c, struct err *e);
+
+/* Whether an address is reached from this host alone: a Unix socket or the loopback interface. */
+bool config_is_local(const char *address);
 
 /* The address that ranks dial, with the defaults applied. */
 const char *config_worker_target(const struct config *c);

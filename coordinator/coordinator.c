@@ -11,11 +11,10 @@
 #include "base/random.h"
 #include "base/util.h"
 #include "coordinator/front.h"
+#include "coordinator/listen.h"
 #include "coordinator/serving.h"
 
 #define TICK_NS (100 * NSEC_PER_MSEC)
-
-enum { SPARE_SESSIONS = 64 };
 
 /* ---- the pump ---- */
 
@@ -213,14 +212,6 @@ uint32_t coordinator_drain_group(struct coordinator *c, uint32_t group, int64_t 
     return s.n_running;
 }
 
-static void on_server_stopped(void *context)
-{
-    struct coordinator *c = context;
-    assert(c->n_servers > 0);
-    if (--c->n_servers == 0)
-        c->on_stopped(c->stopped_context);
-}
-
 void coordinator_stop(struct coordinator *c, int64_t grace_ns, void (*on_stopped)(void *context),
                       void *context)
 {
@@ -230,14 +221,7 @@ void coordinator_stop(struct coordinator *c, int64_t grace_ns, void (*on_stopped
     c->stopped_context = context;
     front_end_all(c, RPC_UNAVAILABLE, "the server stops");
     fleet_stop(c->fleet, "the coordinator stops");
-    struct rpc_server *workers = c->worker_server != c->server ? c->worker_server : NULL;
-    c->n_servers = (c->server != NULL) + (workers != NULL);
-    if (c->n_servers == 0)
-        on_stopped(context);
-    if (workers)
-        rpc_server_shutdown(workers, grace_ns, on_server_stopped, c);
-    if (c->server)
-        rpc_server_shutdown(c->server, grace_ns, on_server_stopped, c);
+    listen_close(c, grace_ns);
 }
 
 /* ---- start ---- */
@@ -347,104 +331,9 @@ void coordinator_deinit(struct coordinator *c)
     c->timeline = NULL;
 }
 
-/* HOST:PORT that reaches us from this host: wildcards become the loopback address. */
-static void reachable(const char *address, int port, char ret[300])
-{
-    const char *colon = strrchr(address, ':');
-    if (strncmp(address, "unix:", 5) == 0 || !colon) {
-        snprintf(ret, 300, "%s", address);
-        return;
-    }
-    int n = (int)(colon - address);
-    bool any4 =
-        n == 0 || (n == 7 && strncmp(address, "0.0.0.0", 7) == 0) || (n == 1 && *address == '*');
-    bool any6 = n == 4 && strncmp(address, "[::]", 4) == 0;
-    if (any4 || any6)
-        snprintf(ret, 300, "%s:%d", any4 ? "127.0.0.1" : "[::1]", port);
-    else
-        snprintf(ret, 300, "%.*s:%d", n, address, port);
-}
-
-static int open_servers(struct coordinator *c, struct rpc_runtime *runtime, struct err *e)
-{
-    const struct config *f = c->config;
-    const struct rpc_limits limits = {.max_calls = (size_t)f->coordinator.limits.max_connections};
-    bool separate = *f->coordinator.worker_listen;
-    size_t n = front_methods(c, c->methods);
-    assert(n < ARRAY_LEN(c->methods));
-    c->methods[n] = (struct rpc_method){
-        .path = "/glmd.v1.Worker/Session",
-        .on_call = fleet_on_session,
-        .context = c->fleet,
-        /* Clients that wait for ranks must not keep them out. A rank may have a second process. */
-        .max_calls = 2 * (size_t)f->coordinator.limits.max_ranks + SPARE_SESSIONS,
-    };
-
-    int r = rpc_server_new(runtime, &limits, &c->server);
-    if (r == 0 && separate)
-        r = rpc_server_new(runtime, &limits, &c->worker_server);
-    else
-        c->worker_server = c->server;
-    if (r == 0)
-        r = rpc_server_add(c->server, c->methods, n);
-    if (r == 0)
-        r = rpc_server_add(c->worker_server, &c->methods[n], 1);
-    if (r == 0)
-        r = rpc_health_add(c->server);
-    if (r == 0)
-        r = rpc_reflection_add(c->server, front_services, front_n_services);
-    if (r < 0)
-        return err_set(e, r, "cannot set up the server: %s", err_name(r));
-    return 0;
-}
-
-/* Ranks of this host do without TCP, which takes half of what a step costs. */
-static int listen_for_spawned(struct coordinator *c, struct err *e)
-{
-    int r = rpc_server_listen(c->worker_server, c->rank_listen, NULL, NULL, e);
-    if (r == 0)
-        snprintf(c->dial, sizeof c->dial, "%s", c->rank_listen);
-    return r;
-}
-
-static int listen_and_start(struct coordinator *c, struct err *e)
-{
-    const struct config *f = c->config;
-    const struct rpc_tls tls = {.ca_file = *f->coordinator.tls.ca ? f->coordinator.tls.ca : NULL,
-                                .cert_file = f->coordinator.tls.cert,
-                                .key_file = f->coordinator.tls.key};
-    const struct rpc_tls *use_tls = *f->coordinator.tls.cert ? &tls : NULL;
-    bool separate = c->worker_server != c->server;
-    const char *worker_listen = separate ? f->coordinator.worker_listen : f->coordinator.listen;
-    int r = rpc_server_listen(c->server, f->coordinator.listen, use_tls, &c->port, e);
-    int worker_port = c->port;
-    if (r == 0 && separate)
-        r = rpc_server_listen(c->worker_server, worker_listen, use_tls, &worker_port, e);
-    if (r < 0)
-        return r;
-    reachable(f->coordinator.listen, c->port, c->address);
-    reachable(worker_listen, worker_port, c->dial);
-    if (f->log.prompts)
-        log_warn("log.prompts is on: what clients send and get is written to this log");
-    log_info("listening on %s%s%s, model %s, digest %s", c->address,
-             separate ? ", for workers on " : "", separate ? c->dial : "", c->model_name,
-             model_dir_digest(c->model)->hex);
-    r = c->rank_listen && !use_tls ? listen_for_spawned(c, e) : 0;
-    if (r < 0)
-        return r;
-    r = rpc_server_start(c->server);
-    if (r == 0 && separate)
-        r = rpc_server_start(c->worker_server);
-    if (r < 0)
-        return err_set(e, r, "cannot start the server: %s", err_name(r));
-    return 0;
-}
-
 int coordinator_listen(struct coordinator *c, struct rpc_runtime *runtime, struct err *e)
 {
-    int r = open_servers(c, runtime, e);
-    if (r == 0)
-        r = listen_and_start(c, e);
+    int r = listen_open(c, runtime, e);
     if (r == 0)
         serving_start(c);
     return r;

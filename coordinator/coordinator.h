@@ -70,12 +70,13 @@ struct coordinator { /* must not move */
     struct fleet *fleet;
     struct timeline *timeline;
     struct rpc_server *server, *worker_server; /* the same unless worker_listen is set */
-    struct rpc_method methods[32];
+    struct rpc_server *admin_server;           /* NULL: operators use `server` */
+    struct rpc_method methods[32], admin_methods[32];
     char model_name[65];
     char id_prefix[16]; /* of requests without an id of their own, new with every start */
     char address[300];  /* where clients of this host find us */
     char dial[300];     /* and where spawned ranks do */
-    int port;
+    int port, admin_port;
 
     /* state */
     bool draining, told_drained, stopping, pumping, pump_again;
@@ -124,9 +125,10 @@ void coordinator_pump(struct coordinator *c);
 /* front_rpc.c */
 extern const char *const front_services[];
 extern const size_t front_n_services;
-/* The client methods, context c; returns how many. */
-size_t front_methods(struct coordinator *c, struct rpc_method *ret);
-/* Whether the caller may do this; if not, the call is finished. */
+/* The methods of clients, and of operators when `admin`; context c; returns how many. */
+size_t front_methods(struct coordinator *c, bool admin, struct rpc_method *ret);
+/* Whether the caller may do this; if not, the call is finished. Whoever can open the operators'
+ * Unix socket needs no key. */
 bool front_rpc_allowed(struct coordinator *c, struct rpc_call *rpc, enum auth_need need);
 
 /* metrics_text.c: everything that is counted, in Prometheus' text format. -ENOMEM, or -EFBIG when

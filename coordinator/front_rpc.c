@@ -2,6 +2,7 @@
  * does between the two is front.c's business. */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/util.h"
@@ -25,6 +26,9 @@ struct rpc_front {
 bool front_rpc_allowed(struct coordinator *c, struct rpc_call *rpc, enum auth_need need)
 {
     struct front_end refused;
+    if (c->admin_server && rpc_server_of(rpc) == c->admin_server &&
+        strncmp(c->config->coordinator.admin_listen, "unix:", 5) == 0)
+        return true;
     if (front_allowed(c, rpc_metadata(rpc, "authorization"), need, &refused))
         return true;
     rpc_finish(rpc, refused.status, refused.message);
@@ -257,6 +261,7 @@ static void on_done(struct rpc_call *rpc, enum rpc_status status, const char *me
 struct method_entry {
     const char *path;
     void (*on_call)(struct rpc_call *rpc, void *context);
+    bool admin;
 };
 
 static void start_call(struct rpc_call *rpc, struct coordinator *c, enum method method)
@@ -301,7 +306,7 @@ static void call_list_models(struct rpc_call *rpc, void *c)
     start_call(rpc, c, LIST_MODELS);
 }
 
-size_t front_methods(struct coordinator *c, struct rpc_method *ret)
+size_t front_methods(struct coordinator *c, bool admin, struct rpc_method *ret)
 {
     static const struct method_entry entries[] = {
         {"/glmd.v1.Inference/Generate", call_generate},
@@ -311,13 +316,16 @@ size_t front_methods(struct coordinator *c, struct rpc_method *ret)
         {"/glmd.v1.Inference/Detokenize", call_detokenize},
         {"/glmd.v1.Inference/ListModels", call_list_models},
         {"/glmd.v1.Cluster/Status", status_on_call},
-        {"/glmd.v1.Cluster/Drain", cluster_on_drain},
-        {"/glmd.v1.Cluster/Abort", cluster_on_abort},
+        {"/glmd.v1.Cluster/Drain", cluster_on_drain, true},
+        {"/glmd.v1.Cluster/Abort", cluster_on_abort, true},
         {"/glmd.v1.Cluster/Metrics", metrics_on_call},
-        {"/glmd.v1.Cluster/Why", why_on_call},
+        {"/glmd.v1.Cluster/Why", why_on_call, true},
     };
-    for (size_t i = 0; i != ARRAY_LEN(entries); i++)
-        ret[i] = (struct rpc_method){
-            .path = entries[i].path, .on_call = entries[i].on_call, .context = c};
-    return ARRAY_LEN(entries);
+    size_t n = 0;
+    for (size_t i = 0; i != ARRAY_LEN(entries); i++) {
+        if (admin || !entries[i].admin)
+            ret[n++] = (struct rpc_method){
+                .path = entries[i].path, .on_call = entries[i].on_call, .context = c};
+    }
+    return n;
 }

@@ -155,6 +155,8 @@ int options_parse(int argc, char **argv, struct options *o)
         r = scan(argc, argv, o, true, &e);
     if (r == 0)
         r = config_check(&o->config, &e);
+    if (r == 0)
+        r = config_check_coordinator(&o->config, &e);
     if (r == 0 && !*o->config.model.dir)
         r = err_set(&e, -EINVAL,
                     "model.dir: expected the model directory: set it in the "

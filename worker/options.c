@@ -178,6 +178,8 @@ static int check(struct parse *p)
 {
     struct worker_options *o = p->o;
     int r = config_check(&o->config, &p->e);
+    if (r == 0)
+        r = config_check_worker(&o->config, &p->e);
     if (r)
         return r;
     if (p->rank < 0)

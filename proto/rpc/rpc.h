@@ -121,6 +121,7 @@ int rpc_open(struct rpc_channel *ch, const char *path, int64_t deadline_ns, bool
 void rpc_set(struct rpc_call *c, const struct rpc_callbacks *callbacks,
              void *user); /* server side */
 void *rpc_user(const struct rpc_call *c);
+struct rpc_server *rpc_server_of(const struct rpc_call *c); /* server side; NULL on the client's */
 const char *rpc_path(const struct rpc_call *c);
 const char *rpc_peer(const struct rpc_call *c); /* "ipv4:127.0.0.1:5000" */
 int64_t

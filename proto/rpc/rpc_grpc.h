@@ -175,7 +175,7 @@ struct rpc_server {
     void (*on_stopped)(void *context);
     void *on_stopped_context;
     struct rpc_builtin services; /* owned */
-    struct creds_source *creds;  /* owned; of the address that is listened on; NULL = plaintext */
+    struct creds_source *creds;  /* owned; of the address with TLS; NULL = there is none */
 };
 
 void server_call_gone(struct rpc_server *s);
@@ -194,9 +194,9 @@ void channel_call_gone(struct rpc_channel *ch);
 
 /* ---- credentials and addresses ---- */
 
-/* Files are read and checked here: what gRPC would only log much later becomes an error now. A server
- * reads its files again when they change: *ret_source (NULL for plaintext) is for creds_source_free
- * once the server is gone. */
+/* Files are read and checked here: what gRPC would only log much later becomes an error now. A
+ * server reads its files again when they change: *ret_source (NULL for plaintext) is for
+ * creds_source_free once the server is gone. */
 struct creds_source;
 int creds_server(const struct rpc_tls *tls, grpc_server_credentials **ret,
                  struct creds_source **ret_source, struct err *e);

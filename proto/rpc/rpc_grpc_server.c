@@ -117,12 +117,13 @@ int rpc_server_listen(struct rpc_server *s, const char *address, const struct rp
                       int *ret_port, struct err *e)
 {
     runtime_assert_loop(s->runtime);
-    assert(!s->started && !s->creds);
+    assert(!s->started);
     int code = address_check(address, true, e);
     if (code)
         return code;
     grpc_server_credentials *creds;
-    code = creds_server(tls, &creds, &s->creds, e);
+    struct creds_source *source;
+    code = creds_server(tls, &creds, &source, e);
     if (code)
         return code;
     code = address_probe(address, e); /* gRPC says only that it did not work */
@@ -136,10 +137,12 @@ int rpc_server_listen(struct rpc_server *s, const char *address, const struct rp
     }
     grpc_server_credentials_release(creds);
     if (code) {
-        creds_source_free(s->creds);
-        s->creds = NULL;
+        creds_source_free(source);
         return code;
     }
+    assert(!source || !s->creds); /* one address with TLS at most */
+    if (source)
+        s->creds = source;
     if (ret_port)
         *ret_port = port;
     return 0;

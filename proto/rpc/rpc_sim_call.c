@@ -625,6 +625,11 @@ void rpc_set(struct rpc_call *c, const struct rpc_callbacks *callbacks, void *us
     c->user = user;
 }
 
+struct rpc_server *rpc_server_of(const struct rpc_call *c)
+{
+    return c->server;
+}
+
 void *rpc_user(const struct rpc_call *c)
 {
     return c->user;

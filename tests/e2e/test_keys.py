@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import subprocess
 
 import grpc
 import pytest
+
+from conftest import BIN
 
 USER, OPS, STRANGER = "glmd-user", "glmd-ops", "glmd-stranger"
 
@@ -66,8 +69,10 @@ def test_every_call_asks_for_the_right_key(keyed):
         "Status": (c.cluster.Status, api.StatusRequest()),
         "Drain": (c.cluster.Drain, api.DrainRequest(group="none")),
         "Abort": (c.cluster.Abort, api.AbortRequest(request_id="none")),
+        "Metrics": (c.cluster.Metrics, api.MetricsRequest()),
+        "Why": (c.cluster.Why, api.WhyRequest(request_id="none")),
     }
-    admin = {"Drain", "Abort"}
+    admin = {"Drain", "Abort", "Why"}
     # whatever is added to the services has to be listed here
     served = {m for service in ("Inference", "Cluster")
               for m in vars(getattr(api, f"{service}Servicer")) if not m.startswith("_")}
@@ -118,3 +123,45 @@ def test_a_changed_file_is_read_again(keyed):
     c.wait(lambda: code_of(c.inference.Tokenize, request, USER)[0] == s.UNAUTHENTICATED,
            "the key to be gone")
     assert code_of(c.inference.Tokenize, request, OPS)[0] == s.OK
+
+
+def test_operators_have_an_address_of_their_own(cluster, model, tmp_path):
+    path, socket = tmp_path / "keys", tmp_path / "admin.sock"
+    write(path, line("user", USER), line("ops", OPS, "admin"))
+    c = cluster(model("ckpt-fp16-tp1"), ready=False, coordinator__keys=path,
+                coordinator__admin_listen=f"unix:{socket}")
+    api, s = c.api, grpc.StatusCode
+    with grpc.insecure_channel(f"unix:{socket}") as channel:
+        ops = api.ClusterStub(channel)
+        c.wait(lambda: any(g.state == api.GROUP_STATE_READY
+                           for g in ops.Status(api.StatusRequest(), timeout=5).groups),
+               "a ready group", "coordinator")
+        abort = api.AbortRequest(request_id="none")
+        assert code_of(ops.Abort, abort, None)[0] == s.NOT_FOUND
+        assert code_of(c.cluster.Abort, abort, OPS)[0] == s.UNIMPLEMENTED
+        assert code_of(c.cluster.Status, api.StatusRequest(), USER)[0] == s.OK
+        assert code_of(c.cluster.Status, api.StatusRequest(), None)[0] == s.UNAUTHENTICATED
+
+
+def refused(model_dir, *sets):
+    """What the coordinator says of a configuration that it does not take."""
+    command = [str(BIN / "glmd-coordinator"), "--model", str(model_dir)]
+    for value in sets:
+        command += ["--set", value]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 64, (ended.returncode, ended.stderr)
+    return ended.stderr
+
+
+def test_what_is_reached_over_a_network_wants_tls(model):
+    directory = model("ckpt-fp16-tp1")
+    for address in ("0.0.0.0:0", "[::]:0", "192.0.2.1:8130"):
+        said = refused(directory, f"coordinator.listen={address}")
+        assert "coordinator.tls.ca" in said and "cluster.plaintext" in said
+    assert "coordinator.worker_listen" in refused(
+        directory, "coordinator.worker_listen=0.0.0.0:0")
+    assert "coordinator.admin_listen" in refused(directory, "coordinator.admin_listen=0.0.0.0:0")
+    command = [str(BIN / "glmd-worker"), "--rank", "0", "--model", str(directory),
+               "--coordinator", "192.0.2.1:8130"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 64 and "worker.tls.ca" in ended.stderr, ended.stderr

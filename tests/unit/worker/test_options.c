@@ -40,18 +40,18 @@ static void flags_fill_the_configuration(void **state)
 {
     (void)state;
     struct outcome t;
-    PARSE(&t, "--coordinator", "h:1", "--model", "m", "--rank=1", "--tp", "2", "--device", "cuda:3",
-          "--activations", "a8", "--kv-cache", "int8", "--threads", "4", "--kv-bytes", "2MiB",
-          "--memory-utilization", "85", "--slots", "7", "--max-step-tokens", "99", "--no-verify",
-          "--listen", "h:2", "--health-listen", "", "--cluster", "c", "--log-level", "debug",
-          "--set", "deadlines.step=3s", "--spawned");
+    PARSE(&t, "--coordinator", "localhost:1", "--model", "m", "--rank=1", "--tp", "2", "--device",
+          "cuda:3", "--activations", "a8", "--kv-cache", "int8", "--threads", "4", "--kv-bytes",
+          "2MiB", "--memory-utilization", "85", "--slots", "7", "--max-step-tokens", "99",
+          "--no-verify", "--listen", "h:2", "--health-listen", "", "--cluster", "c", "--log-level",
+          "debug", "--set", "deadlines.step=3s", "--spawned");
     if (t.result != OPTIONS_RUN)
         fail_msg("%s", t.error);
     const struct config *c = &t.o.config;
     assert_int_equal(t.o.rank, 1);
     assert_string_equal(t.o.device, "cuda:3");
     assert_true(t.o.spawned);
-    assert_string_equal(config_worker_target(c), "h:1");
+    assert_string_equal(config_worker_target(c), "localhost:1");
     assert_string_equal(c->model.dir, "m");
     assert_int_equal(c->group.tensor_parallel, 2);
     assert_int_equal(c->worker.activations, CONFIG_ACTIVATIONS_A8);
