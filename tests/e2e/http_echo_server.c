@@ -206,7 +206,8 @@ int main(int argc, char **argv)
         return 2;
     setvbuf(stdout, NULL, _IOLBF, 0);
     signal(SIGPIPE, SIG_IGN);
-    log_init("http_echo_server", getenv("HTTP_DEBUG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_WARN);
+    log_init("http_echo_server", getenv("HTTP_DEBUG") ? LOG_LEVEL_DEBUG : LOG_LEVEL_WARN,
+             LOG_FORMAT_TEXT);
     uv_loop_init(&app.loop);
     uv_signal_init(&app.loop, &app.term);
     uv_signal_start(&app.term, on_term, SIGTERM);
