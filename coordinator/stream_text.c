@@ -181,8 +181,10 @@ int stream_text_encode(const struct stream_text *x, const struct tokenizer *t,
     bool is_cut = n && x->ends[n - 1] > size;
     if (!is_cut)
         return token_list_extend(ret, tokens, n);
-    /* without the cut token, and those in front of it that have no text */
-    while (n && x->ends[n - 1] > size)
+    while (n && x->ends[n - 1] > size) /* without the cut token, */
+        n--;
+    size_t n_whole = n;
+    while (n && x->ends[n - 1] == (n > 1 ? x->ends[n - 2] : 0)) /* and those that wait for it */
         n--;
     size_t begin = n ? x->ends[n - 1] : 0;
     const char *piece = tokenizer_piece(t, tokens[n]);
@@ -196,8 +198,8 @@ int stream_text_encode(const struct stream_text *x, const struct tokenizer *t,
     bool same = r == 0 && again.size == size && memcmp(again.data, x->text.data, size) == 0;
     buf_deinit(&again);
     if (!same && r != -ENOMEM) {
-        ret->n = n;
-        r = 0;
+        ret->n = 0;
+        r = token_list_extend(ret, tokens, n_whole);
     }
     return r;
 }

@@ -8,6 +8,8 @@
 #include "coordinator/sched_internal.h"
 #include "sim.h"
 
+enum { MAX_REQUEUED = 64 };
+
 /* Whose tokens the blocks of a group hold. */
 struct owners {
     uint64_t epoch, step; /* as they were looked at */
@@ -17,9 +19,11 @@ struct owners {
 };
 
 struct sim_tenants {
-    uint32_t n_coordinators;            /* that there were: another one counts anew */
-    uint64_t last_id;                   /* of the requests that were there after the last event, */
-    int64_t last_ns;                    /* when that was, */
+    uint32_t n_coordinators;         /* that there were: another one counts anew */
+    uint64_t last_id;                /* of the requests that were there after the last event, */
+    int64_t last_ns;                 /* when that was, */
+    uint64_t requeued[MAX_REQUEUED]; /* who waited and had run before, */
+    uint32_t n_requeued;
     uint32_t n_waiting;                 /* how many waited, */
     bool present[SCHED_MAX_TENANTS];    /* which tenants had requests, */
     uint64_t served[SCHED_MAX_TENANTS]; /* and what its places had been served */
@@ -201,6 +205,16 @@ static bool could_start(const struct sim *s, const struct sched_group *g, const 
     return n_slots <= x->n_slots_reserved && request_blocks(r, n_slots) <= x->n_blocks_reserved;
 }
 
+/* Whether it did after the last event, too. */
+static bool has_waited(const struct sim_tenants *t, const struct request *r)
+{
+    for (uint32_t i = 0; r->requeued && i != t->n_requeued; i++) {
+        if (t->requeued[i] == r->id)
+            return true;
+    }
+    return !r->requeued && r->id <= t->last_id;
+}
+
 /* x starts, and r waits, which was there before. */
 static void check_turn(struct sim *s, const struct sched *d, const struct sched_group *g,
                        const struct request *x, const struct request *r)
@@ -208,7 +222,7 @@ static void check_turn(struct sim *s, const struct sched *d, const struct sched_
     uint64_t served_x = s->tenants->served[x->tenant_idx]; /* or more, when it started */
     uint64_t served_r = d->tenants[r->tenant_idx].served;  /* or less */
     bool is_first = r->priority > x->priority || r->requeued || served_r < served_x;
-    if (r->id <= s->tenants->last_id && is_first && could_start(s, g, x, r))
+    if (has_waited(s->tenants, r) && is_first && could_start(s, g, x, r))
         world_fail(&s->world,
                    "%s (priority %d, its tenant was served %llu) starts, and %s (priority %d, "
                    "served %llu%s) waits",
@@ -262,6 +276,10 @@ void sim_check_tenants(struct sim *s, const struct sched *d)
         check_turns(s, d);
     t->last_ns = s->world.now_ns;
     t->n_waiting = d->n_waiting;
+    t->n_requeued = 0;
+    for (const struct request *r = d->requeued.first; r && t->n_requeued != MAX_REQUEUED;
+         r = r->next)
+        t->requeued[t->n_requeued++] = r->id;
     for (uint32_t i = 0; i != d->n_tenants; i++) {
         t->served[i] = d->tenants[i].served;
         t->present[i] = d->tenants[i].n_requests != 0;
