@@ -238,31 +238,14 @@ static void *run(void *context)
 
 /* ---- loop thread ---- */
 
-static struct runner_order *order_new(enum runner_kind kind)
-{
-    struct runner_order *o = calloc(1, sizeof *o);
-    if (o)
-        o->kind = kind;
-    return o;
-}
-
-void runner_order_free(struct runner_order *o)
-{
-    if (!o)
-        return;
-    wire_free_coordinator_message(o->message);
-    buf_deinit(&o->bytes);
-    free(o);
-}
-
 int runner_new(const struct runner_config *config, struct runner **ret, struct err *e)
 {
     struct runner *r = calloc(1, sizeof *r);
     if (!r)
         return err_set(e, -ENOMEM, "out of memory");
     r->config = *config;
-    r->open_order = order_new(RUNNER_OPEN);
-    r->stopped_order = order_new(RUNNER_STOPPED);
+    r->open_order = runner_order_new(RUNNER_OPEN);
+    r->stopped_order = runner_order_new(RUNNER_STOPPED);
     pthread_mutex_init(&r->mutex, NULL);
     pthread_condattr_t attributes;
     pthread_condattr_init(&attributes);
@@ -292,7 +275,7 @@ int runner_new(const struct runner_config *config, struct runner **ret, struct e
 static void enqueue(struct runner *r, enum runner_kind kind, uint64_t epoch, uint64_t step_number,
                     struct wire_coordinator_message *m)
 {
-    struct runner_order *o = order_new(kind);
+    struct runner_order *o = runner_order_new(kind);
     if (!o)
         abort(); /* a few hundred bytes: nothing can be answered without them */
     o->epoch = epoch;

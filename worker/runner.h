@@ -67,6 +67,7 @@ void runner_progress(struct runner *r, struct session_progress *ret);
 /* Grows with everything that shows the thread is not stuck; idle = nothing to do. */
 uint64_t runner_counter(struct runner *r, bool *ret_idle);
 
+struct runner_order *runner_order_new(enum runner_kind kind); /* NULL: out of memory */
 void runner_order_free(struct runner_order *o); /* an answer, after the loop has looked at it */
 
 #endif

@@ -62,20 +62,10 @@ static struct world *world_of(const struct runner *r)
 
 static struct runner_order *order_new(enum runner_kind kind)
 {
-    struct runner_order *o = calloc(1, sizeof *o);
+    struct runner_order *o = runner_order_new(kind);
     if (!o)
         abort();
-    o->kind = kind;
     return o;
-}
-
-void runner_order_free(struct runner_order *o)
-{
-    if (!o)
-        return;
-    wire_free_coordinator_message(o->message);
-    buf_deinit(&o->bytes);
-    free(o);
 }
 
 static void run_next(struct runner *r);
