@@ -7,30 +7,11 @@
 #include <cmocka.h>
 #include <stdlib.h>
 
+#include "base/buf.h"
+#include "base/clock.h"
 #include "base/util.h"
 #include "reference.h"
 #include "sched_fixture.h"
-
-/* The sizes of the golden model. */
-const struct arch fixture_arch = {
-    .name = "test",
-    .n_layers = 3,
-    .hidden = 64,
-    .n_heads = 4,
-    .vocab = 640,
-    .max_seq = 256,
-    .tokens = {.mask = 512,
-               .gmask = 513,
-               .smask = 514,
-               .eod = 515,
-               .sop = 516,
-               .eop = 517,
-               .enc = 518,
-               .dblock = 519,
-               .eos = 34,
-               .n_image_tokens = 32,
-               .special_base = 512},
-};
 
 uint64_t fixture_random;
 
@@ -79,7 +60,7 @@ static void random_params(struct request *r)
     if (rnd(2)) { /* end tokens are likely: fake_engine.c's pick */
         p->bias = calloc(1, sizeof *p->bias);
         p->bias[0] =
-            (struct plan_bias){rnd(2) ? fixture_arch.tokens.eop : fixture_arch.tokens.eos, 3};
+            (struct plan_bias){rnd(2) ? golden_arch.tokens.eop : golden_arch.tokens.eos, 3};
         p->n_bias = 1;
     }
     if (rnd(5) == 0)
@@ -90,7 +71,7 @@ static void random_params(struct request *r)
         p->n_stop_ids = 1 + rnd(3);
         p->stop_ids = calloc(p->n_stop_ids, sizeof *p->stop_ids);
         for (uint32_t i = 0; i != p->n_stop_ids; i++)
-            p->stop_ids[i] = rnd(4) ? 40 + (int32_t)rnd(30) : fixture_arch.tokens.eop;
+            p->stop_ids[i] = rnd(4) ? 40 + (int32_t)rnd(30) : golden_arch.tokens.eop;
     }
     if (r->kind != REQUEST_SCORE && !p->beam && rnd(4) == 0)
         r->watch = find_stop_texts;
@@ -131,8 +112,8 @@ struct request *fixture_random_request(void)
         if (!known && rnd(2))
             ids.ids[rnd((uint32_t)ids.n)] = 512;
         int code = rnd(4)
-                       ? prompt_from_ids(&fixture_arch, ids.ids, ids.n, 256, &r->prompt, &e)
-                       : prompt_unidirectional(&fixture_arch, ids.ids, ids.n, 256, &r->prompt, &e);
+                       ? prompt_from_ids(&golden_arch, ids.ids, ids.n, 256, &r->prompt, &e)
+                       : prompt_unidirectional(&golden_arch, ids.ids, ids.n, 256, &r->prompt, &e);
         assert_int_equal(code, 0);
         token_list_deinit(&ids);
     } else if (r->kind == REQUEST_FILL) {
@@ -148,7 +129,7 @@ struct request *fixture_random_request(void)
         random_ids(&r->ids, rnd(10));
         r->mask = kinds[kind];
         r->params.max_rounds = 16;
-        assert_int_equal(prompt_next(&fixture_arch, &r->ids, r->mask, &r->prompt, &e), 0);
+        assert_int_equal(prompt_next(&golden_arch, &r->ids, r->mask, &r->prompt, &e), 0);
         r->params.max_length = (uint32_t)r->prompt.ids.n + 1 + rnd(40);
     } else {
         struct token_list ids = {0};
@@ -159,7 +140,7 @@ struct request *fixture_random_request(void)
         enum mask_kind kind = rnd(2) ? MASK_GMASK : MASK_MASK;
         token_list_append(&ids, kind == MASK_GMASK ? 513 : 512);
         random_ids(&ids, rnd(5));
-        assert_int_equal(prompt_next(&fixture_arch, &ids, kind, &r->prompt, &e), 0);
+        assert_int_equal(prompt_next(&golden_arch, &ids, kind, &r->prompt, &e), 0);
         token_list_deinit(&ids);
         r->n_choices_scored = 1 + rnd(12);
         r->choices = calloc(r->n_choices_scored, sizeof *r->choices);
@@ -176,10 +157,78 @@ struct request *fixture_request(uint32_t n_prompt, uint32_t max_new)
     for (uint32_t i = 0; i + 2 < n_prompt; i++)
         token_list_append(&ids, 100);
     struct err e = ERR_INIT;
-    assert_int_equal(prompt_from_ids(&fixture_arch, ids.ids, ids.n, 256, &r->prompt, &e), 0);
+    assert_int_equal(prompt_from_ids(&golden_arch, ids.ids, ids.n, 256, &r->prompt, &e), 0);
     token_list_deinit(&ids);
     assert_int_equal(r->prompt.ids.n, n_prompt);
     r->params = (struct request_params){
         .temperature = 1, .top_k = 1, .n_choices = 1, .max_new = max_new, .ignore_end = true};
     return r;
+}
+
+/* ---- schedulers ---- */
+
+const struct plan_limits fixture_small = {
+    .n_slots = 4,
+    .n_blocks = 32,
+    .max_tokens = 256,
+    .max_seq = 256,
+    .vocab = 640,
+    .n_layers = 3,
+};
+
+struct sched *fixture_sched(const struct plan_limits *limits)
+{
+    struct sched_config config = {
+        .arch = &golden_arch, .max_queue = 2, .prefill_budget_ns = NSEC_PER_SEC};
+    struct sched *s;
+    assert_int_equal(sched_new(&config, &s), 0);
+    if (limits) {
+        struct err e = ERR_INIT;
+        assert_int_equal(sched_attach(s, 0, limits, 1, 1, &e), 0);
+    }
+    return s;
+}
+
+static struct request *submitted[64];
+static uint32_t n_submitted;
+
+/* The request is freed by finish_all. */
+int fixture_submit(struct sched *s, struct request *r, struct err *e)
+{
+    int code = sched_submit(s, r, e);
+    if (code == 0)
+        submitted[n_submitted++] = r;
+    return code;
+}
+
+void fixture_finish(struct sched *s)
+{
+    for (uint32_t i = 0; i != n_submitted; i++) {
+        sched_end(s, submitted[i], RPC_CANCELLED, "end of test");
+    }
+    while (sched_next_touched(s))
+        ;
+    while (n_submitted)
+        request_free(submitted[--n_submitted]);
+    assert_true(sched_consistent(s));
+    sched_free(s);
+}
+
+void fixture_step(struct sched *s, uint32_t group, struct fake_engine *f, int64_t now)
+{
+    const struct plan *p;
+    struct err e = ERR_INIT;
+    assert_true(sched_plan(s, group, now, &p));
+    if (sched_commit(s, group, fake_engine_step(f, p), now + 1, &e) < 0)
+        fail_msg("%s", e.message);
+}
+
+void fixture_expect(struct request *r, const char *expected)
+{
+    struct buf found = {0};
+    reference_describe(r, &found);
+    assert_int_equal(r->state, REQUEST_DONE);
+    assert_int_equal(r->status, RPC_OK);
+    assert_string_equal(found.data, expected);
+    buf_deinit(&found);
 }

@@ -1,4 +1,5 @@
-/* test_fleet.c: the ranks of one group and its epochs. Several groups: test_fleet_groups.c. */
+/* test_fleet.c: the ranks of one group and its epochs. Several groups: test_fleet_groups.c; in any
+ * order: test_fleet_random.c. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,8 +15,6 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "fleet_world.h"
-
-/* ---- tests ---- */
 
 static void test_group_forms(void **state)
 {
@@ -436,153 +435,6 @@ static void test_hostile_messages(void **state)
     world_free(w);
 }
 
-/* ---- random interleavings of ranks, epochs and time ---- */
-
-static uint64_t random_state;
-
-static uint32_t rnd(uint32_t n)
-{
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(random_state >> 33) % n;
-}
-
-static void random_message(struct world *w, struct fake_rank *r)
-{
-    uint64_t epoch = rank_granted(r);
-    if (rnd(20) == 0)
-        epoch = rnd(8); /* another one, old or never granted */
-    switch (rnd(8)) {
-    case 0:
-        if (rnd(10) == 0) /* a second one is an error */
-            rank_loaded(r);
-        break;
-    case 1:
-    case 2:
-    case 3:
-        rank_ready(r, epoch, rnd(40) ? 7 : 8);
-        break;
-    case 4:
-        rank_done(r, epoch, 1 + rnd(3), rnd(10) ? 3 : 4);
-        break;
-    case 5: {
-        if (rnd(4))
-            break;
-        const struct wire_failed failed = {
-            .epoch = epoch, .code = (enum wire_failure_code)rnd(8), .message = "m"};
-        rank_say(r, &(struct wire_worker_message){.failed = &failed});
-        break;
-    }
-    default:
-        rank_beat(r);
-        break;
-    }
-    (void)w;
-}
-
-static unsigned run_random(uint64_t seed)
-{
-    enum { RANKS = 3, PROCESSES = 6 };
-    random_state = seed * 2654435761u + 1;
-    struct world *w = world_new(RANKS);
-    struct fake_rank p[PROCESSES]; /* two for every rank */
-    uint64_t next_step = 1, step_epoch = 0;
-    for (unsigned i = 0; i != PROCESSES; i++) {
-        rank_init(&p[i], i % RANKS, RANKS);
-        p[i].instance[1] = (uint8_t)i;
-        p[i].hello.instance_id.data = p[i].instance;
-    }
-    for (int n = 0; n != 600; n++) {
-        struct fake_rank *r = &p[rnd(PROCESSES)];
-        if (!r->call) {
-            rank_dial(w, r);
-            rank_loaded(r);
-        } else if (rnd(100) == 0 || (r->call->finished && rnd(2))) {
-            rank_hang_up(r);
-        } else {
-            random_message(w, r);
-        }
-        if (rnd(3) == 0)
-            world_pass(w, (int64_t)rnd(400) * NSEC_PER_MSEC);
-        if (fleet_is_ready(w->fleet, 0) && rnd(2)) {
-            next_step = w->seen[0].epoch == step_epoch ? next_step : 1;
-            if (next_step <= w->seen[0].n_results + 1 || next_step == 1) {
-                struct fleet_group_status status;
-                fleet_status(w->fleet, 0, world_now, &status);
-                assert_int_equal(status.group.state, WIRE_GROUP_READY);
-                if (step_epoch != w->seen[0].epoch) {
-                    world_send_step(w, 0, next_step++);
-                    step_epoch = w->seen[0].epoch;
-                }
-            }
-        }
-        assert_true(w->seen[0].n_down <= w->seen[0].n_ready &&
-                    w->seen[0].n_ready <= w->seen[0].n_down + 1);
-        assert_int_equal(fleet_is_ready(w->fleet, 0), w->seen[0].n_ready == w->seen[0].n_down + 1);
-    }
-    fleet_stop(w->fleet, "end");
-    for (unsigned i = 0; i != PROCESSES; i++) {
-        if (p[i].call)
-            rank_hang_up(&p[i]);
-    }
-    assert_int_equal(fleet_n_sessions(w->fleet), 0);
-    unsigned n_ready = w->seen[0].n_ready;
-    world_free(w);
-    return n_ready;
-}
-
-static void test_random_interleavings(void **state)
-{
-    (void)state;
-    unsigned n_ready = 0;
-    for (uint64_t seed = 1; seed != 25; seed++)
-        n_ready += run_random(seed);
-    printf("%u groups formed\n", n_ready);
-    assert_true(n_ready > 20);
-}
-
-/* ---- the epoch file ---- */
-
-static void test_epoch_file(void **state)
-{
-    (void)state;
-    char dir[] = "epoch-test-XXXXXX", path[64];
-    assert_non_null(mkdtemp(dir));
-    snprintf(path, sizeof path, "%s/epoch", dir);
-    struct epoch_store a, b;
-    struct err e = ERR_INIT;
-    uint64_t epoch;
-    assert_int_equal(epoch_open(dir, &a, &e), 0);
-    assert_int_equal(epoch_open(dir, &b, &e), -EBUSY);
-    assert_non_null(strstr(e.message, "another coordinator"));
-    assert_int_equal(epoch_next(&a, 0, &epoch, &e), 0);
-    assert_int_equal(epoch, 1);
-    assert_int_equal(epoch_next(&a, 10, &epoch, &e), 0);
-    assert_int_equal(epoch, 11);
-    assert_int_equal(epoch_next(&a, 0, &epoch, &e), 0);
-    assert_int_equal(epoch, 12); /* of those that are on disk already */
-    epoch_close(&a);
-    for (uint64_t last = epoch, i = 0; i != 40; i++, last = epoch) { /* as if it crashed */
-        assert_int_equal(epoch_open(dir, &a, &e), 0);
-        for (uint64_t n = 0; n <= i; n++) {
-            assert_int_equal(epoch_next(&a, 0, &epoch, &e), 0);
-            assert_true(epoch > last);
-            last = epoch;
-        }
-        epoch_close(&a);
-    }
-    static const char *const damaged[] = {"",     "x\n", "12", "-3\n", "99999999999999999999999\n",
-                                          "7\n\n"};
-    for (size_t i = 0; i != ARRAY_LEN(damaged); i++) {
-        FILE *f = fopen(path, "w");
-        fputs(damaged[i], f);
-        fclose(f);
-        if (epoch_open(dir, &a, &e) != -EBADMSG)
-            fail_msg("accepted \"%s\"", damaged[i]);
-    }
-    unlink(path);
-    rmdir(dir);
-}
-
 int main(void)
 {
     log_init("test", LOG_LEVEL_ERROR, LOG_FORMAT_TEXT);
@@ -600,8 +452,6 @@ int main(void)
         cmocka_unit_test(test_peer_failure_finds_the_cause),
         cmocka_unit_test(test_second_process_waits_for_its_turn),
         cmocka_unit_test(test_hostile_messages),
-        cmocka_unit_test(test_random_interleavings),
-        cmocka_unit_test(test_epoch_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

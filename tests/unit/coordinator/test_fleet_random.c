@@ -157,10 +157,104 @@ static void test_random_interleavings(void **state)
     assert_true(n_ready > 100 && n_results > 100);
 }
 
+/* ---- one group, two processes for each rank, messages that are wrong now and then ---- */
+
+static void random_message_of_one(struct world *w, struct fake_rank *r)
+{
+    uint64_t epoch = rank_granted(r);
+    if (rnd(20) == 0)
+        epoch = rnd(8); /* another one, old or never granted */
+    switch (rnd(8)) {
+    case 0:
+        if (rnd(10) == 0) /* a second one is an error */
+            rank_loaded(r);
+        break;
+    case 1:
+    case 2:
+    case 3:
+        rank_ready(r, epoch, rnd(40) ? 7 : 8);
+        break;
+    case 4:
+        rank_done(r, epoch, 1 + rnd(3), rnd(10) ? 3 : 4);
+        break;
+    case 5: {
+        if (rnd(4))
+            break;
+        const struct wire_failed failed = {
+            .epoch = epoch, .code = (enum wire_failure_code)rnd(8), .message = "m"};
+        rank_say(r, &(struct wire_worker_message){.failed = &failed});
+        break;
+    }
+    default:
+        rank_beat(r);
+        break;
+    }
+    (void)w;
+}
+
+static unsigned run_one_group(uint64_t seed)
+{
+    enum { RANKS = 3, PROCESSES = 6 };
+    random_state = seed * 2654435761u + 1;
+    struct world *w = world_new(RANKS);
+    struct fake_rank p[PROCESSES]; /* two for every rank */
+    uint64_t next_step = 1, step_epoch = 0;
+    for (unsigned i = 0; i != PROCESSES; i++) {
+        rank_init(&p[i], i % RANKS, RANKS);
+        p[i].instance[1] = (uint8_t)i;
+        p[i].hello.instance_id.data = p[i].instance;
+    }
+    for (int n = 0; n != 600; n++) {
+        struct fake_rank *r = &p[rnd(PROCESSES)];
+        if (!r->call) {
+            rank_dial(w, r);
+            rank_loaded(r);
+        } else if (rnd(100) == 0 || (r->call->finished && rnd(2))) {
+            rank_hang_up(r);
+        } else {
+            random_message_of_one(w, r);
+        }
+        if (rnd(3) == 0)
+            world_pass(w, (int64_t)rnd(400) * NSEC_PER_MSEC);
+        if (fleet_is_ready(w->fleet, 0) && rnd(2)) {
+            next_step = w->seen[0].epoch == step_epoch ? next_step : 1;
+            if (next_step <= w->seen[0].n_results + 1 || next_step == 1) {
+                struct fleet_group_status status;
+                fleet_status(w->fleet, 0, world_now, &status);
+                assert_int_equal(status.group.state, WIRE_GROUP_READY);
+                if (step_epoch != w->seen[0].epoch) {
+                    world_send_step(w, 0, next_step++);
+                    step_epoch = w->seen[0].epoch;
+                }
+            }
+        }
+        assert_true(w->seen[0].n_down <= w->seen[0].n_ready &&
+                    w->seen[0].n_ready <= w->seen[0].n_down + 1);
+        assert_int_equal(fleet_is_ready(w->fleet, 0), w->seen[0].n_ready == w->seen[0].n_down + 1);
+    }
+    fleet_stop(w->fleet, "end");
+    hang_up_all(p, PROCESSES);
+    assert_int_equal(fleet_n_sessions(w->fleet), 0);
+    unsigned n_ready = w->seen[0].n_ready;
+    world_free(w);
+    return n_ready;
+}
+
+static void test_one_group(void **state)
+{
+    (void)state;
+    unsigned n_ready = 0;
+    for (uint64_t seed = 1; seed != 25; seed++)
+        n_ready += run_one_group(seed);
+    printf("%u groups formed\n", n_ready);
+    assert_true(n_ready > 20);
+}
+
 int main(void)
 {
     log_init("test", LOG_LEVEL_ERROR, LOG_FORMAT_TEXT);
     world_start_clock();
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_random_interleavings)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_random_interleavings),
+                                       cmocka_unit_test(test_one_group)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-/* test_sched.c: single cases of the scheduler; test_sched_random.c has all of them at once. */
+/* test_sched.c: single cases of the scheduler; test_sched_groups.c has those with groups that come
+ * and go, test_sched_random.c all of them at once. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,81 +18,34 @@
 #include "reference.h"
 #include "sched_fixture.h"
 
-static struct sched *new_sched(const struct plan_limits *limits)
-{
-    struct sched_config config = {
-        .arch = &fixture_arch, .max_queue = 2, .prefill_budget_ns = NSEC_PER_SEC};
-    struct sched *s;
-    assert_int_equal(sched_new(&config, &s), 0);
-    if (limits) {
-        struct err e = ERR_INIT;
-        assert_int_equal(sched_attach(s, 0, limits, 1, 1, &e), 0);
-    }
-    return s;
-}
-
-static const struct plan_limits small = {
-    .n_slots = 4,
-    .n_blocks = 32,
-    .max_tokens = 256,
-    .max_seq = 256,
-    .vocab = 640,
-    .n_layers = 3,
-};
-
-static struct request *submitted[64];
-static uint32_t n_submitted;
-
-/* The request is freed by finish_all. */
-static int submit(struct sched *s, struct request *r, struct err *e)
-{
-    int code = sched_submit(s, r, e);
-    if (code == 0)
-        submitted[n_submitted++] = r;
-    return code;
-}
-
-static void finish_all(struct sched *s)
-{
-    for (uint32_t i = 0; i != n_submitted; i++) {
-        sched_end(s, submitted[i], RPC_CANCELLED, "end of test");
-    }
-    while (sched_next_touched(s))
-        ;
-    while (n_submitted)
-        request_free(submitted[--n_submitted]);
-    assert_true(sched_consistent(s));
-    sched_free(s);
-}
-
 static void test_queue_is_bounded(void **state)
 {
     (void)state;
-    struct sched *s = new_sched(NULL);
+    struct sched *s = fixture_sched(NULL);
     struct err e = ERR_INIT;
     struct request *r[3];
     for (int i = 0; i != 3; i++)
         r[i] = fixture_request(10, 5);
-    assert_int_equal(submit(s, r[0], &e), 0);
-    assert_int_equal(submit(s, r[1], &e), 0);
-    assert_int_equal(submit(s, r[2], &e), -ENOBUFS);
+    assert_int_equal(fixture_submit(s, r[0], &e), 0);
+    assert_int_equal(fixture_submit(s, r[1], &e), 0);
+    assert_int_equal(fixture_submit(s, r[2], &e), -ENOBUFS);
     assert_non_null(strstr(e.message, "2 requests wait"));
     request_free(r[2]);
     for (int i = 0; i != 2; i++)
         sched_end(s, r[i], RPC_CANCELLED, "test");
-    finish_all(s);
+    fixture_finish(s);
 }
 
 static void expect_refused(struct request *r, const char *word)
 {
-    struct sched *s = new_sched(&small);
+    struct sched *s = fixture_sched(&fixture_small);
     struct err e = ERR_INIT;
-    assert_int_equal(submit(s, r, &e), -E2BIG);
+    assert_int_equal(fixture_submit(s, r, &e), -E2BIG);
     if (!strstr(e.message, word))
         fail_msg("expected \"%s\" in \"%s\"", word, e.message);
     request_free(r);
-    /* the same while no group is there: it ends when the group turns out to be too small */
-    finish_all(s);
+    /* the same while no group is there: it ends when the group turns out to be too fixture_small */
+    fixture_finish(s);
 }
 
 static void test_what_can_never_run_is_refused(void **state)
@@ -113,48 +67,48 @@ static void test_what_can_never_run_is_refused(void **state)
 static void test_waiting_request_ends_when_group_is_too_small(void **state)
 {
     (void)state;
-    struct sched *s = new_sched(NULL);
+    struct sched *s = fixture_sched(NULL);
     struct request *r = fixture_request(20, 10);
     r->params.n_choices = 5;
     struct err e = ERR_INIT;
-    assert_int_equal(submit(s, r, &e), 0);
-    assert_int_equal(sched_attach(s, 0, &small, 1, 1, &e), 0);
+    assert_int_equal(fixture_submit(s, r, &e), 0);
+    assert_int_equal(sched_attach(s, 0, &fixture_small, 1, 1, &e), 0);
     assert_ptr_equal(sched_next_touched(s), r);
     assert_int_equal(r->state, REQUEST_DONE);
     assert_int_equal(r->status, RPC_INVALID_ARGUMENT);
-    finish_all(s);
+    fixture_finish(s);
 }
 
 static void test_group_with_other_sizes_is_refused(void **state)
 {
     (void)state;
-    struct sched *s = new_sched(NULL);
-    struct plan_limits l = small;
+    struct sched *s = fixture_sched(NULL);
+    struct plan_limits l = fixture_small;
     struct err e = ERR_INIT;
     l.vocab = 641;
     assert_int_equal(sched_attach(s, 0, &l, 1, 1, &e), -EINVAL);
-    l = small;
+    l = fixture_small;
     l.max_tokens = 3;
     assert_int_equal(sched_attach(s, 0, &l, 1, 1, &e), -EINVAL);
-    l = small;
+    l = fixture_small;
     l.n_blocks = 0;
     assert_int_equal(sched_attach(s, 0, &l, 1, 1, &e), -EINVAL);
-    assert_int_equal(sched_attach(s, 0, &small, 1, 1, &e), 0);
-    finish_all(s);
+    assert_int_equal(sched_attach(s, 0, &fixture_small, 1, 1, &e), 0);
+    fixture_finish(s);
 }
 
 static void test_deadline_in_queue_and_running(void **state)
 {
     (void)state;
-    struct sched *s = new_sched(&small);
+    struct sched *s = fixture_sched(&fixture_small);
     struct err e = ERR_INIT;
     struct request *running = fixture_request(100, 150), *waiting = fixture_request(100, 100);
     running->deadline_ns = 50;
     waiting->deadline_ns = 20;
     waiting->params.n_choices = 2; /* needs more blocks than are left */
     running->params.n_choices = 2;
-    assert_int_equal(submit(s, running, &e), 0);
-    assert_int_equal(submit(s, waiting, &e), 0);
+    assert_int_equal(fixture_submit(s, running, &e), 0);
+    assert_int_equal(fixture_submit(s, waiting, &e), 0);
     const struct plan *p;
     assert_true(sched_plan(s, 0, 1, &p));
     assert_int_equal(p->n_items, 1);
@@ -168,30 +122,19 @@ static void test_deadline_in_queue_and_running(void **state)
     struct sched_stats stats;
     sched_stats(s, &stats);
     assert_int_equal(stats.n_blocks_used, 0);
-    finish_all(s);
-}
-
-/* What a request gives alone. */
-static void expect_reference(struct request *r, const char *expected)
-{
-    struct buf found = {0};
-    reference_describe(r, &found);
-    assert_int_equal(r->state, REQUEST_DONE);
-    assert_int_equal(r->status, RPC_OK);
-    assert_string_equal(found.data, expected);
-    buf_deinit(&found);
+    fixture_finish(s);
 }
 
 static void test_next_step_runs_ahead(void **state)
 {
     (void)state;
-    struct sched *s = new_sched(&small);
-    struct fake_engine *f = fake_engine_new(&small);
+    struct sched *s = fixture_sched(&fixture_small);
+    struct fake_engine *f = fake_engine_new(&fixture_small);
     struct err e = ERR_INIT;
     struct request *r = fixture_request(10, 3);
     struct buf expected = {0};
-    reference_run(&fixture_arch, r, &expected);
-    assert_int_equal(submit(s, r, &e), 0);
+    reference_run(&golden_arch, r, &expected);
+    assert_int_equal(fixture_submit(s, r, &e), 0);
     const struct plan *p;
     const struct step_result *results[3];
     assert_true(sched_plan(s, 0, 1, &p));
@@ -208,12 +151,12 @@ static void test_next_step_runs_ahead(void **state)
     assert_int_equal(sched_commit(s, 0, results[1], 3, &e), 0);
     assert_false(sched_plan(s, 0, 3, &p)); /* the third token, which is out, is the last */
     assert_int_equal(sched_commit(s, 0, results[2], 4, &e), 0);
-    expect_reference(r, expected.data);
+    fixture_expect(r, expected.data);
     struct sched_stats stats;
     sched_stats(s, &stats);
     assert_int_equal(stats.n_discarded, 0);
     buf_deinit(&expected);
-    finish_all(s);
+    fixture_finish(s);
     fake_engine_free(f);
 }
 
@@ -228,18 +171,18 @@ static int stop_at_once(void *context, struct request *r, uint32_t output)
 static void test_memory_of_a_discarded_token_is_given_away(void **state)
 {
     (void)state;
-    struct plan_limits l = small;
+    struct plan_limits l = fixture_small;
     l.n_slots = 1;
     l.n_blocks = 2;
-    struct sched *s = new_sched(&l);
+    struct sched *s = fixture_sched(&l);
     struct fake_engine *f = fake_engine_new(&l);
     struct err e = ERR_INIT;
     struct request *first = fixture_request(10, 20), *second = fixture_request(12, 4);
     struct buf expected = {0};
-    reference_run(&fixture_arch, second, &expected);
+    reference_run(&golden_arch, second, &expected);
     first->watch = stop_at_once;
-    assert_int_equal(submit(s, first, &e), 0);
-    assert_int_equal(submit(s, second, &e), 0);
+    assert_int_equal(fixture_submit(s, first, &e), 0);
+    assert_int_equal(fixture_submit(s, second, &e), 0);
     const struct plan *p;
     const struct step_result *results[3];
     for (int i = 0; i != 2; i++) {
@@ -261,37 +204,28 @@ static void test_memory_of_a_discarded_token_is_given_away(void **state)
     assert_int_equal(sched_commit(s, 0, results[2], 3, &e), 0);
     while (sched_plan(s, 0, 4, &p))
         assert_int_equal(sched_commit(s, 0, fake_engine_step(f, p), 4, &e), 0);
-    expect_reference(second, expected.data);
+    fixture_expect(second, expected.data);
     struct sched_stats stats;
     sched_stats(s, &stats);
     assert_int_equal(stats.n_discarded, 1);
     buf_deinit(&expected);
-    finish_all(s);
+    fixture_finish(s);
     fake_engine_free(f);
-}
-
-static void step(struct sched *s, uint32_t group, struct fake_engine *f, int64_t now)
-{
-    const struct plan *p;
-    struct err e = ERR_INIT;
-    assert_true(sched_plan(s, group, now, &p));
-    if (sched_commit(s, group, fake_engine_step(f, p), now + 1, &e) < 0)
-        fail_msg("%s", e.message);
 }
 
 static void test_long_prefill_does_not_starve(void **state)
 {
     (void)state;
-    struct plan_limits l = small;
+    struct plan_limits l = fixture_small;
     l.max_tokens = 100;
-    struct sched *s = new_sched(&l);
+    struct sched *s = fixture_sched(&l);
     struct fake_engine *f = fake_engine_new(&l);
     struct err e = ERR_INIT;
-    assert_int_equal(submit(s, fixture_request(10, 100), &e), 0);
-    assert_int_equal(submit(s, fixture_request(10, 100), &e), 0);
-    step(s, 0, f, 1);
+    assert_int_equal(fixture_submit(s, fixture_request(10, 100), &e), 0);
+    assert_int_equal(fixture_submit(s, fixture_request(10, 100), &e), 0);
+    fixture_step(s, 0, f, 1);
     /* A prefix of 99 tokens does not fit beside two decodes: it gets a step of its own. */
-    assert_int_equal(submit(s, fixture_request(100, 20), &e), 0);
+    assert_int_equal(fixture_submit(s, fixture_request(100, 20), &e), 0);
     const struct plan *p;
     assert_true(sched_plan(s, 0, 2, &p));
     assert_int_equal(p->n_items, 1);
@@ -300,26 +234,53 @@ static void test_long_prefill_does_not_starve(void **state)
     assert_true(sched_plan(s, 0, 3, &p));
     assert_int_equal(p->n_items, 3); /* all decode */
     assert_int_equal(sched_commit(s, 0, fake_engine_step(f, p), 3, &e), 0);
-    finish_all(s);
+    fixture_finish(s);
     fake_engine_free(f);
+}
+
+/* Prompts of a causal model run in parts, those of a Fill, too: it need not fit one step. */
+static void test_causal_fill_is_cut(void **state)
+{
+    (void)state;
+    struct arch causal = golden_arch;
+    causal.context = ARCH_CONTEXT_CAUSAL;
+    struct plan_limits l = fixture_small;
+    l.max_tokens = 32;
+    const struct arch *const models[] = {&golden_arch, &causal};
+    for (int i = 0; i != 2; i++) {
+        struct sched_config config = {.arch = models[i], .max_queue = 2};
+        struct sched *s;
+        struct err e = ERR_INIT;
+        assert_int_equal(sched_new(&config, &s), 0);
+        assert_int_equal(sched_attach(s, 0, &l, 1, 1, &e), 0);
+        struct request *r = fixture_request(20, 5);
+        r->kind = REQUEST_FILL;
+        r->params.max_length = 60;
+        int code = fixture_submit(s, r, &e);
+        if (code != (i ? 0 : -E2BIG))
+            fail_msg("model %d: submit gives %d: %s", i, code, e.message);
+        if (code < 0)
+            request_free(r);
+        fixture_finish(s);
+    }
 }
 
 /* Without a prefix a prompt may be cut anywhere: it takes what room the decodes leave. */
 static void test_causal_prompt_is_cut(void **state)
 {
     (void)state;
-    struct plan_limits l = small;
+    struct plan_limits l = fixture_small;
     l.max_tokens = 32;
-    struct sched *s = new_sched(&l);
+    struct sched *s = fixture_sched(&l);
     struct fake_engine *f = fake_engine_new(&l);
     struct err e = ERR_INIT;
     struct request *r = fixture_request(100, 5);
     r->prompt.prefix_len = 0;
     struct buf expected = {0};
-    reference_run(&fixture_arch, r, &expected);
-    assert_int_equal(submit(s, fixture_request(10, 50), &e), 0);
-    step(s, 0, f, 1);
-    assert_int_equal(submit(s, r, &e), 0);
+    reference_run(&golden_arch, r, &expected);
+    assert_int_equal(fixture_submit(s, fixture_request(10, 50), &e), 0);
+    fixture_step(s, 0, f, 1);
+    assert_int_equal(fixture_submit(s, r, &e), 0);
     const struct plan *p;
     for (uint32_t start = 0; start != 100; start += p->items[1].n_tokens) {
         assert_true(sched_plan(s, 0, 2, &p));
@@ -331,10 +292,10 @@ static void test_causal_prompt_is_cut(void **state)
         assert_int_equal(sched_commit(s, 0, fake_engine_step(f, p), 2, &e), 0);
     }
     while (r->state != REQUEST_DONE)
-        step(s, 0, f, 3);
-    expect_reference(r, expected.data);
+        fixture_step(s, 0, f, 3);
+    fixture_expect(r, expected.data);
     buf_deinit(&expected);
-    finish_all(s);
+    fixture_finish(s);
     fake_engine_free(f);
 }
 
@@ -375,10 +336,10 @@ static void spoil(struct sched *s, struct step_result *r, int how, struct result
 static void test_wrong_results_are_refused(void **state)
 {
     (void)state;
-    struct sched *s = new_sched(&small);
-    struct fake_engine *f = fake_engine_new(&small);
+    struct sched *s = fixture_sched(&fixture_small);
+    struct fake_engine *f = fake_engine_new(&fixture_small);
     struct err e = ERR_INIT;
-    assert_int_equal(submit(s, fixture_request(10, 20), &e), 0);
+    assert_int_equal(fixture_submit(s, fixture_request(10, 20), &e), 0);
     const struct plan *p;
     assert_true(sched_plan(s, 0, 1, &p));
     const struct step_result *good = fake_engine_step(f, p);
@@ -393,94 +354,8 @@ static void test_wrong_results_are_refused(void **state)
     }
     assert_int_equal(sched_commit(s, 0, good, 1, &e), 0);
     assert_int_equal(sched_commit(s, 0, good, 1, &e), -EBADMSG); /* none is out */
-    finish_all(s);
+    fixture_finish(s);
     fake_engine_free(f);
-}
-
-/* The group is lost while r has some output: it goes on in front of who waited, with the same
- * tokens. */
-static void expect_resumed(struct request *r, uint32_t n_steps)
-{
-    struct sched *s = new_sched(&small);
-    struct fake_engine *f = fake_engine_new(&small);
-    struct err e = ERR_INIT;
-    struct request *other = fixture_request(200, 50);
-    struct buf expected = {0};
-    reference_run(&fixture_arch, r, &expected);
-    assert_int_equal(submit(s, r, &e), 0);
-    assert_int_equal(submit(s, other, &e), 0);
-    for (uint32_t i = 0; i != n_steps; i++)
-        step(s, 0, f, 1);
-    const struct plan *p;
-    assert_true(sched_plan(s, 0, 1, &p)); /* is out when the group is lost */
-    sched_detach(s, 0, "rank 1 was lost");
-    assert_int_equal(r->state, REQUEST_QUEUED);
-    assert_true(sched_consistent(s));
-    uint64_t n_tokens = r->n_completion_tokens;
-    fake_engine_free(f);
-    f = fake_engine_new(&small);
-    assert_int_equal(sched_attach(s, 0, &small, 1, 2, &e), 0);
-    assert_true(sched_plan(s, 0, 1, &p));
-    assert_int_equal(p->epoch, 2);
-    assert_int_equal(p->step, 1);
-    assert_int_equal(p->items[0].start, 0);
-    assert_int_equal(p->items[0].prefix_len, r->prompt.prefix_len);
-    assert_int_equal(r->state, REQUEST_RUNNING);
-    assert_int_equal(r->n_completion_tokens, n_tokens);
-    assert_int_equal(sched_commit(s, 0, fake_engine_step(f, p), 1, &e), 0);
-    while (r->state != REQUEST_DONE)
-        step(s, 0, f, 2);
-    expect_reference(r, expected.data);
-    struct sched_stats stats;
-    sched_stats(s, &stats);
-    assert_true(stats.n_resumed >= 1);
-    buf_deinit(&expected);
-    finish_all(s);
-    fake_engine_free(f);
-}
-
-static void test_lost_group_single_sequence(void **state)
-{
-    (void)state;
-    struct request *r = fixture_request(100, 150); /* leaves no blocks for the other */
-    r->params.top_k = 0;
-    r->params.seed = 7;
-    r->params.presence_penalty = 0.5f;
-    expect_resumed(r, 20);
-}
-
-static void test_lost_group_choices(void **state)
-{
-    (void)state;
-    struct request *r = fixture_request(20, 60);
-    r->params.n_choices = 4;
-    r->params.top_k = 0;
-    expect_resumed(r, 9);
-}
-
-static void test_lost_group_beams(void **state)
-{
-    (void)state;
-    struct request *r = fixture_request(20, 60);
-    r->params.beam = true;
-    r->params.n_beams = 4;
-    r->params.length_penalty = 1;
-    r->params.no_repeat_ngram = 3;
-    expect_resumed(r, 12);
-}
-
-static void test_lost_group_score(void **state)
-{
-    (void)state;
-    struct request *r = fixture_request(30, 1);
-    r->kind = REQUEST_SCORE;
-    r->n_choices_scored = 10;
-    r->choices = calloc(10, sizeof *r->choices);
-    for (uint32_t i = 0; i != 10; i++) {
-        for (uint32_t k = 0; k != 5 + 7 * i; k++)
-            token_list_append(&r->choices[i], (int32_t)(100 + k));
-    }
-    expect_resumed(r, 3);
 }
 
 /* A choice longer than a step comes in parts: each brings the best tokens of its rows. */
@@ -488,10 +363,10 @@ static void test_best_tokens_of_a_score_in_parts(void **state)
 {
     (void)state;
     enum { N = 150, TOP = 3 };
-    struct plan_limits l = small;
+    struct plan_limits l = fixture_small;
     l.max_tokens = 64;
     l.n_top_logprobs = TOP;
-    struct sched *s = new_sched(&l);
+    struct sched *s = fixture_sched(&l);
     struct fake_engine *f = fake_engine_new(&l);
     struct err e = ERR_INIT;
     struct request *r = fixture_request(3, 1);
@@ -502,7 +377,7 @@ static void test_best_tokens_of_a_score_in_parts(void **state)
     r->choices = calloc(1, sizeof *r->choices);
     for (int32_t k = 0; k != N; k++)
         token_list_append(&r->choices[0], 100 + k);
-    assert_int_equal(submit(s, r, &e), 0);
+    assert_int_equal(fixture_submit(s, r, &e), 0);
     const struct plan *p;
     unsigned n_steps = 0;
     for (; sched_plan(s, 0, 1, &p); n_steps++)
@@ -514,146 +389,7 @@ static void test_best_tokens_of_a_score_in_parts(void **state)
         assert_int_equal(r->outputs[0].best_tokens[k], 100 + k / TOP + k % TOP);
         assert_true(r->outputs[0].best_logprobs[k] == -(float)(k % TOP));
     }
-    finish_all(s);
-    fake_engine_free(f);
-}
-
-static void test_query_of_death(void **state)
-{
-    (void)state;
-    struct sched *s = new_sched(&small);
-    struct err e = ERR_INIT;
-    struct request *deadly = fixture_request(10, 20), *innocent = fixture_request(10, 20);
-    assert_int_equal(submit(s, deadly, &e), 0);
-    assert_int_equal(submit(s, innocent, &e), 0);
-    const struct plan *p;
-    assert_true(sched_plan(s, 0, 1, &p));
-    sched_detach(s, 0, "rank 1 was lost");
-    assert_int_equal(deadly->n_losses, 1);
-    sched_pause(s, innocent, true); /* takes part in no step */
-    assert_int_equal(sched_attach(s, 0, &small, 1, 2, &e), 0);
-    assert_true(sched_plan(s, 0, 1, &p));
-    sched_detach(s, 0, "rank 1 was lost");
-    assert_int_equal(deadly->state, REQUEST_DONE);
-    assert_int_equal(deadly->status, RPC_INTERNAL);
-    assert_non_null(strstr(deadly->message, "lost 2 times"));
-    assert_non_null(strstr(deadly->message, "rank 1 was lost"));
-    assert_int_equal(innocent->state, REQUEST_QUEUED);
-    finish_all(s);
-}
-
-/* A group is lost and none comes back: the deadline holds. */
-static void test_deadline_after_a_loss(void **state)
-{
-    (void)state;
-    struct sched *s = new_sched(&small);
-    struct err e = ERR_INIT;
-    struct request *r = fixture_request(10, 20);
-    r->deadline_ns = 100;
-    assert_int_equal(submit(s, r, &e), 0);
-    const struct plan *p;
-    assert_true(sched_plan(s, 0, 1, &p));
-    sched_detach(s, 0, "rank 1 was lost");
-    assert_int_equal(sched_expire(s, 99), 100);
-    assert_int_equal(sched_expire(s, 100), 0);
-    assert_int_equal(r->status, RPC_UNAVAILABLE);
-    finish_all(s);
-}
-
-/* What fits only the larger group waits for that one; the smaller one serves others meanwhile. */
-static void test_groups_of_different_sizes(void **state)
-{
-    (void)state;
-    struct plan_limits large = small;
-    large.n_slots = 8;
-    large.n_blocks = 128;
-    struct sched *s = new_sched(NULL);
-    struct err e = ERR_INIT;
-    assert_int_equal(sched_attach(s, 3, &small, 1, 1, &e), 0);
-    assert_int_equal(sched_attach(s, 5, &large, 1, 2, &e), 0);
-    struct request *first = fixture_request(20, 20), *second = fixture_request(20, 20);
-    struct request *third = fixture_request(20, 20);
-    first->params.n_choices = second->params.n_choices = 5;
-    third->params.n_choices = 9;
-    assert_int_equal(submit(s, third, &e), -E2BIG);
-    assert_non_null(strstr(e.message, "at most 8"));
-    third->params.n_choices = 1;
-    assert_int_equal(submit(s, first, &e), 0);
-    assert_int_equal(submit(s, second, &e), 0);
-    const struct plan *p;
-    assert_true(sched_plan(s, 5, 1, &p));
-    assert_false(sched_plan(s, 3, 1, &p));
-    assert_int_equal(first->group, 5);
-    assert_int_equal(second->state, REQUEST_QUEUED);
-    sched_detach(s, 5, "lost");
-    assert_int_equal(submit(s, third, &e), -ENOBUFS);
-    assert_false(sched_plan(s, 3, 1, &p)); /* both can only run on the other */
-    assert_int_equal(sched_attach(s, 5, &large, 1, 3, &e), 0);
-    assert_true(sched_plan(s, 5, 1, &p));
-    assert_int_equal(first->state, REQUEST_RUNNING);
-    request_free(third);
-    finish_all(s);
-}
-
-static void test_requests_spread_over_groups(void **state)
-{
-    (void)state;
-    struct sched *s = new_sched(NULL);
-    struct err e = ERR_INIT;
-    const struct plan *p;
-    struct request *r[2];
-    for (uint32_t i = 0; i != 2; i++) {
-        assert_int_equal(sched_attach(s, i, &small, 1, i + 1, &e), 0);
-        r[i] = fixture_request(10, 20);
-        assert_int_equal(submit(s, r[i], &e), 0);
-    }
-    assert_true(sched_plan(s, 0, 1, &p));
-    assert_int_equal(p->epoch, 1);
-    assert_true(sched_plan(s, 1, 1, &p));
-    assert_int_equal(p->epoch, 2);
-    assert_int_equal(sched_n_in_flight(s, 0) + sched_n_in_flight(s, 1), 2);
-    assert_int_not_equal(r[0]->group, r[1]->group);
-    struct sched_group_stats stats;
-    sched_group_stats(s, 1, &stats);
-    assert_int_equal(stats.n_running, 1);
-    finish_all(s);
-}
-
-/* Three stages: up to four steps are out, each with a third of the sequences, and no sequence is in
- * two of them. */
-static void test_stages_share_the_sequences(void **state)
-{
-    (void)state;
-    struct plan_limits l = small;
-    l.n_slots = 6;
-    struct sched *s = new_sched(NULL);
-    struct fake_engine *f = fake_engine_new(&l);
-    struct err e = ERR_INIT;
-    assert_int_equal(sched_attach(s, 0, &l, 3, 1, &e), 0);
-    struct request *r = fixture_request(10, 40);
-    r->params.n_choices = 6;
-    assert_int_equal(submit(s, r, &e), 0);
-    step(s, 0, f, 1); /* the context */
-    const struct plan *p;
-    uint32_t n_items = 0;
-    const struct step_result *results[4];
-    bool seen[6] = {false};
-    for (int i = 0; i != 3; i++) {
-        assert_true(sched_plan(s, 0, 1, &p));
-        assert_int_equal(p->n_items, 2);
-        for (uint32_t k = 0; k != p->n_items; k++) {
-            assert_false(seen[p->items[k].slot]);
-            seen[p->items[k].slot] = true;
-            n_items++;
-        }
-        results[i] = fake_engine_step(f, p);
-    }
-    assert_int_equal(n_items, 6);
-    assert_false(sched_plan(s, 0, 1, &p));
-    assert_int_equal(sched_commit(s, 0, results[0], 1, &e), 0);
-    assert_true(sched_plan(s, 0, 1, &p));
-    assert_int_equal(p->n_items, 2);
-    finish_all(s);
+    fixture_finish(s);
     fake_engine_free(f);
 }
 
@@ -682,21 +418,21 @@ static void expect_history(const struct plan_item *it, uint32_t n_kept, uint32_t
 static void test_history_is_sent_once(void **state)
 {
     (void)state;
-    struct sched *s = new_sched(&small);
-    struct fake_engine *engine = fake_engine_new(&small);
+    struct sched *s = fixture_sched(&fixture_small);
+    struct fake_engine *engine = fake_engine_new(&fixture_small);
     struct err e = ERR_INIT;
     struct request *r = fixture_request(20, 40);
     r->params.presence_penalty = 0.5f;
-    assert_int_equal(submit(s, r, &e), 0);
+    assert_int_equal(fixture_submit(s, r, &e), 0);
     expect_history(step_of(s, engine, 1), 0, 20);
     for (uint32_t i = 0; i != 5; i++)
         expect_history(step_of(s, engine, 2 + i), 20 + i, 1);
     sched_detach(s, 0, "lost");
-    assert_int_equal(sched_attach(s, 0, &small, 1, 2, &e), 0);
+    assert_int_equal(sched_attach(s, 0, &fixture_small, 1, 2, &e), 0);
     expect_history(step_of(s, engine, 10), 0, 26);
     expect_history(step_of(s, engine, 11), 26, 1);
     fake_engine_free(engine);
-    finish_all(s);
+    fixture_finish(s);
 }
 
 int main(void)
@@ -712,17 +448,9 @@ int main(void)
         cmocka_unit_test(test_memory_of_a_discarded_token_is_given_away),
         cmocka_unit_test(test_long_prefill_does_not_starve),
         cmocka_unit_test(test_causal_prompt_is_cut),
+        cmocka_unit_test(test_causal_fill_is_cut),
         cmocka_unit_test(test_wrong_results_are_refused),
-        cmocka_unit_test(test_lost_group_single_sequence),
-        cmocka_unit_test(test_lost_group_choices),
-        cmocka_unit_test(test_lost_group_beams),
-        cmocka_unit_test(test_lost_group_score),
-        cmocka_unit_test(test_query_of_death),
         cmocka_unit_test(test_best_tokens_of_a_score_in_parts),
-        cmocka_unit_test(test_deadline_after_a_loss),
-        cmocka_unit_test(test_groups_of_different_sizes),
-        cmocka_unit_test(test_requests_spread_over_groups),
-        cmocka_unit_test(test_stages_share_the_sequences),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -37,7 +37,7 @@ struct rig {
 static void open_rig(struct rig *t, enum arch_context context)
 {
     struct err e = ERR_INIT;
-    arch = fixture_arch;
+    arch = golden_arch;
     arch.context = context;
     struct sched_config config = {
         .arch = &arch, .max_queue = 16, .prefill_budget_ns = NSEC_PER_SEC};

@@ -100,7 +100,7 @@ static struct request *new_stream(struct device *d, uint32_t n_prompt, uint32_t 
 
 static void open_device(struct device *d, bool slices)
 {
-    arch = fixture_arch;
+    arch = golden_arch;
     arch.n_layers = limits.n_layers;
     arch.max_seq = limits.max_seq;
     struct sched_config config = {
@@ -314,7 +314,7 @@ static void bench(const char *what, void (*change)(struct request *r))
     struct plan_limits l = limits;
     l.n_slots = BENCH_STREAMS;
     l.n_blocks = 1 << 16;
-    arch = fixture_arch;
+    arch = golden_arch;
     arch.n_layers = l.n_layers;
     arch.max_seq = l.max_seq;
     struct sched_config config = {.arch = &arch, .max_queue = 2 * BENCH_WAITING};

@@ -42,7 +42,7 @@ static void open_rig(struct rig *t, const struct plan_limits *l, struct sched_co
 {
     struct err e = ERR_INIT;
     *t = (struct rig){.now = NSEC_PER_SEC, .engine = fake_engine_new(l)};
-    config.arch = &fixture_arch;
+    config.arch = &golden_arch;
     config.prefill_budget_ns = NSEC_PER_SEC;
     if (config.max_queue == 0)
         config.max_queue = MAX_REQUESTS;
@@ -223,7 +223,7 @@ static void test_preemption(void **state)
     open_rig(&t, &limits, (struct sched_config){0});
     struct request *old = submit(&t, 20, 100, 0, 0), *young = submit(&t, 20, 101, 0, 0);
     struct request *important = submit(&t, 20, 100, 1, 0);
-    reference_run(&fixture_arch, young, &expected);
+    reference_run(&golden_arch, young, &expected);
     for (uint32_t i = 0; i != 10; i++)
         step(&t);
     assert_int_equal(young->state, REQUEST_RUNNING);

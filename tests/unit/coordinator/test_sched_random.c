@@ -118,7 +118,7 @@ static void submit(struct run *t)
         return;
     struct request *r = fixture_random_request();
     struct buf text = {0};
-    reference_run(&fixture_arch, r, &text);
+    reference_run(&golden_arch, r, &text);
     if (rnd(10) == 0)
         r->deadline_ns = t->now + (int64_t)rnd(30) * NSEC_PER_MSEC;
     r->priority = rnd(3) ? 0 : (int32_t)rnd(5) - 2;
@@ -144,10 +144,10 @@ static void random_limits(struct group *g)
         .n_slots = 2 + rnd(14),
         .n_blocks = 20 + rnd(120),
         .max_tokens = rnd(3) ? 128 + rnd(128) : 24 + rnd(60),
-        .max_seq = fixture_arch.max_seq,
-        .vocab = fixture_arch.vocab,
+        .max_seq = golden_arch.max_seq,
+        .vocab = golden_arch.vocab,
         .n_top_logprobs = 3,
-        .n_layers = fixture_arch.n_layers,
+        .n_layers = golden_arch.n_layers,
     };
 }
 
@@ -263,7 +263,7 @@ static uint64_t run_seed(uint64_t seed, uint32_t n_actions)
 {
     struct run t = {.seed = seed, .now = NSEC_PER_SEC};
     fixture_random = seed * 2654435761u + 1;
-    struct arch arch = fixture_arch;
+    struct arch arch = golden_arch;
     if (rnd(3) == 0)
         arch.context = ARCH_CONTEXT_CAUSAL;
     struct sched_config config = {
