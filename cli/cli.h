@@ -22,6 +22,7 @@ int cmd_drain(int argc, char **argv);
 int cmd_fill(int argc, char **argv);
 int cmd_generate(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
+int cmd_keys(int argc, char **argv);
 int cmd_logits(int argc, char **argv);
 int cmd_metrics(int argc, char **argv);
 int cmd_plan(int argc, char **argv);

@@ -30,6 +30,9 @@ static const struct verb verbs[] = {
     {"generate", cmd_generate, "continue a text"},
 #endif
     {"inspect", cmd_inspect, "architecture, tensors, sizes, checksums of a model directory"},
+#ifndef GLMD_ENGINE_ONLY
+    {"keys", cmd_keys, "make API keys"},
+#endif
     {"logits", cmd_logits, "run the engine on given cases, write logits"},
 #ifndef GLMD_ENGINE_ONLY
     {"metrics", cmd_metrics, "what a running coordinator counts, for Prometheus"},

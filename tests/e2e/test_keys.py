@@ -7,7 +7,7 @@ import subprocess
 import grpc
 import pytest
 
-from conftest import BIN
+from conftest import BIN, glmd
 
 USER, OPS, STRANGER = "glmd-user", "glmd-ops", "glmd-stranger"
 
@@ -165,3 +165,22 @@ def test_what_is_reached_over_a_network_wants_tls(model):
                "--coordinator", "192.0.2.1:8130"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 64 and "worker.tls.ca" in ended.stderr, ended.stderr
+
+
+def test_keys_that_the_tool_makes_are_taken(keyed):
+    c = keyed(line("ops", OPS, "admin"))
+    made = glmd("keys", "new", "alice", "--file", c.keys, "--context", 20, "--requests", 2)
+    key = made.stdout.strip()
+    assert len(key) == 69 and key.startswith("glmd-") and made.stderr == ""
+    text = c.keys.read_text()
+    assert key not in text and text.count("\n") == 2
+    assert text.splitlines()[1] == line("alice", key, "requests=2 context=20").strip()
+    tokenize = (c.inference.Tokenize, c.api.TokenizeRequest(text="a"))
+    c.wait(lambda: code_of(*tokenize, key)[0] == grpc.StatusCode.OK, "the new key")
+    again = glmd("keys", "new", "alice", "--file", c.keys, check=False)
+    assert again.returncode == 1 and "alice already" in again.stderr and again.stdout == ""
+    assert c.keys.read_text() == text
+    printed = glmd("keys", "new", "bob", "--admin")
+    assert printed.stderr == line("bob", printed.stdout.strip(), "admin").strip() + "\n"
+    wrong = glmd("keys", "new", "a/b", check=False)
+    assert wrong.returncode == 2 and "NAME" in wrong.stderr

@@ -1,0 +1,213 @@
+/* cmd_keys.c: `glmd keys`: makes an API key and its line of the key file. */
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <openssl/evp.h>
+
+#include "base/random.h"
+#include "base/util.h"
+#include "cli/cli.h"
+#include "cli/common.h"
+
+static const char usage[] =
+    "usage: glmd keys new NAME [OPTIONS]\n"
+    "\n"
+    "Makes an API key: prints it on standard output, once, and adds its line (which holds only "
+    "the\n"
+    "key's SHA-256) to a key file, the coordinator's `coordinator.keys`. A running coordinator "
+    "reads\n"
+    "the file again when it changes. To take a key away, remove its line.\n"
+    "\n"
+    "      --file FILE              default: print the line on standard error instead\n"
+    "      --admin                  may drain groups, abort and look into requests\n"
+    "      --requests N             in flight at once\n"
+    "      --tokens-per-minute N    of prompts and outputs\n"
+    "      --context N              tokens of a prompt and its output\n"
+    "      --choices N              n, best_of and beams\n"
+    "      --priority N             the greatest that a request may ask for; default 0\n"
+    "  -h, --help\n";
+
+enum { KEY_BYTES = 32, MAX_NAME = 64, LINE_BYTES = 512 };
+
+struct keys {
+    const char *file, *name;
+    bool admin;
+    uint64_t limits[4];
+    int32_t priority;
+};
+
+enum { OPTION_LIMIT = 256 };
+static const struct {
+    const char *option, *field;
+    uint64_t max;
+} limits[] = {
+    {"requests", "requests", 1000000},
+    {"tokens-per-minute", "tokens_per_minute", UINT64_C(1000000000000)},
+    {"context", "context", INT32_MAX},
+    {"choices", "choices", 1024},
+};
+
+static bool name_ok(const char *name)
+{
+    size_t n = strlen(name);
+    for (size_t i = 0; i != n; i++) {
+        if (!isalnum((unsigned char)name[i]) && !strchr("._-@", name[i]))
+            return false;
+    }
+    return n && n <= MAX_NAME;
+}
+
+static int set_limit(struct keys *k, const char *verb, size_t i, const char *text)
+{
+    if (cli_parse_u64(text, 1, limits[i].max, &k->limits[i]) < 0)
+        return cli_usage_error(verb, "--%s: expected a whole number from 1 to %" PRIu64,
+                               limits[i].option, limits[i].max);
+    return 0;
+}
+
+/* -1: go on; otherwise an exit code. */
+static int parse_args(int argc, char **argv, struct keys *k)
+{
+    static const struct option options[] = {
+        {"file", required_argument, NULL, 'f'},
+        {"admin", no_argument, NULL, 'a'},
+        {"priority", required_argument, NULL, 'p'},
+        {"help", no_argument, NULL, 'h'},
+        {"requests", required_argument, NULL, OPTION_LIMIT},
+        {"tokens-per-minute", required_argument, NULL, OPTION_LIMIT + 1},
+        {"context", required_argument, NULL, OPTION_LIMIT + 2},
+        {"choices", required_argument, NULL, OPTION_LIMIT + 3},
+        {0}};
+    int code = 0;
+    for (int c; code == 0 && (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+        if (c == 'f')
+            k->file = optarg;
+        else if (c == 'a')
+            k->admin = true;
+        else if (c == 'p')
+            code = cli_option_i32(argv[0], "--priority", optarg, -100, 100, &k->priority);
+        else if (c >= OPTION_LIMIT)
+            code = set_limit(k, argv[0], (size_t)(c - OPTION_LIMIT), optarg);
+        else if (c != 'h')
+            return EXIT_USAGE;
+        else {
+            fputs(usage, stdout);
+            return EXIT_OK;
+        }
+    }
+    if (code)
+        return code;
+    if (argc - optind != 2 || strcmp(argv[optind], "new") != 0)
+        return cli_usage_error(argv[0], "expected: new NAME");
+    k->name = argv[optind + 1];
+    if (!name_ok(k->name))
+        return cli_usage_error(argv[0],
+                               "NAME: expected up to %d letters, digits, '.', '_', '-' and "
+                               "'@'",
+                               MAX_NAME);
+    return -1;
+}
+
+/* "glmd-" and 64 hexadecimal digits. */
+static int make_key(char ret[6 + 2 * KEY_BYTES], struct err *e)
+{
+    uint8_t bytes[KEY_BYTES];
+    int r = random_bytes(bytes, sizeof bytes);
+    if (r < 0)
+        return err_set(e, r, "the system has no randomness to give");
+    int n = sprintf(ret, "glmd-");
+    for (size_t i = 0; i != sizeof bytes; i++)
+        n += sprintf(ret + n, "%02x", bytes[i]);
+    explicit_bzero(bytes, sizeof bytes);
+    return 0;
+}
+
+static int make_line(const struct keys *k, const char *key, char ret[LINE_BYTES], struct err *e)
+{
+    uint8_t hash[EVP_MAX_MD_SIZE];
+    unsigned n_hash = 0;
+    if (EVP_Digest(key, strlen(key), hash, &n_hash, EVP_sha256(), NULL) != 1)
+        return err_set(e, -EIO, "the library cannot make a SHA-256");
+    int n = snprintf(ret, LINE_BYTES, "%s sha256:", k->name);
+    for (unsigned i = 0; i != n_hash; i++)
+        n += sprintf(ret + n, "%02x", hash[i]);
+    if (k->admin)
+        n += sprintf(ret + n, " admin");
+    for (size_t i = 0; i != ARRAY_LEN(limits); i++) {
+        if (k->limits[i])
+            n += sprintf(ret + n, " %s=%" PRIu64, limits[i].field, k->limits[i]);
+    }
+    if (k->priority)
+        n += sprintf(ret + n, " priority=%" PRId32, k->priority);
+    strcpy(ret + n, "\n");
+    return 0;
+}
+
+/* Whether a line of the file begins with this name. */
+static bool has_name(FILE *f, const char *name)
+{
+    char line[LINE_BYTES * 4];
+    size_t n = strlen(name);
+    rewind(f);
+    while (fgets(line, sizeof line, f)) {
+        const char *p = line + strspn(line, " \t");
+        if (strncmp(p, name, n) == 0 && strchr(" \t\r\n#", p[n]))
+            return true;
+    }
+    return false;
+}
+
+/* At the end of the file, behind a line break; made readable by its owner and group. */
+static int add_line(const struct keys *k, const char *line, struct err *e)
+{
+    int fd = open(k->file, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "a+");
+    if (!f) {
+        int r = err_set(e, -errno, "%s: %s", k->file, err_name(-errno));
+        if (fd >= 0)
+            close(fd);
+        return r;
+    }
+    int r = 0;
+    if (flock(fd, LOCK_EX) < 0)
+        r = err_set(e, -errno, "%s: %s", k->file, err_name(-errno));
+    else if (has_name(f, k->name))
+        r = err_set(e, -EEXIST, "%s has a key of the name %s already; remove its line first",
+                    k->file, k->name);
+    bool open_end = r == 0 && fseek(f, -1, SEEK_END) == 0 && fgetc(f) != '\n';
+    if (r == 0 &&
+        (fprintf(f, "%s%s", open_end ? "\n" : "", line) < 0 || fflush(f) != 0 || fsync(fd) < 0))
+        r = err_set(e, -errno, "%s: %s", k->file, err_name(-errno));
+    fclose(f);
+    return r;
+}
+
+int cmd_keys(int argc, char **argv)
+{
+    struct keys k = {0};
+    struct err e = ERR_INIT;
+    char key[6 + 2 * KEY_BYTES], line[LINE_BYTES];
+    int code = parse_args(argc, argv, &k);
+    if (code >= 0)
+        return code;
+    int r = make_key(key, &e);
+    if (r == 0)
+        r = make_line(&k, key, line, &e);
+    if (r == 0 && k.file)
+        r = add_line(&k, line, &e);
+    if (r < 0)
+        return cli_failed(argv[0], &e);
+    if (!k.file)
+        fprintf(stderr, "%s", line);
+    puts(key);
+    explicit_bzero(key, sizeof key);
+    return fflush(stdout) == EOF ? EXIT_FAILED : EXIT_OK;
+}
