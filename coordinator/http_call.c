@@ -350,8 +350,8 @@ static enum MHD_Result take_request(struct http_call *c)
     c->dispatched = true;
     http_conn_phase(c->conn, HTTP_PHASE_CALL);
     c->server->handler->on_request(c, c->server->context);
-    if (c->answer == HTTP_ANSWER_NONE || c->answer == HTTP_ANSWER_STREAM)
-        http_conn_watch(c->conn, true);
+    if (c->conn->hung_up)
+        http_call_gone(c); /* an answer that was there at once is sent all the same */
     return decide(c);
 }
 
@@ -387,7 +387,6 @@ void http_on_completed(void *server, struct MHD_Connection *mhd, void **call,
     if (!c)
         return;
     *call = NULL;
-    http_conn_watch(c->conn, false);
     http_conn_phase(c->conn, HTTP_PHASE_HEAD);
     c->conn->call = NULL;
     s->n_calls--;

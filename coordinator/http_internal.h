@@ -21,11 +21,12 @@ struct http_conn {
     struct http_server *server;
     struct http_conn *prev, *next;
     struct MHD_Connection *mhd;
-    uv_poll_t watch; /* for the client's going away, while a call is with the user */
+    uv_poll_t watch; /* for the client's going away */
     int fd;
     enum http_phase phase;
     int64_t since_ns; /* of the phase */
     bool crowded;     /* one too many */
+    bool hung_up;     /* the client will send nothing more */
     bool used;        /* has brought a request */
     bool cut;         /* shut down by us: MHD will notice */
     struct http_call *call;
@@ -108,7 +109,6 @@ void http_call_sweep(struct http_call *c, int64_t now_ns);
 /* Breaks the connection under MHD. */
 void http_conn_cut(struct http_conn *conn);
 void http_conn_phase(struct http_conn *conn, enum http_phase phase);
-void http_conn_watch(struct http_conn *conn, bool on);
 /* MHD will look at a suspended connection again. */
 void http_server_resume(struct http_server *s, struct http_conn *conn);
 

@@ -2,8 +2,9 @@
  * start and stop. See http.h.
  *
  * MHD_run is called whenever MHD's epoll descriptor is readable, its next timeout is due, or a
- * connection was resumed (from the loop then, never from inside a function of http.h). A suspended
- * connection is not in MHD's set: its descriptor is in ours, for UV_DISCONNECT only.
+ * connection was resumed (from the loop then, never from inside a function of http.h). Every
+ * connection's descriptor is in our set, too, for UV_DISCONNECT only: a suspended one is not in
+ * MHD's.
  *
  * Timeouts that MHD has: an answer that makes no progress. Those that it does not have, whole heads
  * and whole bodies, are the sweep's: it shuts the socket down, and MHD sees that.
@@ -46,22 +47,20 @@ void http_conn_cut(struct http_conn *conn)
     shutdown(conn->fd, SHUT_RDWR);
 }
 
+/* MHD reads what has arrived until it is short of what it asked for, and then waits for news: an
+ * end that came together with the last bytes is none. It is seen here, and acted upon when MHD has
+ * had the time to read what was before it. */
 static void on_watch(uv_poll_t *h, int status, int events)
 {
     struct http_conn *conn = h->data;
     if (status == 0 && !(events & UV_DISCONNECT))
         return;
     uv_poll_stop(h);
-    if (conn->call)
+    conn->hung_up = true;
+    if (conn->call && conn->phase == HTTP_PHASE_CALL)
         http_call_gone(conn->call);
-}
-
-void http_conn_watch(struct http_conn *conn, bool on)
-{
-    if (on)
-        uv_poll_start(&conn->watch, UV_DISCONNECT, on_watch);
     else
-        uv_poll_stop(&conn->watch);
+        http_conn_phase(conn, conn->phase);
 }
 
 static void name_peer(struct http_conn *conn)
@@ -108,6 +107,7 @@ static void conn_opened(struct http_server *s, struct MHD_Connection *mhd, void 
     s->conns = conn;
     s->n_conns++;
     s->n_open++;
+    uv_poll_start(&conn->watch, UV_DISCONNECT, on_watch);
     *socket_context = conn;
 }
 
@@ -246,6 +246,8 @@ static bool is_late(const struct http_conn *conn, int64_t now_ns)
 {
     const struct http_limits *l = &conn->server->limits;
     int64_t waited = now_ns - conn->since_ns;
+    if (conn->hung_up && conn->phase != HTTP_PHASE_CALL)
+        return waited > SWEEP_MS * NSEC_PER_MSEC;
     if (conn->phase == HTTP_PHASE_HEAD)
         return conn->server->stopping || waited > (conn->used ? l->idle_ns : l->head_ns);
     return conn->phase == HTTP_PHASE_BODY && waited > l->body_ns;

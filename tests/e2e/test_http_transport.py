@@ -255,7 +255,7 @@ def test_refused(server, head, expected):
 
 
 @pytest.mark.parametrize("bytes_", [
-    b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"GET\r\n\r\n",
+    b"\r\n\r\n\r\n\r\n", b"\0" * 1000, b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"GET\r\n\r\n",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET /info HTTP/9.9\r\nHost: a\r\n\r\n",
     b"GET /info\r\n\r\n", os.urandom(5000),
 ])
@@ -350,6 +350,13 @@ def test_client_leaves_in_the_body(server):
     s.sendall(post("/echo", b"half", length=100))
     s.close()
     server.seen("done /echo 0")
+
+
+def test_half_closed_client_gets_what_is_there_at_once(server):
+    with server.connect() as s:
+        s.sendall(get("/info"))
+        s.shutdown(socket.SHUT_WR)
+        assert read_all(s).endswith(b"127.0.0.1")
 
 
 def test_break_can_be_told(server):
