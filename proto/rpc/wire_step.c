@@ -328,6 +328,15 @@ static uint32_t count_messages(struct in in, uint32_t tag)
     return n;
 }
 
+/* The i-th of them: the tag of the first one has been read. */
+static struct in next_message(struct in *in, uint32_t i)
+{
+    uint32_t tag;
+    if (i)
+        get_tag(in, &tag);
+    return get_part(in);
+}
+
 /* A list that comes once, in one piece; so many elements of `size` bytes. */
 static void *new_list(struct wire_arena *a, struct in *in, const void *present, uint32_t n,
                       size_t size)
@@ -358,10 +367,8 @@ static void get_top(struct in *in, struct wire_arena *a, struct result_item *it)
         return;
     it->top = top;
     it->n_top = n;
-    for (uint32_t i = 0; i != n; i++) {
-        in->at += i != 0; /* the tag */
-        get_logprob(get_part(in), &top[i], &in->bad);
-    }
+    for (uint32_t i = 0; i != n && !in->bad; i++)
+        get_logprob(next_message(in, i), &top[i], &in->bad);
 }
 
 static const float *get_floats(struct in *in, struct wire_arena *a, const float *present,
@@ -441,10 +448,8 @@ static void get_items(struct in *in, struct wire_arena *a, struct step_result *r
         return;
     result->items = items;
     result->n_items = n;
-    for (uint32_t i = 0; i != n && !in->bad; i++) {
-        in->at += i != 0;
-        get_item(get_part(in), a, &items[i], &in->bad);
-    }
+    for (uint32_t i = 0; i != n && !in->bad; i++)
+        get_item(next_message(in, i), a, &items[i], &in->bad);
 }
 
 /* Beam groups are left to the table. */

@@ -195,6 +195,8 @@ static void the_rest_is_left_to_the_table(void **state)
         {"a slot of 33 bits", "\x22\x08\x1a\x06\x08\x80\x80\x80\x80\x10", 10},
         {"items twice", "\x22\x06\x1a\x00\x10\x01\x1a\x00", 8},
         {"an empty list", "\x22\x04\x1a\x02\x32\x00", 6},
+        {"the second of three log-probabilities is cut", "\x22\x08\x1a\x06\x2a\x00\x2a\x05\x2a\x00",
+         10},
         {"half a float", "\x22\x06\x1a\x04\x32\x02\x00\x00", 8},
         {"log-probabilities of nothing", "\x22\x08\x1a\x06\x42\x04\x00\x00\x00\x00", 10},
     };
