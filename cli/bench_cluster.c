@@ -54,13 +54,16 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
     return remove(path);
 }
 
-/* A small model that can be split among 64 ranks. */
-static int make_model(const struct cluster *c, const char *like, struct err *e)
+/* The small one can be split among 64 ranks. */
+static int make_model(const struct cluster *c, const char *synthetic, const char *like,
+                      struct err *e)
 {
     struct arch a;
     const struct quant_scheme scheme = {.weights = QUANT_INT4};
     char *out = file_join(c->folder, "model");
-    int r = synthetic_arch("glm-tiny", 0, &a);
+    int r = synthetic_arch(synthetic ? synthetic : "glm-tiny", 0, &a);
+    if (r < 0)
+        err_set(e, r, "--synthetic %s: expected %s", synthetic, synthetic_names);
     if (!out)
         return err_set(e, -ENOMEM, "out of memory");
     if (r == 0)
@@ -254,7 +257,7 @@ int cluster_start(struct cluster *c, const struct cluster_config *config, struct
     struct command k = {.n = 0};
     int r = make_folder(c, e);
     if (r == 0)
-        r = make_model(c, config->like, e);
+        r = make_model(c, config->synthetic, config->like, e);
     if (r == 0) {
         r = make_command(c, config, &k);
         if (r < 0)

@@ -10,9 +10,10 @@
 #include "cli/client.h"
 
 struct cluster_config {
-    const char *like;    /* model directory: its vocabulary and tokenizer */
-    const char *program; /* NULL: glmd-coordinator beside this program */
-    const char *device;  /* "fake:..." */
+    const char *like;      /* model directory: its vocabulary and tokenizer */
+    const char *synthetic; /* sizes of the model; NULL: small ones */
+    const char *program;   /* NULL: glmd-coordinator beside this program */
+    const char *device;    /* "fake:..." */
     uint32_t ranks, slots;
     const char *const *sets; /* NULL-terminated: further KEY=VALUE */
 };

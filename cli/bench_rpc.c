@@ -47,6 +47,7 @@ static const char usage[] =
     "  --step-us US          time of a step; default 5000\n"
     "  --decode-us US        and of each sequence in it; default 100\n"
     "  --input-len N         tokens of a prompt; default 16\n"
+    "  --output-len N        tokens of a stream, then another one follows; default 1800\n"
     "  --seconds S           time of each phase; default 10\n"
     "  --set KEY=VALUE       of the coordinator's configuration; may be repeated\n"
     "  --coordinator-program PATH  default: glmd-coordinator beside this program\n"
@@ -79,7 +80,7 @@ struct trace_point {
 struct rpc_bench {
     /* options */
     const char *like, *program, *json, *svg;
-    uint32_t ranks, batch, best_of, streams, input_len;
+    uint32_t ranks, batch, best_of, streams, input_len, output_len;
     double step_us, decode_us, seconds;
     const char *sets[MAX_SETS + 1];
     size_t n_sets;
@@ -116,6 +117,7 @@ enum {
     OPT_STEP,
     OPT_DECODE,
     OPT_INPUT,
+    OPT_OUTPUT,
     OPT_SECONDS,
     OPT_SET,
     OPT_PROGRAM,
@@ -132,6 +134,7 @@ static const struct option options[] = {
     {"step-us", required_argument, NULL, OPT_STEP},
     {"decode-us", required_argument, NULL, OPT_DECODE},
     {"input-len", required_argument, NULL, OPT_INPUT},
+    {"output-len", required_argument, NULL, OPT_OUTPUT},
     {"seconds", required_argument, NULL, OPT_SECONDS},
     {"set", required_argument, NULL, OPT_SET},
     {"coordinator-program", required_argument, NULL, OPT_PROGRAM},
@@ -177,6 +180,8 @@ static int take_option(struct rpc_bench *b, int c)
         return cli_option_double(verb, "--decode-us", optarg, 0, 1e6, &b->decode_us);
     case OPT_INPUT:
         return cli_option_u32(verb, "--input-len", optarg, 1, 1024, &b->input_len);
+    case OPT_OUTPUT:
+        return cli_option_u32(verb, "--output-len", optarg, 2, 1800, &b->output_len);
     case OPT_SECONDS:
         return cli_option_double(verb, "--seconds", optarg, 0.5, 3600, &b->seconds);
     case OPT_SET:
@@ -203,6 +208,7 @@ static int parse_args(struct rpc_bench *b, int argc, char **argv)
                             .best_of = 16,
                             .streams = 1000,
                             .input_len = 16,
+                            .output_len = 1800,
                             .step_us = 5000,
                             .decode_us = 100,
                             .seconds = 10,
@@ -322,8 +328,11 @@ static int run_phase(struct rpc_bench *b, uint32_t n, uint32_t best_of, struct w
     for (uint32_t i = 0; i != ARRAY_LEN(ids); i++)
         ids[i] = b->prompts.tokens[i % b->prompts.prompts[0].n_tokens];
     /* streams that come to an end are followed by others */
-    const struct dataset_options o = {
-        .n = n * 64, .input_len = b->input_len, .output_len = 1800, .seed = 1};
+    double lives = b->seconds * 1e6 / (b->step_us * b->output_len);
+    const struct dataset_options o = {.n = n * (64 + (uint32_t)MIN(lives, 4000.0)),
+                                      .input_len = b->input_len,
+                                      .output_len = b->output_len,
+                                      .seed = 1};
     if (dataset_random(&o, ids, ARRAY_LEN(ids), &d) < 0) {
         dataset_deinit(&d);
         return err_set(e, -ENOMEM, "out of memory");

@@ -11,6 +11,9 @@ static const struct {
     int (*run)(int argc, char **argv);
     const char *summary;
 } benches[] = {
+#ifndef GLMD_ENGINE_ONLY
+    {"daemon", bench_daemon, "how much of the engine's speed arrives through the daemons"},
+#endif
     {"engine", bench_engine, "prefill and decode over batch sizes, without a server"},
     {"model", bench_model, "write a model directory with made-up weights"},
 #ifndef GLMD_ENGINE_ONLY

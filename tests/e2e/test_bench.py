@@ -161,6 +161,24 @@ def test_rpc(tmp_path):
     assert list(scratch.iterdir()) == []
 
 
+def test_daemon(tmp_path):
+    """The same model through a daemon and without one, by turns."""
+    out = tmp_path / "daemon.json"
+    result = glmd("bench", "daemon", "--like", DEMO, "--synthetic", "glm-tiny", "--batch", "4", "--rounds", "2",
+                  "--seconds", "0.3", "--activations", "a8", "--json", out,
+                  env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert "daemon / engine, 4 streams" in result.stdout
+    found = json.loads(out.read_text())
+    assert (found["batch"], found["activations"], found["threads"]) == (4, "a8", 1)
+    assert len(found["rounds"]) == 2
+    shares = [r["daemon_many"]["tokens_per_s"] / r["engine_many"]["tokens_per_s"] for r in found["rounds"]]
+    assert found["daemon_share"] == pytest.approx(sum(shares) / 2)
+    for r in found["rounds"]:
+        assert 64 < r["daemon_many"]["context"] and 64 < r["daemon_one"]["context"]
+        assert abs(r["engine_many"]["context"] - r["daemon_many"]["context"]) < 1
+    assert [p.name for p in tmp_path.iterdir()] == ["daemon.json"]
+
+
 def test_rpc_says_why_it_cannot_start(tmp_path):
     refused = glmd("bench", "rpc", "--like", DEMO, "--set", "no.such=1", check=False,
                    env={**os.environ, "TMPDIR": str(tmp_path)})
@@ -174,6 +192,7 @@ def test_rpc_says_why_it_cannot_start(tmp_path):
     ["engine"], ["engine", "--synthetic", "glm-9"], ["engine", "--synthetic", "glm-tiny", "--batch", "0,1"],
     ["model", "--synthetic", "glm-tiny"], ["serve", "--goodput", "ttft"], ["serve", "--request-rate", "0"],
     ["serve", "--ignore-end", "--stop-at-end"], ["rpc"], ["rpc", "--like", "x", "--batch", "5"], ["rpc", "--like", "x", "--ranks", "3"],
+    ["daemon"], ["daemon", "--like", "x", "--activations", "int2"],
     ["nothing"], [],
 ])
 def test_wrong_command_lines(args):

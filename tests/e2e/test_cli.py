@@ -58,7 +58,11 @@ def test_score(server):
 def test_status_is_health(server):
     result = glmd("status")
     assert "ready" in result.stdout.lower() and "rank" in result.stdout.lower()
-    assert json.loads(glmd("status", "--json").stdout)["groups"]
+    status = json.loads(glmd("status", "--json").stdout)
+    assert status["groups"]
+    loop = status["loop"]
+    assert sorted(loop) == ["plan_ns", "result_ns", "steps", "update_ns", "updates"]
+    assert loop["result_ns"] > 0  # the ranks have said hello
     nobody = glmd("status", "--coordinator", "127.0.0.1:1", check=False)
     assert nobody.returncode == 3 and "127.0.0.1:1" in nobody.stderr
 

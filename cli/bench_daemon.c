@@ -1,0 +1,480 @@
+/* bench_daemon.c: `glmd bench daemon`: how much of the engine's speed arrives through coordinator
+ * and worker processes. One model, one machine, one run: streams through a coordinator with a
+ * spawned rank, and decode steps of the engine in this process, take turns, so that whatever else
+ * the machine does falls on both. What counts are ratios of neighbouring measurements and their
+ * medians.
+ *
+ *   round r:  daemon, N streams | engine, N sequences | daemon, 1 stream | engine, 1 sequence
+ *
+ * The engine repeats a decode step at the context length that the daemon's streams had in the
+ * middle of their measurement. Daemon and engine have the same number of threads; nobody computes
+ * while the other one is measured.
+ */
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/util.h"
+#include "cli/bench.h"
+#include "cli/bench_cluster.h"
+#include "cli/bench_dataset.h"
+#include "cli/bench_load.h"
+#include "cli/cli.h"
+#include "cli/common.h"
+#include "cli/local_engine.h"
+#include "model/file.h"
+
+static const char verb[] = "bench daemon";
+
+static const char usage[] =
+    "usage: glmd bench daemon --like DIR [OPTIONS]\n"
+    "\n"
+    "Compares streams through a coordinator and a worker process with the engine alone, and many\n"
+    "streams with one, on a model with made-up weights.\n"
+    "\n"
+    "  --like DIR            a model directory: its tokenizer and vocabulary are used\n"
+    "  --synthetic NAME      sizes of the model: glm-300m (default), glm-1.6b, glm-tiny, glm-130b\n"
+    "  --batch N             streams that are compared with one; default 32\n"
+    "  --threads N           of the rank, and of the engine alone; default 1\n"
+    "  --activations MODE    fp32, fp16 (default) or a8\n"
+    "  --input-len N         tokens of a prompt; default 64\n"
+    "  --seconds S           time of each measurement; default 4\n"
+    "  --rounds N            default 5\n"
+    "  --coordinator-program PATH  default: glmd-coordinator beside this program\n"
+    "  --json FILE           results as JSON (- = standard output)\n";
+
+enum { OUTPUT_TOKENS = 1500, TICK_MS = 20, MAX_ROUNDS = 100, WARM_TOKENS = 4 };
+
+/* Targets of this project. */
+static const double target_share = 0.95, target_many = 3, target_many_a8 = 4;
+
+struct speed { /* of one measurement */
+    double tokens_per_s;
+    double context; /* tokens in the cache, in the middle of it */
+};
+
+struct measured_round {
+    struct speed daemon_many, engine_many, daemon_one, engine_one;
+};
+
+struct daemon_bench {
+    /* options */
+    const char *like, *synthetic, *program, *json, *activations;
+    uint32_t batch, input_len, rounds;
+    double seconds;
+    struct local_engine_options engine;
+    /* owned */
+    struct cluster cluster;
+    struct dataset prompts;
+    struct model_dir *dir;
+    struct local_group *group;
+    struct plan_item *items; /* [batch] */
+    uint32_t *blocks;        /* [batch, per_sequence] */
+    int32_t *prompt, *positions;
+    struct measured_round measured[MAX_ROUNDS];
+    /* state */
+    struct client_target target;
+    uint32_t per_sequence;
+    uint64_t step;
+    uint32_t slot_gen;
+    /* of the load that runs */
+    uint32_t n_streams;
+    int64_t from_ns, to_ns; /* 0 = not yet */
+    uint64_t from_tokens, to_tokens;
+};
+
+/* ---- options ---- */
+
+enum {
+    OPT_LIKE = 256,
+    OPT_SYNTHETIC,
+    OPT_BATCH,
+    OPT_INPUT,
+    OPT_SECONDS,
+    OPT_ROUNDS,
+    OPT_PROGRAM,
+    OPT_JSON
+};
+
+static const struct option options[] = {
+    {"like", required_argument, NULL, OPT_LIKE},
+    {"synthetic", required_argument, NULL, OPT_SYNTHETIC},
+    {"batch", required_argument, NULL, OPT_BATCH},
+    {"threads", required_argument, NULL, 'N'},
+    {"activations", required_argument, NULL, 'A'},
+    {"input-len", required_argument, NULL, OPT_INPUT},
+    {"seconds", required_argument, NULL, OPT_SECONDS},
+    {"rounds", required_argument, NULL, OPT_ROUNDS},
+    {"coordinator-program", required_argument, NULL, OPT_PROGRAM},
+    {"json", required_argument, NULL, OPT_JSON},
+    {"help", no_argument, NULL, 'h'},
+    {0}};
+
+/* 0 or an exit code. */
+static int take_option(struct daemon_bench *b, int c)
+{
+    struct err e = ERR_INIT;
+    switch (c) {
+    case OPT_LIKE:
+        b->like = optarg;
+        return 0;
+    case OPT_SYNTHETIC:
+        b->synthetic = optarg;
+        return 0;
+    case OPT_BATCH:
+        return cli_option_u32(verb, "--batch", optarg, 2, 1024, &b->batch);
+    case OPT_INPUT:
+        return cli_option_u32(verb, "--input-len", optarg, 1, 256, &b->input_len);
+    case OPT_SECONDS:
+        return cli_option_double(verb, "--seconds", optarg, 0.1, 600, &b->seconds);
+    case OPT_ROUNDS:
+        return cli_option_u32(verb, "--rounds", optarg, 1, MAX_ROUNDS, &b->rounds);
+    case OPT_PROGRAM:
+        b->program = optarg;
+        return 0;
+    case OPT_JSON:
+        b->json = optarg;
+        return 0;
+    case 'A':
+        b->activations = optarg;
+        /* fall through */
+    case 'N':
+        return local_engine_option(c, optarg, &b->engine, &e) < 0
+                   ? cli_usage_error(verb, "%s", e.message)
+                   : 0;
+    default:
+        return EXIT_USAGE;
+    }
+}
+
+/* -1: go on; otherwise an exit code. */
+static int parse_args(struct daemon_bench *b, int argc, char **argv)
+{
+    *b = (struct daemon_bench){.synthetic = "glm-300m",
+                               .activations = "fp16",
+                               .batch = 32,
+                               .input_len = 64,
+                               .rounds = 5,
+                               .seconds = 4,
+                               .engine = LOCAL_ENGINE_OPTIONS_INIT,
+                               .cluster = CLUSTER_INIT};
+    b->engine.mode = K_MODE_FP16;
+    b->engine.n_threads = 1;
+    optind = 1;
+    for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+        if (c == 'h') {
+            fputs(usage, stdout);
+            return EXIT_OK;
+        }
+        int code = take_option(b, c);
+        if (code)
+            return code;
+    }
+    return b->like && optind == argc ? -1 : cli_usage_error(verb, "expected --like DIR");
+}
+
+/* ---- the daemon ---- */
+
+static int start_daemon(struct daemon_bench *b, struct err *e)
+{
+    char threads[40], activations[40];
+    snprintf(threads, sizeof threads, "worker.threads=%u", b->engine.n_threads);
+    snprintf(activations, sizeof activations, "worker.activations=%s", b->activations);
+    const char *const sets[] = {threads, activations, "worker.verify=false", NULL};
+    const struct cluster_config config = {.like = b->like,
+                                          .synthetic = b->synthetic,
+                                          .program = b->program,
+                                          .device = "cpu",
+                                          .ranks = 1,
+                                          .slots = b->batch,
+                                          .sets = sets};
+    int r = cluster_start(&b->cluster, &config, e);
+    if (r < 0)
+        return r;
+    client_target_init(&b->target, verb);
+    b->target.coordinator = b->cluster.address;
+    const struct dataset_options o = {
+        .n = b->batch, .input_len = b->input_len, .output_len = OUTPUT_TOKENS, .seed = 1};
+    return dataset_make(&o, &b->target, &b->prompts) ? err_set(e, -EIO, "no prompts") : 0;
+}
+
+/* The measurement begins when every stream decodes. */
+static int on_tick(void *context, const struct load_result *load)
+{
+    struct daemon_bench *b = context;
+    int64_t now = clock_now_ns();
+    if (!b->from_ns && load->n_tokens >= (uint64_t)b->n_streams * WARM_TOKENS) {
+        for (uint32_t i = 0; i != b->n_streams; i++) {
+            if (!load->outcomes[i].first_ns)
+                return 0;
+        }
+        b->from_ns = now;
+        b->from_tokens = load->n_tokens;
+    } else if (b->from_ns && (double)(now - b->from_ns) >= b->seconds * 1e9) {
+        b->to_ns = now;
+        b->to_tokens = load->n_tokens;
+        return -ECANCELED; /* enough */
+    }
+    return 0;
+}
+
+static int run_daemon(struct daemon_bench *b, uint32_t n, struct speed *ret, struct err *e)
+{
+    struct load_result load = {0};
+    b->n_streams = n;
+    b->from_ns = b->to_ns = 0;
+    const struct load_config config = {.target = &b->target,
+                                       .prompts = b->prompts.prompts,
+                                       .n_prompts = n,
+                                       .max_concurrency = n,
+                                       .ignore_end = true,
+                                       .on_tick = on_tick,
+                                       .tick_ns = TICK_MS * NSEC_PER_MSEC,
+                                       .context = b};
+    int r = load_run(&config, &load, e);
+    if (r < 0 && b->to_ns) {
+        *e = (struct err)ERR_INIT;
+        r = 0;
+    } else if (r == 0) {
+        r = load.n_errors ? err_set(e, -EIO, "%u requests failed: %s", load.errors[0].n,
+                                    load.errors[0].message)
+                          : err_set(e, -EIO, "the streams ended before their time");
+    }
+    load_result_deinit(&load);
+    if (r < 0)
+        return r;
+    ret->tokens_per_s =
+        (double)(b->to_tokens - b->from_tokens) * 1e9 / (double)(b->to_ns - b->from_ns);
+    ret->context = b->input_len + (double)(b->from_tokens + b->to_tokens) / 2 / n;
+    return 0;
+}
+
+/* ---- the engine alone ---- */
+
+static int open_engine(struct daemon_bench *b, struct err *e)
+{
+    char *model = file_join(b->cluster.folder, "model");
+    int r = model ? model_dir_open(model, &b->dir, e) : err_set(e, -ENOMEM, "out of memory");
+    free(model);
+    if (r < 0)
+        return r;
+    uint32_t longest = MIN(b->input_len + OUTPUT_TOKENS, model_dir_arch(b->dir)->max_seq);
+    b->per_sequence = longest / PLAN_KV_BLOCK_TOKENS;
+    uint32_t n_blocks = b->batch * b->per_sequence;
+    b->items = alloc_array(b->batch, sizeof *b->items);
+    b->blocks = alloc_array(n_blocks, sizeof *b->blocks);
+    b->prompt = alloc_array(longest, sizeof *b->prompt);
+    b->positions = alloc_array(longest, sizeof *b->positions);
+    if (!b->items || !b->blocks || !b->prompt || !b->positions)
+        return err_set(e, -ENOMEM, "out of memory");
+    for (uint32_t i = 0; i != n_blocks; i++)
+        b->blocks[i] = i;
+    for (uint32_t i = 0; i != longest; i++) {
+        b->prompt[i] = b->prompts.prompts[0].tokens[i % b->input_len];
+        b->positions[i] = (int32_t)i;
+    }
+    struct engine_config config = {
+        .model = b->dir, .n_slots = b->batch, .n_kv_blocks = n_blocks, .verify = false};
+    r = local_engine_config(&b->engine, &config, e);
+    return r < 0 ? r : local_group_open(&config, &b->group, e);
+}
+
+static int run_step(struct daemon_bench *b, const struct plan_item *items, uint32_t n,
+                    struct err *e)
+{
+    const struct step_result *result;
+    const struct plan p = {.epoch = 1, .step = ++b->step, .items = items, .n_items = n};
+    return local_group_step(b->group, &p, &result, e);
+}
+
+/* Sequence i, from `start` on. */
+static struct plan_item item_of(const struct daemon_bench *b, uint32_t i, uint32_t start,
+                                uint32_t n)
+{
+    return (struct plan_item){.slot = i,
+                              .slot_gen = b->slot_gen,
+                              .start = start,
+                              .n_tokens = n,
+                              .tokens = b->prompt + start,
+                              .positions = b->positions + start,
+                              .blocks = b->blocks + (size_t)i * b->per_sequence,
+                              .n_blocks = b->per_sequence,
+                              .output = PLAN_OUTPUT_SAMPLE,
+                              .sampling = {.temperature = 1, .top_k = 1}};
+}
+
+/* The token behind the context, in each of n slots: every time a sequence of its own, so that the
+ * step can be repeated. */
+static int run_decode(struct daemon_bench *b, uint32_t n, uint32_t context, struct err *e)
+{
+    b->slot_gen++;
+    for (uint32_t i = 0; i != n; i++)
+        b->items[i] = item_of(b, i, context, 1);
+    return run_step(b, b->items, n, e);
+}
+
+static int run_engine(struct daemon_bench *b, uint32_t n, double at, struct speed *ret,
+                      struct err *e)
+{
+    uint32_t last = b->per_sequence * PLAN_KV_BLOCK_TOKENS - 1, n_steps = 0;
+    uint32_t context = MIN((uint32_t)at, last);
+    int r = 0;
+    for (uint32_t i = 0; i != n && r == 0; i++) {
+        b->slot_gen++;
+        const struct plan_item whole = item_of(b, i, 0, context);
+        r = run_step(b, &whole, 1, e);
+    }
+    if (r == 0)
+        r = run_decode(b, n, context, e); /* warms up */
+    int64_t begin = clock_now_ns(), now = begin;
+    for (; r == 0 && (double)(now - begin) < b->seconds * 1e9; now = clock_now_ns()) {
+        r = run_decode(b, n, context, e);
+        n_steps++;
+    }
+    *ret = (struct speed){(double)n * n_steps * 1e9 / (double)(now - begin), context};
+    return r;
+}
+
+/* ---- the run ---- */
+
+static int measure(struct daemon_bench *b, FILE *out, struct err *e)
+{
+    int r = 0;
+    fprintf(out, "%5s %14s %14s %8s %14s %14s %8s %8s\n", "round", "daemon tok/s", "engine tok/s",
+            "share", "daemon, one", "engine, one", "share", "n : 1");
+    fflush(out);
+    for (uint32_t i = 0; i != b->rounds && r == 0; i++) {
+        struct measured_round *m = &b->measured[i];
+        r = run_daemon(b, b->batch, &m->daemon_many, e);
+        if (r == 0)
+            r = run_engine(b, b->batch, m->daemon_many.context, &m->engine_many, e);
+        if (r == 0)
+            r = run_daemon(b, 1, &m->daemon_one, e);
+        if (r == 0)
+            r = run_engine(b, 1, m->daemon_one.context, &m->engine_one, e);
+        if (r < 0)
+            break;
+        fprintf(out, "%5u %14.1f %14.1f %8.3f %14.1f %14.1f %8.3f %8.2f\n", i + 1,
+                m->daemon_many.tokens_per_s, m->engine_many.tokens_per_s,
+                m->daemon_many.tokens_per_s / m->engine_many.tokens_per_s,
+                m->daemon_one.tokens_per_s, m->engine_one.tokens_per_s,
+                m->daemon_one.tokens_per_s / m->engine_one.tokens_per_s,
+                m->daemon_many.tokens_per_s / m->daemon_one.tokens_per_s);
+        fflush(out);
+    }
+    return r;
+}
+
+enum ratio { SHARE_MANY, SHARE_ONE, MANY_TO_ONE, ENGINE_MANY_TO_ONE, STEP_MS };
+
+static double ratio_of(const struct daemon_bench *b, const struct measured_round *m, enum ratio k)
+{
+    switch (k) {
+    case SHARE_MANY:
+        return m->daemon_many.tokens_per_s / m->engine_many.tokens_per_s;
+    case SHARE_ONE:
+        return m->daemon_one.tokens_per_s / m->engine_one.tokens_per_s;
+    case MANY_TO_ONE:
+        return m->daemon_many.tokens_per_s / m->daemon_one.tokens_per_s;
+    case ENGINE_MANY_TO_ONE:
+        return m->engine_many.tokens_per_s / m->engine_one.tokens_per_s;
+    case STEP_MS:
+        return 1e3 * b->batch / m->engine_many.tokens_per_s;
+    }
+    return 0;
+}
+
+static struct bench_summary summary_of(const struct daemon_bench *b, enum ratio k)
+{
+    double values[MAX_ROUNDS];
+    struct bench_samples s = {.values = values, .n = b->rounds};
+    for (uint32_t i = 0; i != b->rounds; i++)
+        values[i] = ratio_of(b, &b->measured[i], k);
+    return bench_summarize(&s);
+}
+
+static void print_ratio(const struct daemon_bench *b, FILE *out, enum ratio k, const char *what,
+                        double target)
+{
+    struct bench_summary s = summary_of(b, k);
+    fprintf(out, "%-56s %7.3f  (%.3f .. %.3f)", what, s.median, s.min, s.max);
+    if (target > 0)
+        fprintf(out, "  target %g: %s", target, s.median >= target ? "met" : "missed");
+    fputc('\n', out);
+}
+
+static void print_report(const struct daemon_bench *b, FILE *out)
+{
+    char what[80];
+    bool a8 = b->engine.mode == K_MODE_A8;
+    fprintf(out, "\n%s, %s, %u thread%s, medians of %u rounds (least .. most):\n", b->synthetic,
+            b->activations, b->engine.n_threads, b->engine.n_threads == 1 ? "" : "s", b->rounds);
+    snprintf(what, sizeof what, "daemon / engine, %u streams", b->batch);
+    print_ratio(b, out, SHARE_MANY, what, target_share);
+    print_ratio(b, out, SHARE_ONE, "daemon / engine, one stream", 0);
+    snprintf(what, sizeof what, "%u streams / one, through the daemon", b->batch);
+    print_ratio(b, out, MANY_TO_ONE, what, a8 ? target_many_a8 : target_many);
+    snprintf(what, sizeof what, "%u sequences / one, engine", b->batch);
+    print_ratio(b, out, ENGINE_MANY_TO_ONE, what, 0);
+    snprintf(what, sizeof what, "milliseconds of the engine's step with %u", b->batch);
+    print_ratio(b, out, STEP_MS, what, 0);
+}
+
+static json_t *speed_json(const struct speed *s)
+{
+    return json_pack("{s:f, s:f}", "tokens_per_s", s->tokens_per_s, "context", s->context);
+}
+
+static json_t *to_json(const struct daemon_bench *b)
+{
+    json_t *rounds = json_array();
+    for (uint32_t i = 0; i != b->rounds; i++) {
+        const struct measured_round *m = &b->measured[i];
+        json_array_append_new(rounds, json_pack("{s:o, s:o, s:o, s:o}", "daemon_many",
+                                                speed_json(&m->daemon_many), "engine_many",
+                                                speed_json(&m->engine_many), "daemon_one",
+                                                speed_json(&m->daemon_one), "engine_one",
+                                                speed_json(&m->engine_one)));
+    }
+    return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:o}", "bench", "daemon",
+                     "version", GLMD_VERSION, "model", b->synthetic, "activations", b->activations,
+                     "threads", (json_int_t)b->engine.n_threads, "batch", (json_int_t)b->batch,
+                     "daemon_share", summary_of(b, SHARE_MANY).median, "daemon_share_one",
+                     summary_of(b, SHARE_ONE).median, "many_to_one",
+                     summary_of(b, MANY_TO_ONE).median, "engine_many_to_one",
+                     summary_of(b, ENGINE_MANY_TO_ONE).median, "rounds", rounds);
+}
+
+static int run(struct daemon_bench *b, struct err *e)
+{
+    FILE *out = b->json && strcmp(b->json, "-") == 0 ? stderr : stdout;
+    int r = start_daemon(b, e);
+    if (r == 0)
+        r = open_engine(b, e);
+    if (r == 0)
+        r = measure(b, out, e);
+    if (r < 0)
+        return r;
+    print_report(b, out);
+    return b->json ? bench_write_json(b->json, to_json(b), e) : 0;
+}
+
+int bench_daemon(int argc, char **argv)
+{
+    struct daemon_bench b;
+    struct err e = ERR_INIT;
+    int code = parse_args(&b, argc, argv);
+    if (code < 0)
+        code = run(&b, &e) < 0 ? cli_failed(verb, &e) : EXIT_OK;
+    cluster_stop(&b.cluster);
+    dataset_deinit(&b.prompts);
+    local_group_close(b.group);
+    model_dir_close(b.dir);
+    free(b.items);
+    free(b.blocks);
+    free(b.prompt);
+    free(b.positions);
+    return code;
+}
