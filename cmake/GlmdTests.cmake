@@ -22,9 +22,10 @@ endfunction()
 
 # glmd_fuzzer(NAME SOURCES ... ROOMS ... LIBS ...): a fuzz target with LLVMFuzzerTestOneInput.
 # With GLMD_FUZZ it is a libFuzzer program; otherwise it links a small driver that replays the seed
-# corpus tests/fuzz/corpus/<name>/ plus deterministic mutations of it, as an ordinary test.
+# corpus tests/fuzz/corpus/<name>/ plus deterministic mutations of it, RUNS in all (default: 400 of each
+# file), as an ordinary test.
 function(glmd_fuzzer name)
-  cmake_parse_arguments(A "" "" "SOURCES;ROOMS;LIBS" ${ARGN})
+  cmake_parse_arguments(A "" "RUNS" "SOURCES;ROOMS;LIBS" ${ARGN})
   set(driver "")
   if(NOT GLMD_FUZZ)
     set(driver "${CMAKE_SOURCE_DIR}/tests/fuzz/replay.c")
@@ -38,6 +39,12 @@ function(glmd_fuzzer name)
   else()
     add_test(NAME ${name} COMMAND ${name} "${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${name}")
     set_tests_properties(${name} PROPERTIES TIMEOUT 300 LABELS fuzz)
+    file(GLOB seeds CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${name}/*")
+    list(LENGTH seeds n_seeds)
+    if(A_RUNS AND n_seeds)
+      math(EXPR n_mutations "${A_RUNS} / ${n_seeds} + 1")
+      set_tests_properties(${name} PROPERTIES ENVIRONMENT GLMD_FUZZ_MUTATIONS=${n_mutations})
+    endif()
   endif()
 endfunction()
 

@@ -11,4 +11,7 @@ struct front_origin front_grpc_origin(const struct rpc_call *rpc);
  * BadRequest where a field is at fault. */
 void front_grpc_finish(struct rpc_call *rpc, const struct front_end *end);
 
+/* front_kserve.c: the methods of inference.GRPCInferenceService, context c; returns how many. */
+size_t front_kserve_methods(struct coordinator *c, struct rpc_method *ret);
+
 #endif

@@ -9,7 +9,8 @@
 #include "coordinator/coordinator.h"
 #include "coordinator/front_grpc.h"
 
-const char *const front_services[] = {"glmd.v1.Inference", "glmd.v1.Cluster", "glmd.v1.Worker"};
+const char *const front_services[] = {"glmd.v1.Inference", "glmd.v1.Cluster", "glmd.v1.Worker",
+                                      "inference.GRPCInferenceService"};
 const size_t front_n_services = ARRAY_LEN(front_services);
 
 enum method { GENERATE, FILL, SCORE, TOKENIZE, DETOKENIZE, LIST_MODELS };
@@ -327,5 +328,5 @@ size_t front_methods(struct coordinator *c, bool admin, struct rpc_method *ret)
             ret[n++] = (struct rpc_method){
                 .path = entries[i].path, .on_call = entries[i].on_call, .context = c};
     }
-    return n;
+    return n + front_kserve_methods(c, ret + n);
 }

@@ -15,7 +15,8 @@ static enum rpc_serving state_of(bool serving)
 
 void serving_changed(struct coordinator *c)
 {
-    static const char *const services[] = {"", "glmd.v1.Inference"};
+    static const char *const services[] = {"", "glmd.v1.Inference",
+                                           "inference.GRPCInferenceService"};
     bool serving = fleet_any_ready(c->fleet) && !c->draining;
     for (size_t i = 0; i != ARRAY_LEN(services); i++)
         rpc_health_set(c->server, services[i], state_of(serving));

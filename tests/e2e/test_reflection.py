@@ -45,11 +45,51 @@ def reflection_stub(channel):
     return ask
 
 
+def resolve(ask, symbol, **which):
+    """A pool with everything that a symbol needs, file by file, as grpcurl fetches it."""
+    pool, known, wanted = descriptor_pool.DescriptorPool(), {}, [dict(file_containing_symbol=symbol)]
+    while wanted:
+        response = ask(**which, **wanted.pop()).file_descriptor_response
+        for raw in response.file_descriptor_proto:
+            f = descriptor_pb2.FileDescriptorProto.FromString(raw)
+            if f.name not in known:
+                known[f.name] = f
+                wanted += [dict(file_by_filename=d) for d in f.dependency]
+
+    def add(name):
+        f = known.pop(name, None)
+        if f:
+            for dependency in f.dependency:
+                add(dependency)
+            pool.Add(f)
+
+    while known:
+        add(next(iter(known)))
+    return pool
+
+
+def test_every_listed_service_can_be_resolved(model, cluster):
+    c = cluster(model("ckpt-fp16-tp1", "--weights", "int4"), 1)
+    ask = reflection_stub(c.channel)
+    for version in ("v1", "v1alpha"):
+        which = dict(service=f"grpc.reflection.{version}.ServerReflection")
+        services = [s.name for s in ask(**which, list_services="*").list_services_response.service]
+        assert len(services) == len(set(services)) >= 7
+        for name in services:
+            service = resolve(ask, name, **which).FindServiceByName(name)
+            assert service.methods
+            for method in service.methods:  # by its own name, too; and the types of its messages
+                pool = resolve(ask, f"{name}.{method.name}", **which)
+                assert pool.FindMessageTypeByName(method.input_type.full_name)
+                assert resolve(ask, method.output_type.full_name, **which)
+
+
 def test_reflection_only_client_streams_a_generation(model, cluster):
     c = cluster(model("ckpt-fp16-tp1", "--weights", "int4"), 2)
     ask = reflection_stub(c.channel)
     services = {s.name for s in ask(list_services="*").list_services_response.service}
-    assert {"glmd.v1.Inference", "glmd.v1.Cluster", "grpc.health.v1.Health"} <= services
+    assert {"glmd.v1.Inference", "glmd.v1.Cluster", "inference.GRPCInferenceService",
+            "grpc.health.v1.Health"} <= services
     assert services == {s.name for s in ask("grpc.reflection.v1.ServerReflection", list_services="*")
                         .list_services_response.service}
 

@@ -5,3 +5,12 @@ if(TARGET glmd_conf)
     ROOMS base
     LIBS glmd_conf)
 endif()
+
+# Requests of the Open Inference Protocol, from bytes to what admission gets.
+if(TARGET glmd_wire)
+  set(coordinator_room "${CMAKE_SOURCE_DIR}/coordinator")
+  glmd_fuzzer(fuzz_kserve RUNS 100000
+    SOURCES fuzz_kserve.c "${coordinator_room}/kserve.c" "${coordinator_room}/kserve_answer.c"
+    ROOMS base model plan proto coordinator
+    LIBS glmd_wire glmd_base jansson m)
+endif()

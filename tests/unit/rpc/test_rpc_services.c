@@ -149,6 +149,10 @@ static void test_symbols(void **state)
     assert_defined_in(BY_SYMBOL, "glmd.v1.FinishReason", inference);
     assert_defined_in(BY_SYMBOL, "glmd.v1.Cluster.Status", "glmd/v1/cluster.proto");
     assert_defined_in(BY_SYMBOL, "glmd.v1.Worker", "glmd/v1/worker.proto");
+    assert_defined_in(BY_SYMBOL, "inference.GRPCInferenceService.ModelInfer",
+                      "inference/kserve.proto");
+    assert_defined_in(BY_SYMBOL, "inference.ModelInferRequest.InferInputTensor",
+                      "inference/kserve.proto");
     assert_defined_in(BY_SYMBOL, "grpc.health.v1.HealthCheckResponse.ServingStatus", health);
     assert_defined_in(BY_SYMBOL, "grpc.reflection.v1.ServerReflection",
                       "grpc/reflection/v1/reflection.proto");

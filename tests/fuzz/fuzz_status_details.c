@@ -1,0 +1,23 @@
+/* fuzz_status_details.c: what a server may put into the trailer with the details of a status. */
+#include <assert.h>
+#include <string.h>
+
+#include "base/utf8.h"
+#include "proto/rpc/status_details.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct status_details d;
+    struct err e = ERR_INIT;
+    memset(&d, 'x', sizeof d);
+    int r = status_details_unpack(data, size, &d, &e);
+    assert(r == e.code && (r == 0 || e.message[0]));
+    assert(d.retry_after_ns >= 0 && memchr(d.field, 0, sizeof d.field));
+    assert(utf8_check(d.field, strlen(d.field)) == strlen(d.field));
+    struct buf out = {0};
+    assert(status_details_pack(RPC_INVALID_ARGUMENT, "m", &d, &out) == 0);
+    buf_deinit(&out);
+    return 0;
+}
