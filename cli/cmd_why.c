@@ -64,8 +64,9 @@ static int parse_args(int argc, char **argv, struct why *w)
 
 static const char *event_name(enum wire_event_kind kind)
 {
-    static const char *const names[] = {"unknown",   "queued", "started", "prefill", "first_token",
-                                        "preempted", "lost",   "paused",  "goes_on", "ended"};
+    static const char *const names[] = {"unknown",     "queued",    "started", "prefill",
+                                        "first_token", "preempted", "lost",    "paused",
+                                        "goes_on",     "ended",     "refused"};
     return (size_t)kind < ARRAY_LEN(names) ? names[kind] : "unknown";
 }
 
@@ -104,6 +105,9 @@ static void print_event(const struct wire_request_timeline *r, const struct wire
         break;
     case WIRE_EVENT_ENDED:
         printf("ended: %s, %s%s%s", r->end, r->status, *r->message ? ": " : "", r->message);
+        break;
+    case WIRE_EVENT_REFUSED:
+        printf("refused: %s: %s", r->end, r->message);
         break;
     default:
         printf("something that this version of glmd does not know");

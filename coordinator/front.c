@@ -249,6 +249,16 @@ static int start(struct front_call *f, const struct opening *o, struct request *
     return code;
 }
 
+/* For whoever asks why; without an id nobody can. */
+static void note_refused(const struct opening *o, const struct request *r, int code,
+                         const char *message)
+{
+    char trace[TIMELINE_TRACE_BYTES];
+    timeline_trace(o->origin->traceparent, trace);
+    if (*r->client_id)
+        timeline_refuse(o->c->timeline, r, trace, metrics_reject_of(code), message, clock_now_ns());
+}
+
 /* Takes r and next. `next`: what runs once r, the score of its prompt, is there; NULL = nothing. */
 static struct front_call *submit(const struct opening *o, struct request *r, struct request *next,
                                  bool return_ids)
@@ -265,6 +275,7 @@ static struct front_call *submit(const struct opening *o, struct request *r, str
         f->waiting = next;
         return f;
     }
+    note_refused(o, r, code, e.message);
     front_refuse(o->c, code, e.message, o->ret_refused);
     o->ret_refused->retry_after_ns = MAX(retry_ns, r->retry_after_ns);
     request_free(r);
@@ -521,5 +532,13 @@ uint32_t front_abort(struct coordinator *c, const char *request_id)
     }
     c->counters.aborted += n;
     coordinator_pump(c);
+    return n;
+}
+
+uint32_t front_n_calls(const struct coordinator *c)
+{
+    uint32_t n = 0;
+    for (const struct front_call *f = c->calls; f; f = f->next)
+        n++;
     return n;
 }

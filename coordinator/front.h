@@ -84,6 +84,7 @@ enum rpc_status front_status(int code);
  * name of a field and a colon, as admission's do, sets the field, too. */
 void front_refuse(struct coordinator *c, int code, const char *message, struct front_end *ret);
 
+uint32_t front_n_calls(const struct coordinator *c); /* that have not ended; walks them */
 /* A request has something new, or has ended. */
 void front_touched(struct coordinator *c, struct request *r);
 /* Streams that nobody reads: cancelled after deadlines.slow_reader. */

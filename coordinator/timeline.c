@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/config.h"
+#include "base/utf8.h"
 #include "base/util.h"
 
 struct timeline {
@@ -81,7 +82,7 @@ void timeline_add(struct timeline *t, uint64_t serial, enum wire_event_kind kind
         last->n += n;
         return;
     }
-    if (e->n_events == TIMELINE_EVENTS - (kind != WIRE_EVENT_ENDED)) {
+    if (e->n_events == TIMELINE_EVENTS - (kind != WIRE_EVENT_ENDED)) { /* the end has room */
         e->n_lost++;
         return;
     }
@@ -106,6 +107,19 @@ void timeline_end(struct timeline *t, uint64_t serial, const struct request *r,
     e->n_prompt_tokens = r->n_prompt_tokens;
     e->n_completion_tokens = r->n_completion_tokens;
     snprintf(e->message, sizeof e->message, "%s", r->message);
+}
+
+void timeline_refuse(struct timeline *t, const struct request *r, const char *trace,
+                     enum metrics_reject reject, const char *message, int64_t now_ns)
+{
+    struct timeline_entry *e = entry_of(t, timeline_open(t, r, trace));
+    timeline_add(t, e->serial, WIRE_EVENT_REFUSED, NULL, 0, 0, now_ns);
+    e->arrived_ns = e->arrived_ns ? e->arrived_ns : now_ns;
+    e->ended = e->refused = true;
+    e->reject = reject;
+    e->n_prompt_tokens = (uint32_t)r->prompt.ids.n;
+    snprintf(e->message, sizeof e->message, "%s", message);
+    utf8_repair(e->message, strlen(e->message));
 }
 
 const struct timeline_entry *timeline_find(const struct timeline *t, const char *id,

@@ -36,9 +36,10 @@ struct timeline_entry {
     enum request_kind kind;
     int32_t priority;
     int64_t arrived_ns;
-    bool ended;
+    bool ended, refused;
     enum rpc_status status;
     enum metrics_end end;
+    enum metrics_reject reject; /* refused */
     char message[256];
     uint32_t n_prompt_tokens;
     uint64_t n_completion_tokens;
@@ -59,6 +60,10 @@ void timeline_add(struct timeline *t, uint64_t serial, enum wire_event_kind kind
                   uint64_t epoch, uint32_t n, int64_t now_ns);
 void timeline_end(struct timeline *t, uint64_t serial, const struct request *r,
                   enum metrics_end end, int64_t now_ns);
+
+/* A request that was not queued. */
+void timeline_refuse(struct timeline *t, const struct request *r, const char *trace,
+                     enum metrics_reject reject, const char *message, int64_t now_ns);
 
 /* The newest entry of this id older than `before` (0 = of all); NULL = no other. */
 const struct timeline_entry *timeline_find(const struct timeline *t, const char *id,

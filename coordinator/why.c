@@ -18,6 +18,11 @@ static const char *kind_name(enum request_kind kind)
     return kind == REQUEST_GENERATE ? "generate" : kind == REQUEST_FILL ? "fill" : "score";
 }
 
+static const char *end_of(const struct timeline_entry *e)
+{
+    return e->refused ? metrics_reject_name(e->reject) : e->ended ? metrics_end_name(e->end) : "";
+}
+
 static void fill_in(const struct coordinator *c, const struct timeline_entry *e,
                     struct wire_request_event events[TIMELINE_EVENTS],
                     struct wire_request_timeline *ret)
@@ -42,8 +47,8 @@ static void fill_in(const struct coordinator *c, const struct timeline_entry *e,
         .prompt_tokens = e->n_prompt_tokens,
         .completion_tokens = e->n_completion_tokens,
         .ended = e->ended,
-        .end = e->ended ? metrics_end_name(e->end) : "",
-        .status = e->ended ? rpc_status_name(e->status) : "",
+        .end = end_of(e),
+        .status = e->ended && !e->refused ? rpc_status_name(e->status) : "",
         .message = e->message,
         .events = events,
         .n_events = e->n_events,

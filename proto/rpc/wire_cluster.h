@@ -151,6 +151,7 @@ enum wire_event_kind {
     WIRE_EVENT_PAUSED,
     WIRE_EVENT_GOES_ON,
     WIRE_EVENT_ENDED,
+    WIRE_EVENT_REFUSED,
 };
 
 struct wire_request_event {

@@ -63,6 +63,22 @@ def test_cancelled_and_unknown(server, api):
     assert result.returncode != 0 and "no request of late had this id" in result.stderr
 
 
+def test_why_a_request_was_refused(cluster, api, model):
+    c = cluster(model("ckpt-fp16-tp1", "--weights", "int4"), 1, worker__slots=1,
+                coordinator__limits__max_queue=1)
+    streams = [c.inference.Generate(request(api, f"r{i}", 200), timeout=120) for i in range(2)]
+    next(streams[0])
+    c.wait(lambda: c.status().waiting == 1, "the second one in the queue")
+    with pytest.raises(grpc.RpcError) as refused:
+        list(c.inference.Generate(request(api, "r2", 4), timeout=30))
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    (t,) = why(c, "r2")
+    assert (events(t), t["end"], t["ended"]) == (["refused"], "queue_full", True)
+    assert "the queue is full" in t["message"]
+    for s in streams:
+        s.cancel()
+
+
 def test_a_replay_is_told(cluster, api, model):
     c = cluster(model("ckpt-fp16-tp1", "--weights", "int4"), 1, workers="external",
                 expect={"worker0": -9})

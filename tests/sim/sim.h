@@ -162,8 +162,9 @@ void sim_coordinator_crash(struct sim *s, int64_t notice_ns);
 void sim_coordinator_drain(struct sim *s);
 struct process *sim_coordinator_process(const struct sim *s); /* NULL when down */
 struct rpc_sim_host *sim_coordinator_host(const struct sim *s);
-struct sched *sim_scheduler(const struct sim *s); /* NULL when down */
-struct fleet *sim_fleet(const struct sim *s);     /* likewise */
+struct sched *sim_scheduler(const struct sim *s);        /* NULL when down */
+struct fleet *sim_fleet(const struct sim *s);            /* likewise */
+const struct coordinator *sim_core(const struct sim *s); /* likewise */
 bool sim_coordinator_stopping(const struct sim *s);
 void sim_coordinators_free(struct sim *s);
 
@@ -220,6 +221,9 @@ void sim_check_end(struct sim *s);            /* drained, before the coordinator
  * turn it is. */
 void sim_tenants_start(struct sim *s);
 void sim_check_tenants(struct sim *s, const struct sched *d);
+
+/* check_metrics.c */
+void sim_check_metrics(struct sim *s, const struct coordinator *c);
 void sim_tenants_free(struct sim *s);
 /* Groups that were lost from `from` to now. */
 uint32_t sim_count_losses(const struct sim *s, int64_t from_ns);

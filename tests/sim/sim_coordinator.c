@@ -37,6 +37,11 @@ struct sched *sim_scheduler(const struct sim *s)
     return s->coordinator ? s->coordinator->core.sched : NULL;
 }
 
+const struct coordinator *sim_core(const struct sim *s)
+{
+    return s->coordinator ? &s->coordinator->core : NULL;
+}
+
 struct fleet *sim_fleet(const struct sim *s)
 {
     return s->coordinator ? s->coordinator->core.fleet : NULL;

@@ -59,6 +59,23 @@ static void events_stand_in_their_order(void **state)
     timeline_free(t);
 }
 
+static void refusals_are_remembered(void **state)
+{
+    (void)state;
+    struct timeline *t = new_timeline();
+    struct request r = named("full");
+    r.arrived_ns = 0; /* refused before it had a time */
+    timeline_refuse(t, &r, "", METRICS_REJECT_QUEUE_FULL, "the queue is full", 70);
+    const struct timeline_entry *e = timeline_find(t, "full", 0);
+    assert_true(e && e->ended && e->refused);
+    assert_int_equal(e->reject, METRICS_REJECT_QUEUE_FULL);
+    assert_int_equal(e->arrived_ns, 70);
+    assert_string_equal(e->message, "the queue is full");
+    assert_int_equal(e->n_events, 1);
+    assert_int_equal(e->events[0].kind, WIRE_EVENT_REFUSED);
+    timeline_free(t);
+}
+
 static void the_end_always_has_room(void **state)
 {
     (void)state;
@@ -145,6 +162,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(events_stand_in_their_order),
+        cmocka_unit_test(refusals_are_remembered),
         cmocka_unit_test(the_end_always_has_room),
         cmocka_unit_test(the_oldest_makes_room),
         cmocka_unit_test(more_groups_than_names),
