@@ -13,8 +13,6 @@
 #include "base/util.h"
 #include "proto/rpc/wire_inference.h"
 
-enum { MAX_MESSAGE_BYTES = 16 << 20 };
-
 struct load;
 
 struct stream {
@@ -241,17 +239,8 @@ static void on_tick(uv_timer_t *t)
 
 static int open_channel(struct load *l, struct err *e)
 {
-    const struct client_target *t = l->config->target;
-    const struct rpc_tls tls = {.ca_file = t->ca_file,
-                                .cert_file = t->cert_file,
-                                .key_file = t->key_file,
-                                .target_name = t->tls_name};
-    bool secure = t->ca_file || t->cert_file || t->key_file || t->tls_name;
-    const struct rpc_limits limits = {.max_message_bytes = MAX_MESSAGE_BYTES};
     int r = rpc_runtime_new(&l->loop, &l->runtime, e);
-    return r < 0 ? r
-                 : rpc_channel_new(l->runtime, t->coordinator, secure ? &tls : NULL, &limits,
-                                   &l->channel, e);
+    return r < 0 ? r : client_channel(l->config->target, l->runtime, &l->channel, e);
 }
 
 static int prepare(struct load *l, struct err *e)

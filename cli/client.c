@@ -1,6 +1,7 @@
 /* client.c: see client.h. */
 #include "cli/client.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,6 +52,9 @@ int client_option(struct client_target *t, int c, const char *value)
         return 0;
     case CLIENT_OPTION_FIRST + 4:
         t->tls_name = value;
+        return 0;
+    case CLIENT_OPTION_FIRST + 5:
+        t->api_key_file = value;
         return 0;
     default:
         return -1;
@@ -106,20 +110,63 @@ static void on_interrupt(uv_signal_t *signal, int number)
     uv_signal_stop(signal); /* a second Ctrl-C ends the process */
 }
 
-static int open_call(struct client *c, struct err *e)
+/* The first line of the file. */
+static int read_key(const char *file, char *key, size_t size, struct err *e)
 {
-    static const struct rpc_callbacks callbacks = {.on_message = on_message, .on_done = on_done};
-    const struct client_target *t = c->target;
+    FILE *f = fopen(file, "re");
+    if (!f)
+        return err_set(e, -errno, "%s: %s", file, err_name(-errno));
+    bool any = fgets(key, (int)size, f) != NULL;
+    fclose(f);
+    if (any)
+        key[strcspn(key, "\r\n")] = '\0';
+    return any ? 0 : err_set(e, -EINVAL, "%s: expected an API key in the first line", file);
+}
+
+static int authorize(const struct client_target *t, struct rpc_channel *ch, struct err *e)
+{
+    char key[1100] = "";
+    const char *given = getenv("GLMD_API_KEY");
+    int r = 0;
+    if (t->api_key_file)
+        r = read_key(t->api_key_file, key, sizeof key, e);
+    else if (!given || !*given)
+        return 0;
+    if (r == 0 && rpc_channel_authorize(ch, t->api_key_file ? key : given) < 0)
+        r = err_set(e, -EINVAL, "the API key in %s: expected printable ASCII characters",
+                    t->api_key_file ? t->api_key_file : "GLMD_API_KEY");
+    explicit_bzero(key, sizeof key);
+    return r;
+}
+
+int client_channel(const struct client_target *t, struct rpc_runtime *runtime,
+                   struct rpc_channel **ret, struct err *e)
+{
     const struct rpc_tls tls = {.ca_file = t->ca_file,
                                 .cert_file = t->cert_file,
                                 .key_file = t->key_file,
                                 .target_name = t->tls_name};
     bool secure = t->ca_file || t->cert_file || t->key_file || t->tls_name;
     const struct rpc_limits limits = {.max_message_bytes = MAX_MESSAGE_BYTES};
+    struct rpc_channel *ch;
+    int r = rpc_channel_new(runtime, t->coordinator, secure ? &tls : NULL, &limits, &ch, e);
+    if (r < 0)
+        return r;
+    r = authorize(t, ch, e);
+    if (r < 0)
+        rpc_channel_close(ch);
+    else
+        *ret = ch;
+    return r;
+}
+
+static int open_call(struct client *c, struct err *e)
+{
+    static const struct rpc_callbacks callbacks = {.on_message = on_message, .on_done = on_done};
+    const struct client_target *t = c->target;
     int r = rpc_runtime_new(&c->loop, &c->runtime, e);
     if (r == 0)
-        r = rpc_channel_new(c->runtime, t->coordinator, secure ? &tls : NULL, &limits, &c->channel,
-                            e);
+        r = client_channel(t, c->runtime, &c->channel, e);
     if (r < 0)
         return r;
     r = rpc_open(c->channel, c->call->path, (int64_t)(t->timeout_seconds * (double)NSEC_PER_SEC),

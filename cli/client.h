@@ -22,6 +22,7 @@ struct client_target {
     const char *verb;
     const char *coordinator;                               /* "HOST:PORT" or "unix:PATH" */
     const char *ca_file, *cert_file, *key_file, *tls_name; /* NULL: not given */
+    const char *api_key_file;                              /* NULL: GLMD_API_KEY, or no key */
     double timeout_seconds;                                /* 0: none */
 };
 
@@ -36,6 +37,7 @@ enum { CLIENT_OPTION_FIRST = 1000 };
         {"ca", required_argument, NULL, CLIENT_OPTION_FIRST + 1},                                  \
         {"cert", required_argument, NULL, CLIENT_OPTION_FIRST + 2},                                \
         {"key", required_argument, NULL, CLIENT_OPTION_FIRST + 3},                                 \
+        {"api-key-file", required_argument, NULL, CLIENT_OPTION_FIRST + 5},                        \
     {                                                                                              \
         "tls-name", required_argument, NULL, CLIENT_OPTION_FIRST + 4                               \
     }
@@ -45,7 +47,8 @@ enum { CLIENT_OPTION_FIRST = 1000 };
     "      --timeout SECONDS        give up after this time\n"                                     \
     "      --ca FILE                check the coordinator's certificate against this one (TLS)\n"  \
     "      --cert FILE --key FILE   own certificate and key, where the coordinator asks for one\n" \
-    "      --tls-name NAME          name expected in the coordinator's certificate\n"
+    "      --tls-name NAME          name expected in the coordinator's certificate\n"              \
+    "      --api-key-file FILE      holds the API key; default: $GLMD_API_KEY\n"
 
 /* Takes an option that getopt_long returned: 0 when it was one of CLIENT_OPTIONS, -1 when not,
  * EXIT_USAGE (printed) when its value is wrong. */
@@ -58,6 +61,12 @@ struct client_call {
     int (*on_message)(void *context, const uint8_t *data, size_t size, struct err *e);
     void *context;
 };
+
+/* A channel to the target, with its certificates and its API key. */
+struct rpc_runtime;
+struct rpc_channel;
+int client_channel(const struct client_target *t, struct rpc_runtime *runtime,
+                   struct rpc_channel **ret, struct err *e);
 
 /* EXIT_OK when the server ended the call with OK; otherwise the failure has been printed. */
 int client_run(const struct client_target *t, const struct client_call *call);

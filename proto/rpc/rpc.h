@@ -111,6 +111,9 @@ void rpc_server_shutdown(struct rpc_server *s, int64_t grace_ns, void (*on_stopp
 
 int rpc_channel_new(struct rpc_runtime *r, const char *target, const struct rpc_tls *tls,
                     const struct rpc_limits *limits, struct rpc_channel **ret, struct err *e);
+/* Sends "authorization: Bearer KEY" with every call from here on. -EINVAL: the key is not printable
+ * ASCII, or is longer than 1 KiB. */
+int rpc_channel_authorize(struct rpc_channel *ch, const char *key);
 void rpc_channel_close(struct rpc_channel *ch); /* its calls are cancelled */
 
 /* Opens a call; deadline_ns is relative, 0 = none. wait_for_ready: do not fail while the channel is

@@ -185,6 +185,7 @@ void server_call_gone(struct rpc_server *s);
 struct rpc_channel {
     struct rpc_runtime *runtime; /* borrowed */
     grpc_channel *channel;       /* owned */
+    char *authorization;         /* owned; "Bearer KEY"; NULL = none */
     struct call_list calls;
     size_t max_message_bytes;
     bool closing;

@@ -7,11 +7,14 @@
 #include <grpc/support/alloc.h>
 #include <grpc/support/string_util.h>
 #include <grpc/support/time.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/util.h"
+
+enum { MAX_KEY_BYTES = 1024 };
 
 static grpc_channel *create(const struct rpc_channel *ch, const char *target,
                             const struct rpc_tls *tls, grpc_channel_credentials *creds)
@@ -87,6 +90,9 @@ static void free_if_over(struct rpc_channel *ch)
         return;
     struct rpc_runtime *r = ch->runtime;
     grpc_channel_destroy(ch->channel);
+    if (ch->authorization)
+        explicit_bzero(ch->authorization, strlen(ch->authorization));
+    free(ch->authorization);
     free(ch);
     runtime_user_gone(r);
 }
@@ -94,6 +100,25 @@ static void free_if_over(struct rpc_channel *ch)
 void channel_call_gone(struct rpc_channel *ch)
 {
     free_if_over(ch);
+}
+
+int rpc_channel_authorize(struct rpc_channel *ch, const char *key)
+{
+    runtime_assert_loop(ch->runtime);
+    size_t n = strnlen(key, MAX_KEY_BYTES + 1);
+    for (size_t i = 0; i != n; i++) {
+        if (key[i] < '!' || key[i] > '~')
+            return -EINVAL;
+    }
+    if (n == 0 || n > MAX_KEY_BYTES)
+        return -EINVAL;
+    char *value = malloc(sizeof "Bearer " + n);
+    if (!value)
+        return -ENOMEM;
+    sprintf(value, "Bearer %s", key);
+    free(ch->authorization);
+    ch->authorization = value;
+    return 0;
 }
 
 void rpc_channel_close(struct rpc_channel *ch)
@@ -128,8 +153,19 @@ static void start(struct rpc_call *c, bool wait_for_ready)
     grpc_op ops[2] = {{.op = GRPC_OP_SEND_INITIAL_METADATA}, {.op = GRPC_OP_RECV_INITIAL_METADATA}};
     ops[0].flags = GRPC_INITIAL_METADATA_WAIT_FOR_READY_EXPLICITLY_SET |
                    (wait_for_ready ? GRPC_INITIAL_METADATA_WAIT_FOR_READY : 0);
+    grpc_metadata header;
+    if (c->channel->authorization) {
+        header = (grpc_metadata){
+            .key = grpc_slice_from_static_string("authorization"),
+            .value = grpc_slice_from_copied_string(c->channel->authorization),
+        };
+        ops[0].data.send_initial_metadata.count = 1;
+        ops[0].data.send_initial_metadata.metadata = &header;
+    }
     ops[1].data.recv_initial_metadata.recv_initial_metadata = &c->initial_metadata;
     call_batch(c, ops, 2, &c->start_event, on_started);
+    if (c->channel->authorization)
+        grpc_slice_unref(header.value);
     grpc_op op = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT};
     op.data.recv_status_on_client.trailing_metadata = &c->trailing_metadata;
     op.data.recv_status_on_client.status = &c->status;

@@ -380,6 +380,12 @@ void channel_call_gone(struct rpc_channel *ch)
         ch->runtime = NULL;
 }
 
+int rpc_channel_authorize(struct rpc_channel *ch, const char *key)
+{
+    int n = snprintf(ch->authorization, sizeof ch->authorization, "Bearer %s", key);
+    return *key && (size_t)n < sizeof ch->authorization ? 0 : -EINVAL;
+}
+
 void rpc_channel_close(struct rpc_channel *ch)
 {
     assert(!ch->closing);

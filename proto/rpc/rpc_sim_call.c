@@ -607,6 +607,8 @@ int rpc_open(struct rpc_channel *ch, const char *path, int64_t deadline_ns, bool
     c->max_message_bytes = ch->max_message_bytes;
     snprintf(c->path, sizeof c->path, "%s", path);
     snprintf(c->peer_name, sizeof c->peer_name, "sim:%.70s", ch->target);
+    if (*ch->authorization)
+        rpc_sim_set_metadata(c, "authorization", ch->authorization);
     if (deadline_ns) {
         c->deadline_ns = clock_now_ns() + deadline_ns;
         call_post(c, c->host, deadline_ns, on_deadline);

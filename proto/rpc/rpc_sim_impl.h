@@ -68,6 +68,7 @@ struct rpc_channel {
     struct rpc_runtime *runtime;
     struct rpc_channel *next;
     char target[300];
+    char authorization[160]; /* "Bearer KEY"; "" = none */
     size_t max_message_bytes;
     bool closing;
     size_t n_calls;
@@ -101,7 +102,7 @@ struct rpc_call {
     const struct rpc_callbacks *callbacks;
     void *user;
     char path[128], peer_name[80];
-    char header_key[32], header_value[64]; /* "" = none */
+    char header_key[32], header_value[160]; /* "" = none */
     int64_t opened_ns, deadline_ns;        /* 0 = none */
     size_t max_message_bytes;
 

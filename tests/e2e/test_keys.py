@@ -184,3 +184,17 @@ def test_keys_that_the_tool_makes_are_taken(keyed):
     assert printed.stderr == line("bob", printed.stdout.strip(), "admin").strip() + "\n"
     wrong = glmd("keys", "new", "a/b", check=False)
     assert wrong.returncode == 2 and "NAME" in wrong.stderr
+
+
+def test_the_tool_sends_its_key(keyed, tmp_path):
+    c = keyed(line("user", USER), line("ops", OPS, "admin"))
+    command = ("status", "--coordinator", c.target)
+    assert "an API key is needed" in glmd(*command, check=False).stderr
+    glmd(*command, env={**os.environ, "GLMD_API_KEY": USER})
+    file = tmp_path / "key"
+    file.write_text(USER + "\n")
+    glmd(*command, "--api-key-file", file)
+    abort = ("abort", "none", "--coordinator", c.target, "--api-key-file", file)
+    assert "API key of an operator" in glmd(*abort, check=False).stderr
+    file.write_text("not printable: \x01\n")
+    assert "printable ASCII" in glmd(*command, "--api-key-file", file, check=False).stderr
