@@ -13,11 +13,12 @@ extern "C" {
 struct linear_library *linear_library_new(const struct linear_device *d);
 void linear_library_free(struct linear_library *l);
 size_t linear_library_bytes(const struct linear_library *l); /* on the device; NULL: 0 */
-/* y[n_rows, rows] = x W^T + bias; a cudaError_t. */
+/* y[n_rows, rows] = x W^T + bias; a cudaError_t, or -ENOTSUP: it knows no way, nothing was done
+ * that counts. */
 int linear_library_product(struct linear_library *l, const struct k_linear *w, const void *x,
                            uint32_t n_rows, void *y);
 /* y[n, rows] = x[n, cols] w[rows, cols]^T of halves, with y's rows `y_stride` apart; bias: [rows]
- * or NULL. A cudaError_t. For benches, too. */
+ * or NULL. As above. For benches, too. */
 int linear_library_multiply(struct linear_library *l, const void *w, uint32_t rows, uint32_t cols,
                             const void *x, uint32_t n, const void *bias, void *y,
                             uint32_t y_stride);

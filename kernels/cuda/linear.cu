@@ -318,11 +318,12 @@ static void product(struct cuda_products *p, const struct k_linear *l, const voi
 {
     assert(n_rows && n_rows <= p->device.max_rows);
     struct linear_plan plan = linear_plan_for(&p->device, &l->shape, n_rows);
-    if (plan.kernel == LINEAR_LIBRARY && !y_float) {
-        note(p, linear_library_product(p->library, l, x, n_rows, y));
-        return;
-    }
-    if (plan.kernel == LINEAR_LIBRARY) { /* logits: few rows, never worth it */
+    if (plan.kernel == LINEAR_LIBRARY) {
+        int error = y_float ? -ENOTSUP : linear_library_product(p->library, l, x, n_rows, y);
+        if (error != -ENOTSUP) {
+            note(p, error);
+            return;
+        }
         struct linear_device own = p->device;
         own.library_rows = 0;
         plan = linear_plan_for(&own, &l->shape, n_rows);

@@ -14,22 +14,6 @@ extern "C" {
 #include "tests/ops/harness.h"
 }
 
-/* The library is not emulated. */
-extern "C" struct linear_library *linear_library_new(const struct linear_device *)
-{
-    return nullptr;
-}
-extern "C" void linear_library_free(struct linear_library *) {}
-extern "C" size_t linear_library_bytes(const struct linear_library *)
-{
-    return 0;
-}
-extern "C" int linear_library_product(struct linear_library *, const struct k_linear *,
-                                      const void *, uint32_t, void *)
-{
-    return -1;
-}
-
 namespace
 {
 
@@ -453,6 +437,34 @@ void test_embed_and_gather(void **)
     }
 }
 
+/* Panels back to rows: fp16(q * scale), for every kind of matrix. */
+void test_expand(void **)
+{
+    struct rng r = {7};
+    struct linear_device d = device_of(DEV_ARCH, 4);
+    struct cuda_products p;
+    assert_int_equal(products_init(&p, &d), 0);
+    for (const struct shape &at : shapes) {
+        struct matrix m = matrix_new(&r, at.type, at.rows, at.cols, at.group_cols, at.bias);
+        struct k_linear *l = linear_new(&p, &m.src);
+        uint32_t n_panels = l->shape.n_panels;
+        for (uint32_t first = 0; first < n_panels; first++) {
+            uint32_t row0 = first * PACKED_ROWS;
+            size_t size = (size_t)(at.rows - row0) * at.cols;
+            uint16_t *to = (uint16_t *)emu_alloc(size * 2);
+            assert_int_equal(linear_expand(l, first, n_panels - first, to, nullptr), 0);
+            for (size_t i = 0; i < size; i++)
+                if ((double)half_to_float(to[i]) != m.rounded[(size_t)row0 * at.cols + i])
+                    fail_msg("%ux%u type %d: weight %zu is %g, expected %g", at.rows, at.cols,
+                             (int)at.type, i, (double)half_to_float(to[i]), m.rounded[i]);
+            emu_free(to);
+        }
+        linear_free(&p, l);
+        matrix_free(&m);
+    }
+    products_deinit(&p);
+}
+
 /* Memory runs out at the n-th block: NULL, and nothing is lost. */
 int fail_at;
 
@@ -500,6 +512,7 @@ int main(void)
         cmocka_unit_test(test_packing),       cmocka_unit_test(test_real_shapes),
         cmocka_unit_test(test_products),      cmocka_unit_test(test_choice),
         cmocka_unit_test(test_plans),         cmocka_unit_test(test_embed_and_gather),
+        cmocka_unit_test(test_expand),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
