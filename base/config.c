@@ -71,6 +71,28 @@ static const struct conf_option options[] = {
      "What clients of coordinator.listen must show when coordinator.tls.ca is set: certificate, or "
      "nothing (API keys then say who they are). Workers always show a certificate: nothing needs "
      "coordinator.worker_listen."},
+    {"coordinator.http.listen", CONF_STRING, AT(coordinator.http.listen), "127.0.0.1:8000", 0, 255,
+     NULL,
+     "Address for clients over HTTP (OpenAI's API and the page): HOST:PORT, [IPV6]:PORT or "
+     "unix:/PATH. Port 0 picks a free one. Over TLS where coordinator.tls.cert is set. Empty: "
+     "none. "
+     "Set keys and tls before others than this host reach it."},
+    {"coordinator.http.max_head_bytes", CONF_SIZE, AT(coordinator.http.max_head_bytes), "16KiB",
+     KIB, 256 * KIB, NULL, "Longest head of an HTTP request: its first line and its fields."},
+    {"coordinator.http.head_timeout", CONF_DURATION, AT(coordinator.http.head_timeout), "15s", SEC,
+     HOUR, NULL, "Time from a connection to the whole head of its first request."},
+    {"coordinator.http.idle_timeout", CONF_DURATION, AT(coordinator.http.idle_timeout), "75s", SEC,
+     HOUR, NULL,
+     "Time from an answer to the whole head of the next request; and how long an answer waits for "
+     "a "
+     "client that does not read."},
+    {"coordinator.http.body_timeout", CONF_DURATION, AT(coordinator.http.body_timeout), "60s", SEC,
+     HOUR, NULL, "Time from the head of a request to its whole body."},
+    {"coordinator.http.heartbeat", CONF_DURATION, AT(coordinator.http.heartbeat), "15s", 100 * MS,
+     HOUR, NULL,
+     "A stream that has nothing to say for so long says a comment, so that nothing on the way "
+     "takes "
+     "it for dead."},
     {"coordinator.limits.max_queue", CONF_UINT, AT(coordinator.limits.max_queue), "256", 1, 100000,
      NULL, "Requests that may wait; one more is refused with RESOURCE_EXHAUSTED."},
     {"coordinator.limits.max_queue_tokens", CONF_UINT, AT(coordinator.limits.max_queue_tokens), "0",

@@ -57,6 +57,14 @@ struct config {
         struct config_tls tls;
         int tls_clients; /* enum config_tls_clients */
         struct {
+            char *listen; /* empty = none */
+            uint64_t max_head_bytes;
+            int64_t head_timeout;
+            int64_t idle_timeout;
+            int64_t body_timeout;
+            int64_t heartbeat;
+        } http;
+        struct {
             uint64_t max_queue;
             uint64_t max_queue_tokens;
             int64_t max_wait;

@@ -142,6 +142,7 @@ static int make_command(const struct cluster *c, const struct cluster_config *co
         const char *key, *value;
     } sets[] = {{"model.dir", model},
                 {"coordinator.listen", "127.0.0.1:0"},
+                {"coordinator.http.listen", ""},
                 {"coordinator.state_dir", state},
                 {"group.devices", config->device},
                 {"worker.health_listen", ""},
@@ -247,7 +248,7 @@ static int wait_ready(struct cluster *c, struct err *e)
         if (!newline)
             continue;
         line += sizeof mark - 1;
-        c->address = text_dup(line, (size_t)(newline - line));
+        c->address = text_dup(line, strcspn(line, " \n")); /* other addresses follow */
         return c->address ? 0 : err_set(e, -ENOMEM, "out of memory");
     }
 }

@@ -15,6 +15,7 @@
 #include "base/notify.h"
 #include "base/util.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/front_http.h"
 #include "coordinator/spawn.h"
 
 #define STOP_GRACE_NS  (2 * NSEC_PER_SEC)
@@ -31,6 +32,7 @@ struct daemon {
     struct epoch_store epochs;
     char rank_listen[MAX_SOCKET_PATH + 8];
     struct coordinator core;
+    struct front_http *http; /* NULL: none */
     struct spawn *spawn;
     uv_loop_t loop;
     uv_timer_t tick;
@@ -39,7 +41,7 @@ struct daemon {
 
     /* state */
     bool listening, said_ready, signalled, stopping;
-    unsigned n_parts; /* core, spawned ranks: that have not stopped yet */
+    unsigned n_parts; /* core, HTTP, spawned ranks: that have not stopped yet */
     int exit_code;
 };
 
@@ -67,6 +69,7 @@ static void on_part_stopped(void *context)
     if (--d->n_parts)
         return;
     d->spawn = NULL;
+    d->http = NULL;
     if (d->runtime)
         rpc_runtime_stop(d->runtime, on_runtime_stopped, d);
     else
@@ -83,13 +86,24 @@ static void begin_stop(struct daemon *d, int exit_code)
     log_info("stopping");
     notify_send("STOPPING=1");
     struct spawn *spawn = d->spawn;
-    d->n_parts = 1 + (spawn != NULL);
-    coordinator_stop(&d->core, STOP_GRACE_NS, on_part_stopped, d);
+    struct front_http *http = d->http;
+    d->n_parts = 1 + (http != NULL) + (spawn != NULL);
+    coordinator_stop(&d->core, STOP_GRACE_NS, on_part_stopped, d); /* its requests end here */
+    if (http)
+        front_http_stop(http, STOP_GRACE_NS, on_part_stopped, d);
     if (spawn)
         spawn_stop(spawn, SPAWN_GRACE_NS, on_part_stopped, d);
 }
 
 /* ---- the core's events ---- */
+
+/* "glmd-coordinator ready: grpc=127.0.0.1:8130 http=127.0.0.1:8000" */
+static void say(const char *what, const struct daemon *d)
+{
+    printf("glmd-coordinator %s: grpc=%s%s%s\n", what, d->core.address, d->http ? " http=" : "",
+           d->http ? front_http_address(d->http) : "");
+    fflush(stdout);
+}
 
 static void on_health(void *context, bool serving)
 {
@@ -100,8 +114,7 @@ static void on_health(void *context, bool serving)
     if (!serving || d->said_ready)
         return;
     d->said_ready = true;
-    printf("glmd-coordinator ready: grpc=%s\n", d->core.address);
-    fflush(stdout);
+    say("ready", d);
 }
 
 static void on_drained(void *context)
@@ -210,9 +223,8 @@ static int check_shape(const struct config *c, const struct arch *a, struct err 
 }
 
 /* Whoever waits for the file finds a whole number in it. */
-static int write_port_file(const struct daemon *d, struct err *e)
+static int write_port_file(const char *flag, const char *path, int port, struct err *e)
 {
-    const char *path = d->options->port_file;
     if (!path)
         return 0;
     struct buf temporary = {0};
@@ -220,20 +232,14 @@ static int write_port_file(const struct daemon *d, struct err *e)
         return err_set(e, -ENOMEM, "out of memory");
     FILE *f = fopen(temporary.data, "we");
     int r = 0;
-    if (!f || fprintf(f, "%d\n", d->core.port) < 0)
-        r = err_set(e, -errno, "--port-file %s: %s", path, err_name(-errno));
+    if (!f || fprintf(f, "%d\n", port) < 0)
+        r = err_set(e, -errno, "%s %s: %s", flag, path, err_name(-errno));
     if (f && fclose(f) < 0 && r == 0)
-        r = err_set(e, -errno, "--port-file %s: %s", path, err_name(-errno));
+        r = err_set(e, -errno, "%s %s: %s", flag, path, err_name(-errno));
     if (r == 0 && rename(temporary.data, path) < 0)
-        r = err_set(e, -errno, "--port-file %s: %s", path, err_name(-errno));
+        r = err_set(e, -errno, "%s %s: %s", flag, path, err_name(-errno));
     buf_deinit(&temporary);
     return r;
-}
-
-static void say_listening(const struct daemon *d)
-{
-    printf("glmd-coordinator listening: grpc=%s\n", d->core.address);
-    fflush(stdout);
 }
 
 static int start_ranks(struct daemon *d, struct err *e)
@@ -275,10 +281,15 @@ static int start(struct daemon *d, struct err *e)
     if (r == 0)
         r = coordinator_listen(&d->core, d->runtime, e);
     d->listening = r == 0;
+    if (r == 0 && *d->options->config.coordinator.http.listen)
+        r = front_http_new(&d->core, &d->loop, &d->http, e);
     if (r == 0)
-        say_listening(d);
+        say("listening", d);
+    if (r == 0 && d->http)
+        r = write_port_file("--http-port-file", d->options->http_port_file,
+                            front_http_port(d->http), e);
     if (r == 0)
-        r = write_port_file(d, e);
+        r = write_port_file("--port-file", d->options->port_file, d->core.port, e);
     if (r == 0)
         r = start_ranks(d, e);
     if (r == 0)
@@ -304,6 +315,8 @@ static void close_all(struct daemon *d)
 {
     if (d->listening && d->options->port_file)
         unlink(d->options->port_file);
+    if (d->listening && d->options->http_port_file)
+        unlink(d->options->http_port_file);
     coordinator_deinit(&d->core);
     epoch_close(&d->epochs);
     tokenizer_close(d->tokenizer);

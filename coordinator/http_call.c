@@ -16,7 +16,8 @@
 
 enum {
     STREAM_BLOCK_BYTES = 4096,
-    MAX_DISCARD = 8, /* times max_body that are read and forgotten, to be able to say why */
+    MIN_DISCARD_BYTES = 64 * 1024, /* are read and forgotten, to be able to say why */
+    MAX_DISCARD = 8,               /* and so many times max_body */
 };
 
 /* ---- the user's side ---- */
@@ -100,6 +101,7 @@ bool http_crowded(const struct http_call *c)
 void http_set_max_body(struct http_call *c, size_t bytes)
 {
     c->max_body = bytes;
+    c->oversized = c->promised != UINT64_MAX && c->promised > bytes;
 }
 
 bool http_oversized(const struct http_call *c)
@@ -322,11 +324,9 @@ static enum MHD_Result take_head(struct http_call *c, const char *version)
     if (c->server->certs && http_certs_trust(c->server->certs) &&
         !http_certs_client_ok(c->conn->mhd))
         return refuse(c, 403, "a client certificate is needed");
-    size_t before = c->max_body;
-    c->oversized = length != UINT64_MAX && length > before;
+    c->promised = length;
+    http_set_max_body(c, c->max_body);
     c->server->handler->on_head(c, c->server->context);
-    if (c->max_body != before && length != UINT64_MAX && length > c->max_body)
-        c->oversized = true;
     if (c->answer != HTTP_ANSWER_NONE)
         return queue_answer(c);
     return c->cancelled ? MHD_NO : MHD_YES;
@@ -342,7 +342,8 @@ static enum MHD_Result take_body(struct http_call *c, const char *data, size_t s
     if (!c->oversized)
         return buf_append(&c->body, data, size) < 0 ? MHD_NO : MHD_YES;
     c->discarded += size;
-    return c->discarded > (uint64_t)MAX_DISCARD * c->max_body ? MHD_NO : MHD_YES;
+    uint64_t patience = MIN_DISCARD_BYTES + (uint64_t)MAX_DISCARD * c->max_body;
+    return c->discarded > patience ? MHD_NO : MHD_YES;
 }
 
 static enum MHD_Result take_request(struct http_call *c)

@@ -48,6 +48,7 @@ struct http_call {
     void *user;
     struct buf body;
     size_t max_body;
+    uint64_t promised;  /* bytes of the body by its head; UINT64_MAX = not said */
     uint64_t discarded; /* bytes of a body that is too long */
     bool oversized;
 
@@ -88,7 +89,7 @@ struct http_server {
     uint32_t n_conns, n_calls;
     bool running; /* inside MHD_run */
     bool resumed; /* a connection, since MHD_run began */
-    bool polling, stopping, stopped;
+    bool polling, stopping, quiet, stopped;
     unsigned n_open; /* handles and connections whose memory libuv still has */
     int64_t stop_ns; /* the end of the grace */
     void (*on_stopped)(void *context);

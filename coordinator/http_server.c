@@ -253,12 +253,27 @@ static bool is_late(const struct http_conn *conn, int64_t now_ns)
     return conn->phase == HTTP_PHASE_BODY && waited > l->body_ns;
 }
 
+/* Not from inside MHD_run, where the stop may have been asked for. */
+static void stop_listening(struct http_server *s)
+{
+    if (s->quiet)
+        return;
+    s->quiet = true;
+    int fd = s->daemon ? MHD_quiesce_daemon(s->daemon) : -1;
+    if (fd >= 0)
+        close(fd);
+    if (s->socket_path)
+        unlink(s->socket_path);
+}
+
 static void on_sweep(uv_timer_t *t)
 {
     struct http_server *s = t->data;
     int64_t now = clock_now_ns();
     if (s->stopped)
         return;
+    if (s->stopping)
+        stop_listening(s);
     for (struct http_conn *c = s->conns, *next; c; c = next) {
         next = c->next;
         if (is_late(c, now))
@@ -389,9 +404,4 @@ void http_server_shutdown(struct http_server *s, int64_t grace_ns,
     s->stop_ns = clock_now_ns() + grace_ns;
     s->on_stopped = on_stopped;
     s->stopped_context = context;
-    int fd = s->daemon ? MHD_quiesce_daemon(s->daemon) : -1;
-    if (fd >= 0)
-        close(fd);
-    if (s->socket_path)
-        unlink(s->socket_path);
 }

@@ -11,26 +11,38 @@
 static const char usage[] =
     "usage: glmd-coordinator [--config FILE] [OPTIONS]\n"
     "\n"
-    "Serves a model over gRPC: takes requests, plans the steps, drives the ranks.\n"
+    "Serves a model over gRPC and HTTP: takes requests, plans the steps, drives the ranks.\n"
     "\n"
     "  --config FILE       configuration (YAML); `glmd config show` prints all keys\n"
     "  --set KEY=VALUE     override one key; may be repeated\n"
     "  --model DIR         model directory                       (model.dir)\n"
     "  --listen HOST:PORT  address for clients and workers       (coordinator.listen)\n"
+    "  --http HOST:PORT    address for clients over HTTP         (coordinator.http.listen)\n"
     "  --state-dir DIR     where the epoch is kept               (coordinator.state_dir)\n"
     "  --workers HOW       spawn or external                     (group.workers)\n"
     "  --tp N              ranks of a group                      (group.tensor_parallel)\n"
     "  --log-level LEVEL   error, warn, info or debug            (log.level)\n"
     "  --port-file FILE    write the port here once it is bound\n"
+    "  --http-port-file FILE\n"
+    "                      likewise, the port of HTTP\n"
     "  --help, --version\n";
 
-enum { OPT_CONFIG = 256, OPT_SET, OPT_PORT_FILE, OPT_HELP, OPT_VERSION, OPT_FIRST_NAMED };
+enum {
+    OPT_CONFIG = 256,
+    OPT_SET,
+    OPT_PORT_FILE,
+    OPT_HTTP_PORT_FILE,
+    OPT_HELP,
+    OPT_VERSION,
+    OPT_FIRST_NAMED
+};
 
 static const struct {
     const char *name, *path;
 } named[] = {
     {"model", "model.dir"},
     {"listen", "coordinator.listen"},
+    {"http", "coordinator.http.listen"},
     {"state-dir", "coordinator.state_dir"},
     {"workers", "group.workers"},
     {"tp", "group.tensor_parallel"},
@@ -41,14 +53,16 @@ static const struct option long_options[] = {
     {"config", required_argument, NULL, OPT_CONFIG},
     {"set", required_argument, NULL, OPT_SET},
     {"port-file", required_argument, NULL, OPT_PORT_FILE},
+    {"http-port-file", required_argument, NULL, OPT_HTTP_PORT_FILE},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
     {"model", required_argument, NULL, OPT_FIRST_NAMED + 0},
     {"listen", required_argument, NULL, OPT_FIRST_NAMED + 1},
-    {"state-dir", required_argument, NULL, OPT_FIRST_NAMED + 2},
-    {"workers", required_argument, NULL, OPT_FIRST_NAMED + 3},
-    {"tp", required_argument, NULL, OPT_FIRST_NAMED + 4},
-    {"log-level", required_argument, NULL, OPT_FIRST_NAMED + 5},
+    {"http", required_argument, NULL, OPT_FIRST_NAMED + 2},
+    {"state-dir", required_argument, NULL, OPT_FIRST_NAMED + 3},
+    {"workers", required_argument, NULL, OPT_FIRST_NAMED + 4},
+    {"tp", required_argument, NULL, OPT_FIRST_NAMED + 5},
+    {"log-level", required_argument, NULL, OPT_FIRST_NAMED + 6},
     {0},
 };
 
@@ -74,6 +88,8 @@ static int scan(int argc, char **argv, struct options *o, bool flags, struct err
             o->config_file = optarg;
         } else if (c == OPT_PORT_FILE) {
             o->port_file = optarg;
+        } else if (c == OPT_HTTP_PORT_FILE) {
+            o->http_port_file = optarg;
         } else if (!flags) {
             continue;
         } else if (c == OPT_SET) {

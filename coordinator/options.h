@@ -6,8 +6,9 @@
 
 struct options {
     struct config config;
-    const char *config_file; /* borrowed from argv; NULL: defaults */
-    const char *port_file;   /* borrowed; NULL: none */
+    const char *config_file;    /* borrowed from argv; NULL: defaults */
+    const char *port_file;      /* borrowed; NULL: none */
+    const char *http_port_file; /* likewise */
     /* Every flag that changed the configuration, as "path=value": spawned ranks get the same. */
     struct conf_list sets;
     char state_dir[1100]; /* config.coordinator.state_dir, or its default */

@@ -92,10 +92,11 @@ class Cluster:
         self.folder, self.api, self.tp = folder, api, tp
         self.model_dir, self.workers = model_dir, workers
         self.processes = {}
-        self.port_file = folder / "port"
+        self.port_file, self.http_port_file = folder / "port", folder / "http-port"
         values = {
             "model.dir": model_dir,
             "coordinator.listen": "127.0.0.1:0",
+            "coordinator.http.listen": "127.0.0.1:0",
             "coordinator.state_dir": folder / "state",
             "group.tensor_parallel": max(tp, 1),
             "group.workers": workers,
@@ -120,10 +121,14 @@ class Cluster:
 
     def start_coordinator(self):
         self.port_file.unlink(missing_ok=True)
-        self.spawn("coordinator", BIN / "glmd-coordinator", "--port-file", self.port_file, *self.sets)
+        self.http_port_file.unlink(missing_ok=True)
+        self.spawn("coordinator", BIN / "glmd-coordinator", "--port-file", self.port_file,
+                   "--http-port-file", self.http_port_file, *self.sets)
         self.wait(lambda: self.port_file.exists() and self.port_file.read_text().strip(),
                   "the coordinator's port file", "coordinator")
         self.target = f"127.0.0.1:{self.port_file.read_text().strip()}"
+        self.http_port = (int(self.http_port_file.read_text())
+                          if self.http_port_file.exists() else None)
         self.channel = grpc.insecure_channel(
             self.target, options=[("grpc.initial_reconnect_backoff_ms", 50),
                                   ("grpc.max_reconnect_backoff_ms", 200)])
