@@ -14,3 +14,9 @@ if(TARGET glmd_wire)
     ROOMS base model plan proto coordinator
     LIBS glmd_wire glmd_base jansson m)
 endif()
+
+# Files of API keys.
+glmd_fuzzer(fuzz_keys RUNS 100000
+  SOURCES fuzz_keys.c "${CMAKE_SOURCE_DIR}/coordinator/auth_file.c"
+  ROOMS base coordinator
+  LIBS glmd_base)
