@@ -10,7 +10,9 @@
 #include "base/util.h"
 #include "coordinator/openai_internal.h"
 
-enum { MAX_CONTAINERS = 4096 }; /* lists and objects: a few hundred bytes each, once parsed */
+/* What costs more than its bytes: lists and objects take a few hundred once parsed, and a name
+ * nearly a microsecond. */
+enum { MAX_CONTAINERS = 4096, MAX_NAMES = 8192 };
 
 /* ---- memory ---- */
 
@@ -65,7 +67,7 @@ int openai_refuse(struct openai_private *p, const char *param, const char *forma
  * found later. */
 static int scan(const char *body, size_t size, struct openai_error *e)
 {
-    size_t depth = 0, n_values = 1, n_containers = 0;
+    size_t depth = 0, n_values = 1, n_containers = 0, n_names = 0;
     bool text = false;
     for (size_t i = 0; i != size; i++) {
         char c = body[i];
@@ -79,13 +81,14 @@ static int scan(const char *body, size_t size, struct openai_error *e)
         depth += opens;
         depth -= depth && (c == '}' || c == ']');
         n_containers += opens;
+        n_names += c == ':';
         n_values += opens || c == ',' || c == ':';
-        if (depth > OPENAI_MAX_DEPTH || n_values > OPENAI_MAX_VALUES ||
+        if (depth > OPENAI_MAX_DEPTH || n_values > OPENAI_MAX_VALUES || n_names > MAX_NAMES ||
             n_containers > MAX_CONTAINERS) {
             openai_error_set(e, 400, NULL,
                              "the body is too large: expected at most %d values, %d of them lists "
-                             "or objects, nested at most %d deep",
-                             OPENAI_MAX_VALUES, MAX_CONTAINERS, OPENAI_MAX_DEPTH);
+                             "or objects, %d names, nested at most %d deep",
+                             OPENAI_MAX_VALUES, MAX_CONTAINERS, MAX_NAMES, OPENAI_MAX_DEPTH);
             return -EINVAL;
         }
     }

@@ -59,6 +59,33 @@ int openai_count_bytes(struct openai_reply *r, size_t more)
 
 /* ---- life ---- */
 
+/* The character that begins at, or ends before, a byte of well-formed UTF-8. */
+static uint32_t decode_char(const char *at)
+{
+    const unsigned char *c = (const unsigned char *)at;
+    int n = *c < 0x80 ? 0 : *c < 0xe0 ? 1 : *c < 0xf0 ? 2 : 3;
+    uint32_t v = n ? *c & (0x3fu >> n) : *c;
+    for (int i = 1; i <= n; i++)
+        v = v << 6 | (c[i] & 0x3fu);
+    return v;
+}
+
+/* Letters, digits and marks of writing that has blanks between its words: neither Chinese nor the
+ * quotation marks that it shares with others. */
+static bool is_spaced(uint32_t v)
+{
+    return (v > 0x20 && v < 0x7f) || (v > 0xa0 && v < 0x2000) || (v >= 0xac00 && v < 0xd7a4);
+}
+
+static uint32_t last_char(const char *text)
+{
+    const char *at = text + strlen(text);
+    do
+        at--;
+    while (at != text && ((unsigned char)*at & 0xc0) == 0x80);
+    return decode_char(at);
+}
+
 /* Whether the output reads on behind the prompt, so that a blank may be due between them. */
 static bool joins(const struct openai_private *p, const struct wire_generate_request *w)
 {
@@ -66,8 +93,7 @@ static bool joins(const struct openai_private *p, const struct wire_generate_req
         return false;
     if (strstr(w->text, "[MASK]") || strstr(w->text, "[sMASK]") || strstr(w->text, "[gMASK]"))
         return false;
-    unsigned char last = (unsigned char)w->text[strlen(w->text) - 1];
-    return last > ' ' && last < 0x80;
+    return is_spaced(last_char(w->text));
 }
 
 /* The prompt's text, where its echo is asked for. */
@@ -196,9 +222,9 @@ static void settle(const struct openai_reply *r, const struct openai_prompt *p,
     if (!p->join || !known)
         return;
     const char *piece = r->tokens_of.piece(r->tokens_of.context, c->first);
-    unsigned char first = (unsigned char)c->part.text.data[0];
-    c->blank = piece && strncmp(piece, "\xe2\x96\x81", 3) == 0 && first > ' ' && first < 0x80 &&
-               !strchr(".,;:!?)]}%", first);
+    const char *text = c->part.text.data;
+    c->blank = piece && strncmp(piece, "\xe2\x96\x81", 3) == 0 && is_spaced(decode_char(text)) &&
+               !strchr(".,;:!?)]}%", *text);
 }
 
 static int add_offsets(struct openai_reply *r, struct openai_choice *c,

@@ -454,13 +454,15 @@ static void size_depth_and_counts_are_bounded(void **state)
 {
     (void)state;
     static const char too_large[] = "400 -: the body is too large: expected at most 300000 values, "
-                                    "4096 of them lists or objects, nested at most 32 deep";
+                                    "4096 of them lists or objects, 8192 names, nested at most 32 "
+                                    "deep";
     struct buf b = {0};
     assert_string_equal(repeat(&b, "{\"x\":", "[", 40, ""), too_large);
     assert_string_equal(repeat(&b, "{\"prompt\":\"a\",\"x\":[", "[],", 3000, "0]}"),
                         "1 unknown=1(x) | text=\"a\" max=16 ids");
     assert_string_equal(repeat(&b, "{\"x\":[", "[],", 4096, "0]}"), too_large);
     assert_string_equal(repeat(&b, "{\"x\":[", "1,", 300000, "0]}"), too_large);
+    assert_string_equal(repeat(&b, "{\"x\":{", "\"a\":1,", 8192, "\"b\":1}}"), too_large);
     assert_string_equal(repeat(&b, "{\"prompt\":[", "[1],", 128, "[1]]}"),
                         "400 prompt: prompt: expected at most 128 prompts, found 129");
     assert_string_equal(repeat(&b, "{\"n\":16,\"prompt\":[", "[1],", 16, "[1]]}"),

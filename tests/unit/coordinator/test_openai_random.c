@@ -216,7 +216,7 @@ static void a_stream_says_what_the_body_says(void **state)
         {OPENAI_CHAT, "\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"logprobs\":true,"
                       "\"top_logprobs\":2,\"return_token_ids\":true"},
     };
-    for (int round = 0; round != 4000; round++) {
+    for (int round = 0; round != 1500; round++) {
         size_t row = random_below(ARRAY_LEN(rows));
         struct generated outputs[N_CHOICES];
         struct session stream, whole;
@@ -262,7 +262,7 @@ static void the_order_of_fields_does_not_matter(void **state)
         "\"priority\":-2",
     };
     char expected[2048] = "";
-    for (int round = 0; round != 2000; round++) {
+    for (int round = 0; round != 500; round++) {
         size_t order[ARRAY_LEN(fields)];
         struct buf b = {0};
         for (size_t i = 0; i != ARRAY_LEN(fields); i++) {
@@ -290,7 +290,7 @@ static void damaged_bodies_are_answered(void **state)
     static const char body[] =
         "{\"prompt\":[\"a\",[1,2]],\"n\":2,\"stop\":[\"x\"],\"logit_bias\":{\"5\":1.5},\"seed\":3}";
     for (size_t i = 0; i != sizeof body - 1; i++) {
-        for (int c = 1; c != 256; c++) {
+        for (int c = 1; c < 256; c += 3) {
             char copy[sizeof body];
             memcpy(copy, body, sizeof body);
             copy[i] = (char)c;

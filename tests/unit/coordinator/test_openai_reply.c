@@ -182,7 +182,10 @@ static void a_word_behind_a_word_has_its_blank(void **state)
     expect_joined("The capital is\\n", 0, "Paris", "Paris");
     expect_joined("go", 11, "ing", "ing");        /* no word mark */
     expect_joined("The capital is", 1, ".", "."); /* nothing in front of a full stop */
-    expect_joined("首都是", 0, "Paris", "Paris"); /* Chinese has no blanks */
+    expect_joined("caf\xc3\xa9", 0, "Paris", " Paris");
+    expect_joined("x", 0, "\xc3\xa9t\xc3\xa9", " \xc3\xa9t\xc3\xa9");
+    expect_joined("\xe2\x80\x9c", 0, "Paris", "Paris"); /* an opening quotation mark */
+    expect_joined("首都是", 0, "Paris", "Paris");       /* Chinese has no blanks */
     expect_joined("The capital is", 4, "人", "人");
     expect_joined("It is [MASK]", 0, "Paris", "Paris"); /* a blank is filled, nothing goes on */
     expect_joined("x", -1, "y", "y");                   /* no piece */
