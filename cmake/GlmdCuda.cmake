@@ -1,7 +1,12 @@
 # Finds nvcc. The CUDA side is one shared object, libglmd_cuda.so, opened at run time; nothing
 # else in the tree depends on the toolkit.
+set(GLMD_CUDA_ARCHS "" CACHE STRING
+  "Architectures to build for, as 80;90a. Empty: that of this host's GPU; without one all that glmd \
+knows (75 80 86 89 90a 100 120, as far as nvcc does) with GLMD_CUDA=ON, and 90a with AUTO")
 set(GLMD_HAVE_CUDA OFF)
-if(NOT GLMD_CUDA STREQUAL "OFF")
+if(GLMD_SANITIZE AND GLMD_CUDA STREQUAL "AUTO")
+  # the host's half is tested with the emulated GPU; nvcc knows no sanitizers
+elseif(NOT GLMD_CUDA STREQUAL "OFF")
   if(NOT CMAKE_CUDA_COMPILER)
     find_program(GLMD_NVCC nvcc HINTS /usr/local/cuda/bin)
     if(GLMD_NVCC)
@@ -16,9 +21,43 @@ if(NOT GLMD_CUDA STREQUAL "OFF")
     message(FATAL_ERROR "GLMD_CUDA=ON, but no nvcc was found: put it on PATH or set CMAKE_CUDA_COMPILER")
   endif()
 endif()
-message(STATUS "CUDA backend: ${GLMD_HAVE_CUDA}")
+
+# Which architectures: cmake's list, machine code only.
+if(GLMD_HAVE_CUDA)
+  set(CMAKE_CUDA_ARCHITECTURES OFF) # said per target
+  if(CCACHE_PROGRAM)
+    set(CMAKE_CUDA_COMPILER_LAUNCHER "${CCACHE_PROGRAM}")
+  endif()
+  enable_language(CUDA)
+  set(cuda_archs ${GLMD_CUDA_ARCHS})
+  if(NOT cuda_archs)
+    execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+      OUTPUT_VARIABLE found RESULT_VARIABLE failed ERROR_QUIET)
+    if(NOT failed)
+      string(REGEX MATCHALL "[0-9]+[.][0-9]" found "${found}")
+      string(REPLACE "." "" cuda_archs "${found}")
+      list(REMOVE_DUPLICATES cuda_archs)
+      list(TRANSFORM cuda_archs REPLACE "^90$" "90a")
+    elseif(GLMD_CUDA STREQUAL "ON")
+      set(cuda_archs 75 80 86 89 90a 100 120)
+    else()
+      set(cuda_archs 90a)
+    endif()
+  endif()
+  execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE known)
+  set(GLMD_CUDA_ARCH_LIST "")
+  foreach(arch ${cuda_archs})
+    string(REGEX REPLACE "[a-z]+$" "" number "${arch}")
+    if(known MATCHES "sm_${number}\n")
+      list(APPEND GLMD_CUDA_ARCH_LIST "${arch}-real")
+    else()
+      message(STATUS "CUDA backend: this nvcc does not know sm_${arch}")
+    endif()
+  endforeach()
+endif()
+message(STATUS "CUDA backend: ${GLMD_HAVE_CUDA} ${GLMD_CUDA_ARCH_LIST}")
 
 # Files of the CUDA backend, in kernels/.
 set(GLMD_CUDA_SOURCES
-  cuda/attention.cu cuda/convert.cu cuda/cuda.c cuda/driver_cuda.c cuda/kv.cu cuda/rope.cu
-  cuda/rowwise.cu cuda/step.c)
+  cuda/attention.cu cuda/convert.cu cuda/cuda.c cuda/driver_cuda.c cuda/kv.cu cuda/library.cu cuda/linear.cu
+  cuda/ops.c cuda/plan.c cuda/rope.cu cuda/rowwise.cu cuda/step.c)

@@ -31,13 +31,15 @@ static size_t cuda_rope_bytes(uint32_t max_seq, uint32_t half_dim)
     return 2 * (size_t)max_seq * half_dim * sizeof(float);
 }
 
+/* As kernels/cuda/kv.h lays a block out. */
 static size_t cuda_kv_block_bytes(enum k_mode mode, const struct k_kv_params *p)
 {
-    (void)mode;
+    enum k_kv_type type = k_kv_resolve(p->type, mode);
     size_t vectors = (size_t)p->n_layers * p->n_kv_heads * p->block_tokens * 2;
-    if (p->type == K_KV_I8) /* and a scale */
-        return vectors * (p->head_dim + CUDA_HALF);
-    return p->type == K_KV_F32 ? 0 : vectors * p->head_dim * CUDA_HALF;
+    size_t dim_pad = ((size_t)p->head_dim + 63) / 64 * 64;
+    if (type == K_KV_I8) /* and a scale */
+        return vectors * (dim_pad + CUDA_HALF);
+    return type == K_KV_F16 ? vectors * dim_pad * CUDA_HALF : 0;
 }
 
 static size_t cuda_product_bytes(uint32_t max_rows, enum k_weight type, uint32_t rows,

@@ -1,4 +1,7 @@
-/* convert.cu: activations between FP32 on the host's side and binary16, and the probe. */
+/* convert.cu: activations between FP32 on the host's side and binary16, rows picked from them, and
+ * the probe. */
+#include <cassert>
+
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/dev.h"
 
@@ -35,6 +38,24 @@ DEV_KERNEL(THREADS, 1) void floats_from_halves(DEV_PARAMS(convert_params) p)
     }
 }
 
+/* Which rows: few enough to go with the launch. */
+struct gather_params {
+    const uint16_t *x; /* [.., cols] */
+    uint16_t *y;       /* [n, cols] */
+    uint32_t cols;     /* a multiple of 8 */
+    uint32_t rows[64];
+};
+enum { GATHER_ROWS = sizeof(gather_params::rows) / sizeof(uint32_t) };
+
+/* Grid: pieces of a row, rows. */
+DEV_KERNEL(THREADS, 1) void gather_kernel(DEV_PARAMS(gather_params) p)
+{
+    uint32_t col = (dev_cta_x() * THREADS + dev_thread()) * 8;
+    if (col < p.cols)
+        dev_store16(p.y + (size_t)dev_cta_y() * p.cols + col,
+                    dev_load16(p.x + (size_t)p.rows[dev_cta_y()] * p.cols + col));
+}
+
 DEV_KERNEL(DEV_WARP, 1) void probe(DEV_PARAMS(convert_params) p)
 {
     if (dev_thread() == 0)
@@ -63,6 +84,26 @@ void cuda_floats_from_halves(struct k_ctx *c, float *dst, const uint16_t *src, s
 {
     convert_params p = {const_cast<uint16_t *>(src), dst, n};
     cuda_check(c, dev_run(launch_of(c, n), floats_from_halves, p), "download");
+}
+
+void cuda_gather(struct k_ctx *c, const void *x, uint32_t cols, const uint32_t *rows, uint32_t n,
+                 void *y)
+{
+    assert(cols % 8 == 0);
+    for (uint32_t done = 0; done < n;) {
+        const uint32_t some = n - done < GATHER_ROWS ? n - done : (uint32_t)GATHER_ROWS;
+        gather_params p = {};
+        p.x = (const uint16_t *)x;
+        p.y = (uint16_t *)y + (size_t)done * cols;
+        p.cols = cols;
+        for (uint32_t i = 0; i < some; i++)
+            p.rows[i] = rows[done + i];
+        struct dev_launch at = launch_of(c, 1);
+        at.grid.x = (cols / 8 + THREADS - 1) / THREADS;
+        at.grid.y = some;
+        cuda_check(c, dev_run(at, gather_kernel, p), "gather");
+        done += some;
+    }
 }
 
 int cuda_probe(struct k_ctx *c, uint32_t *device_word)

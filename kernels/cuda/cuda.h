@@ -115,6 +115,8 @@ uint32_t cuda_step_rows(struct k_ctx *c, const struct k_seq *seqs, uint32_t n_se
 
 void cuda_halves_from_floats(struct k_ctx *c, uint16_t *dst, const float *src, size_t n);
 void cuda_floats_from_halves(struct k_ctx *c, float *dst, const uint16_t *src, size_t n);
+void cuda_gather(struct k_ctx *c, const void *x, uint32_t cols, const uint32_t *rows, uint32_t n,
+                 void *y);
 /* Launches a kernel that writes a word: whether this device can run what this library holds. */
 int cuda_probe(struct k_ctx *c, uint32_t *device_word);
 

@@ -24,7 +24,7 @@ static int properties(int device, struct cuda_properties *ret)
         .memory_bytes = p.totalGlobalMem,
         .shared_bytes = p.sharedMemPerBlockOptin,
     };
-    snprintf(ret->name, sizeof ret->name, "%s", p.name);
+    snprintf(ret->name, sizeof ret->name, "%.127s", p.name);
     return (int)cudaDeviceGetPCIBusId(ret->pci_bus, sizeof ret->pci_bus, device);
 }
 

@@ -91,7 +91,7 @@ void golden_open(struct golden_engine *g, const struct golden_options *o)
                                    .tp_size = o->tp,
                                    .pp_size = o->pp,
                                    .stage_layers = o->stage_layers,
-                                   .device = "cpu",
+                                   .device = o->device ? o->device : "cpu",
                                    .mode = o->mode,
                                    .kv_type = o->kv_type,
                                    .n_threads = o->tp * MAX(o->pp, 1u), /* one each */

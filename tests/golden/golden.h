@@ -54,6 +54,7 @@ struct golden_options {
     uint32_t tp;
     enum k_mode mode;
     enum k_kv_type kv_type;
+    const char *device; /* NULL = "cpu" */
     const char *isa;
     uint32_t pp;                  /* stages; 0 = 1 */
     const uint32_t *stage_layers; /* [pp], NULL = even */

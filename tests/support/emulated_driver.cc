@@ -59,7 +59,7 @@ int properties(int device, struct cuda_properties *ret)
     ret->minor = state.minor;
     ret->n_multiprocessors = 4;
     ret->memory_bytes = state.memory_bytes;
-    ret->shared_bytes = 99 << 10;
+    ret->shared_bytes = state.major < 8 ? 64 << 10 : 99 << 10;
     return 0;
 }
 
@@ -303,9 +303,10 @@ void emulated_driver_reset(void)
 {
     uint64_t allocated = state.allocated, host_allocated = state.host_allocated;
     state = {};
-    state.n_devices = 2;
+    state.n_devices = 8;
     state.driver_version = 13000;
-    state.major = 8;
+    state.major = EMU_ARCH / 100;
+    state.minor = EMU_ARCH / 10 % 10;
     state.memory_bytes = (size_t)1 << 30;
     state.allocated = allocated;
     state.host_allocated = host_allocated;

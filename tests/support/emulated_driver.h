@@ -42,7 +42,7 @@ struct emulated_driver {
 struct emulated_driver *emulated_driver_state(void);
 /* False where kernels cannot be emulated (ThreadSanitizer): a test skips then. */
 bool emulated_driver_works(void);
-/* Two devices of 1 GiB, sm_80, nothing fails. */
+/* Eight devices of 1 GiB, of the emulated architecture; nothing fails. */
 void emulated_driver_reset(void);
 
 #ifdef __cplusplus

@@ -1,0 +1,148 @@
+/* ops.c: the CUDA backend's table of operations (kernels/kernels.h): the one symbol that
+ * libglmd_cuda.so has for others. Puts the products (linear.h) beside the rest of the context. */
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/linear.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- products ---- */
+
+static void *products_alloc(void *arg, size_t bytes)
+{
+    return cuda_new(arg, bytes);
+}
+
+static void products_free(void *arg, void *p)
+{
+    cuda_free(arg, p);
+}
+
+static void products_upload(void *arg, void *dst, const void *src, size_t bytes)
+{
+    cuda_upload_bytes(arg, dst, src, bytes);
+}
+
+static void close_products(struct k_ctx *c)
+{
+    products_deinit(c->products);
+    free(c->products);
+    c->products = NULL;
+}
+
+static int open_products(struct k_ctx *c)
+{
+    const struct linear_device device = {
+        .memory = {c, products_alloc, products_free, products_upload},
+        .stream = c->stream,
+        .arch = (uint32_t)c->arch * 10,
+        .n_sms = (uint32_t)c->n_multiprocessors,
+        .shared_bytes = c->shared_bytes,
+        .max_rows = c->max_rows,
+        .max_cols = c->max_cols,
+    };
+    c->products = calloc(1, sizeof *c->products);
+    if (!c->products)
+        return -ENOMEM;
+    c->close_products = close_products;
+    return products_init(c->products, &device);
+}
+
+static int op_open(const struct k_open_params *p, struct k_ctx **ret, char *message, size_t size)
+{
+    struct k_ctx *c;
+    int r = cuda_open(p, &c, message, size);
+    if (r)
+        return r;
+    r = open_products(c);
+    if (r) {
+        if (r != -EIO || !cuda_sync(c, message, size))
+            snprintf(message, size, "out of memory: room for partial sums of products");
+        cuda_close(c);
+        return r;
+    }
+    *ret = c;
+    return 0;
+}
+
+static size_t op_linear_bytes(struct k_ctx *c, enum k_weight type, uint32_t rows, uint32_t cols,
+                              uint32_t n_groups)
+{
+    (void)c;
+    return linear_bytes(type, rows, cols, n_groups);
+}
+
+static size_t op_product_bytes(struct k_ctx *c)
+{
+    return products_bytes(c->products);
+}
+
+static struct k_linear *op_linear_new(struct k_ctx *c, const struct k_linear_src *src)
+{
+    cuda_enter(c);
+    struct k_linear *l = linear_new(c->products, src);
+    cuda_check(c, c->products->error, "packing of a matrix");
+    return l;
+}
+
+static void op_linear_free(struct k_ctx *c, struct k_linear *l)
+{
+    if (l)
+        linear_free(c->products, l);
+}
+
+static void op_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows,
+                      void *y)
+{
+    linear_multiply(c->products, l, x, n_rows, y);
+    cuda_check(c, c->products->error, "linear");
+}
+
+static void op_embed(struct k_ctx *c, const struct k_linear *table, uint32_t first_row,
+                     const int32_t *ids, uint32_t n_rows, void *y)
+{
+    linear_embed(c->products, table, first_row, cuda_step_ids(c, ids, n_rows), n_rows, y);
+    cuda_check(c, c->products->error, "embedding");
+}
+
+/* ---- the table ---- */
+
+__attribute__((visibility("default"))) const struct k_ops glmd_cuda_ops = {
+    .name = "cuda",
+    .open = op_open,
+    .close = cuda_close,
+    .describe = cuda_describe,
+    .sync = cuda_sync,
+    .act_bytes = cuda_act_bytes,
+    .alloc = cuda_new,
+    .free = cuda_free,
+    .memory = cuda_memory,
+    .upload = cuda_upload,
+    .download = cuda_download,
+    .host_view = cuda_host_view,
+    .linear_bytes = op_linear_bytes,
+    .product_bytes = op_product_bytes,
+    .linear_new = op_linear_new,
+    .linear_free = op_linear_free,
+    .begin_step = cuda_begin_step,
+    .linear = op_linear,
+    .embed = op_embed,
+    .norm_new = cuda_norm_new,
+    .norm_free = cuda_norm_free,
+    .norm = cuda_norm,
+    .bias_new = cuda_bias_new,
+    .bias_free = cuda_bias_free,
+    .residual_norm = cuda_residual_norm,
+    .kv_new = cuda_kv_new,
+    .kv_free = cuda_kv_free,
+    .kv_block_bytes = cuda_kv_block_bytes,
+    .kv_copy = cuda_kv_copy,
+    .rope_new = cuda_rope_new,
+    .rope_free = cuda_rope_free,
+    .rope_kv = cuda_rope_kv,
+    .attention = cuda_attention,
+    .geglu = cuda_geglu,
+    .gather = cuda_gather,
+};

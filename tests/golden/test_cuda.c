@@ -1,0 +1,194 @@
+/* test_cuda.c: the whole engine on the CUDA backend, executed on the emulated GPU: against the CPU
+ * backend, tensor parallel, in stages, in slices, with INT8 keys and values; and what must be equal
+ * bit for bit: slices against whole prompts, stages against one, a run against the next. */
+#include "tests/golden/script.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/util.h"
+#include "tests/support/emulated_driver.h"
+
+struct run {
+    struct golden_options o;
+    bool sliced;
+};
+
+static float *on_gpu(struct run r, size_t *ret_n)
+{
+    r.o.device = "cuda";
+    return script_run(&r.o, r.sliced, ret_n);
+}
+
+static void same_bits(const float *a, const float *b, size_t n, const char *what)
+{
+    for (size_t i = 0; i != n; i++)
+        if (memcmp(&a[i], &b[i], sizeof *a) != 0)
+            fail_msg("%s: logit %zu: %.9g and %.9g", what, i, (double)a[i], (double)b[i]);
+}
+
+/* Root of the mean square of the differences, as a share of that of the values. */
+static double distance(const float *got, const float *want, size_t n)
+{
+    double differences = 0, values = 0;
+    for (size_t i = 0; i != n; i++) {
+        double d = (double)got[i] - (double)want[i];
+        differences += d * d;
+        values += (double)want[i] * (double)want[i];
+    }
+    return sqrt(differences / values);
+}
+
+/* Logits of half-precision activations against single precision on the CPU. With INT8 keys and
+ * values, small differences in front of the rounding become steps of a 127th behind it. */
+static void test_against_cpu(void **state)
+{
+    (void)state;
+    static const struct {
+        struct run r;
+        double most;
+    } cases[] = {
+        {{{.model = "int4-tp1", .tp = 1, .mode = K_MODE_FP16}, false}, 8e-3},
+        {{{.model = "fp16-tp1", .tp = 1, .mode = K_MODE_FP16}, false}, 8e-3},
+        {{{.model = "int8-tp2", .tp = 2, .mode = K_MODE_FP16}, false}, 8e-3},
+        {{{.model = "int4-tp1", .tp = 2, .mode = K_MODE_FP16, .kv_type = K_KV_I8}, true}, 4e-2},
+        {{{.model = "int4-tp4", .tp = 4, .mode = K_MODE_FP16, .pp = 2}, false}, 8e-3},
+    };
+    for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
+        size_t n;
+        struct golden_options o = cases[i].r.o;
+        o.mode = K_MODE_FP32; /* keys and values in INT8 on both, where they are */
+        float *want = script_run(&o, false, &n);
+        float *got = on_gpu(cases[i].r, &n);
+        double found = distance(got, want, n);
+        print_message("%s, %ux%u: relative distance to the CPU in fp32: %.2g\n", o.model, o.tp,
+                      MAX(o.pp, 1u), found);
+        if (!(found <= cases[i].most))
+            fail_msg("case %zu: relative distance %.3g, expected at most %.3g", i, found,
+                     cases[i].most);
+        free(want);
+        free(got);
+    }
+}
+
+static void test_same_bits(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *what;
+        struct run a, b;
+    } cases[] = {
+        {"again",
+         {{.model = "int4-tp1", .tp = 1, .mode = K_MODE_FP16}, false},
+         {{.model = "int4-tp1", .tp = 1, .mode = K_MODE_FP16}, false}},
+        {"slices",
+         {{.model = "int4-tp1", .tp = 1, .mode = K_MODE_FP16, .kv_type = K_KV_I8}, false},
+         {{.model = "int4-tp1", .tp = 1, .mode = K_MODE_FP16, .kv_type = K_KV_I8}, true}},
+        {"stages",
+         {{.model = "int4-tp1", .tp = 2, .mode = K_MODE_FP16}, false},
+         {{.model = "int4-tp1", .tp = 2, .mode = K_MODE_FP16, .pp = 3}, true}},
+    };
+    for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
+        size_t n;
+        float *a = on_gpu(cases[i].a, &n), *b = on_gpu(cases[i].b, &n);
+        same_bits(a, b, n, cases[i].what);
+        free(a);
+        free(b);
+    }
+}
+
+/* The device fails in a step: the epoch is over, the message says where, and nothing is lost. */
+static void test_device_fails(void **state)
+{
+    (void)state;
+    struct golden_engine g;
+    golden_open(
+        &g,
+        &(struct golden_options){
+            .model = "int4-tp1", .tp = 1, .mode = K_MODE_FP16, .device = "cuda:0", .n_slots = 1});
+    static const int32_t ids[4] = {5, 6, 7, 8}, positions[4] = {0, 1, 2, 3};
+    uint32_t blocks[GOLDEN_BLOCKS_PER_SEQ];
+    golden_blocks(0, blocks);
+    struct plan_item item = {.slot_gen = 1,
+                             .n_tokens = 4,
+                             .prefix_len = 3,
+                             .tokens = ids,
+                             .positions = positions,
+                             .blocks = blocks,
+                             .n_blocks = GOLDEN_BLOCKS_PER_SEQ,
+                             .output = PLAN_OUTPUT_SAMPLE,
+                             .sampling = {.temperature = 1.0f, .top_k = 1}};
+    golden_step(&g, &item, 1, NULL, 0, NULL, 0);
+    struct emulated_driver *d = emulated_driver_state();
+    d->fail = "copy";
+    d->error = EMULATED_ILLEGAL_ADDRESS;
+    d->sticky = 1;
+    struct plan plan = {.epoch = g.epoch, .step = g.step + 1, .items = &item, .n_items = 1};
+    item.slot_gen = 2;
+    const struct step_result *result;
+    for (int again = 0; again != 2; again++) {
+        struct err e = ERR_INIT;
+        assert_int_equal(local_group_step(g.group, &plan, &result, &e), -EIO);
+        const char *words = again ? "an earlier step of this epoch failed"
+                                  : "cuda:0: an illegal memory access was encountered "
+                                    "(cudaErrorIllegalAddress), first seen at";
+        if (!strstr(e.message, words))
+            fail_msg("%s", e.message);
+    }
+    golden_close(&g);
+    emulated_driver_reset();
+    assert_int_equal(d->allocated, 0);
+    assert_int_equal(d->host_allocated, 0);
+}
+
+static void test_open_refusals(void **state)
+{
+    (void)state;
+    struct golden_engine g; /* for its directory */
+    golden_open(&g, &(struct golden_options){.model = "int4-tp1", .tp = 1, .n_slots = 1});
+    const struct {
+        const char *device, *words;
+        enum k_mode mode;
+        uint64_t memory_bytes;
+        int code;
+    } cases[] = {
+        {"cuda:99", "this host has 8 CUDA devices", K_MODE_FP16, 1 << 30, -ENODEV},
+        {"cuda:0", "fp16 activations only", K_MODE_FP32, 1 << 30, -EINVAL},
+        {"cuda:0", "out of memory", K_MODE_FP16, 1 << 20, -ENOMEM},
+        {"cuda:0", "out of memory", K_MODE_FP16, 9 << 20, -ENOMEM},
+    };
+    for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
+        emulated_driver_state()->memory_bytes = cases[i].memory_bytes;
+        struct engine_config config = {.model = g.dir,
+                                       .tp_size = 1,
+                                       .device = cases[i].device,
+                                       .mode = cases[i].mode,
+                                       .n_slots = 4};
+        struct engine *engine = NULL;
+        struct err e = ERR_INIT;
+        int r = engine_open(&config, &engine, &e);
+        if (r != cases[i].code || !strstr(e.message, cases[i].words))
+            fail_msg("case %zu: %d \"%s\", expected %d \"%s\"", i, r, e.message, cases[i].code,
+                     cases[i].words);
+        assert_int_equal(emulated_driver_state()->allocated, 0);
+    }
+    golden_close(&g);
+    emulated_driver_reset();
+}
+
+int main(void)
+{
+    if (!emulated_driver_works()) {
+        print_message("skipped: fibers and ThreadSanitizer do not go together\n");
+        return 77;
+    }
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_against_cpu),
+        cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_device_fails),
+        cmocka_unit_test(test_open_refusals),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
