@@ -37,6 +37,7 @@ static grpc_channel *create(const struct rpc_channel *ch, const char *target,
         {.key = GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET,
          .value.integer = 1 << GRPC_COMPRESS_NONE},
         {.key = GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, .value.integer = 0},
+        {.key = GRPC_ARG_ENABLE_CHANNELZ, .value.integer = 0},
         {.key = GRPC_ARG_HTTP2_BDP_PROBE, .value.integer = 0},
         {.key = GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, .value.integer = 65536},
         /* What the environment or the DNS says about proxies and policies is not for us. */

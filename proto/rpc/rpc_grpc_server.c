@@ -41,6 +41,8 @@ static grpc_server *create(const struct rpc_server *s)
         {.key = GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET,
          .value.integer = 1 << GRPC_COMPRESS_NONE},
         {.key = GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, .value.integer = 0},
+        /* Books about every message, which nothing here serves. */
+        {.key = GRPC_ARG_ENABLE_CHANNELZ, .value.integer = 0},
         /* A peer that does not read, or whose messages are not read, holds 64 KiB per stream. */
         {.key = GRPC_ARG_HTTP2_BDP_PROBE, .value.integer = 0},
         {.key = GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, .value.integer = 65536},

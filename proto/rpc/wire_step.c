@@ -16,6 +16,11 @@ enum { VARINT_BYTES = 10 }; /* of the longest */
 
 static inline uint8_t *put_varint(uint8_t *at, uint64_t value)
 {
+    if (value >= 0x80 && value < 0x4000) { /* most block ids and positions */
+        at[0] = (uint8_t)(value | 0x80);
+        at[1] = (uint8_t)(value >> 7);
+        return at + 2;
+    }
     for (; value >= 0x80; value >>= 7)
         *at++ = (uint8_t)(value | 0x80);
     *at++ = (uint8_t)value;
