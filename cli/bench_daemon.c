@@ -39,7 +39,7 @@ static const char usage[] =
     "  --batch N             streams that are compared with one; default 32\n"
     "  --threads N           of the rank, and of the engine alone; default 1\n"
     "  --activations MODE    fp32, fp16 (default) or a8\n"
-    "  --input-len N         tokens of a prompt; default 64\n"
+    "  --input-len N         tokens of a prompt; default 16\n"
     "  --seconds S           time of each measurement; default 4\n"
     "  --rounds N            default 5\n"
     "  --coordinator-program PATH  default: glmd-coordinator beside this program\n"
@@ -70,8 +70,9 @@ struct daemon_bench {
     struct dataset prompts;
     struct model_dir *dir;
     struct local_group *group;
-    struct plan_item *items; /* [batch] */
-    uint32_t *blocks;        /* [batch, per_sequence] */
+    struct plan_item *items;  /* [batch] */
+    struct plan_copy *copies; /* [batch * per_sequence] */
+    uint32_t *blocks;         /* [batch, per_sequence] */
     int32_t *prompt, *positions;
     struct measured_round measured[MAX_ROUNDS];
     /* state */
@@ -155,7 +156,7 @@ static int parse_args(struct daemon_bench *b, int argc, char **argv)
     *b = (struct daemon_bench){.synthetic = "glm-300m",
                                .activations = "fp16",
                                .batch = 32,
-                               .input_len = 64,
+                               .input_len = 16,
                                .rounds = 5,
                                .seconds = 4,
                                .engine = LOCAL_ENGINE_OPTIONS_INIT,
@@ -200,19 +201,30 @@ static int start_daemon(struct daemon_bench *b, struct err *e)
     return dataset_make(&o, &b->target, &b->prompts) ? err_set(e, -EIO, "no prompts") : 0;
 }
 
-/* The measurement begins when every stream decodes. */
+/* When the newest token came; 0 while a stream has none. */
+static int64_t newest(const struct daemon_bench *b, const struct load_result *load)
+{
+    int64_t found = 0;
+    for (uint32_t i = 0; i != b->n_streams; i++) {
+        if (!load->outcomes[i].first_ns)
+            return 0;
+        found = MAX(found, load->outcomes[i].last_ns);
+    }
+    return found;
+}
+
+/* From the end of one step to that of another: tokens come in bursts. The measurement begins when
+ * every stream decodes. */
 static int on_tick(void *context, const struct load_result *load)
 {
     struct daemon_bench *b = context;
-    int64_t now = clock_now_ns();
-    if (!b->from_ns && load->n_tokens >= (uint64_t)b->n_streams * WARM_TOKENS) {
-        for (uint32_t i = 0; i != b->n_streams; i++) {
-            if (!load->outcomes[i].first_ns)
-                return 0;
-        }
+    int64_t now = newest(b, load);
+    if (!now || load->n_tokens < (uint64_t)b->n_streams * WARM_TOKENS)
+        return 0;
+    if (!b->from_ns) {
         b->from_ns = now;
         b->from_tokens = load->n_tokens;
-    } else if (b->from_ns && (double)(now - b->from_ns) >= b->seconds * 1e9) {
+    } else if ((double)(now - b->from_ns) >= b->seconds * 1e9) {
         b->to_ns = now;
         b->to_tokens = load->n_tokens;
         return -ECANCELED; /* enough */
@@ -265,9 +277,10 @@ static int open_engine(struct daemon_bench *b, struct err *e)
     uint32_t n_blocks = b->batch * b->per_sequence;
     b->items = alloc_array(b->batch, sizeof *b->items);
     b->blocks = alloc_array(n_blocks, sizeof *b->blocks);
+    b->copies = alloc_array(n_blocks, sizeof *b->copies);
     b->prompt = alloc_array(longest, sizeof *b->prompt);
     b->positions = alloc_array(longest, sizeof *b->positions);
-    if (!b->items || !b->blocks || !b->prompt || !b->positions)
+    if (!b->items || !b->blocks || !b->copies || !b->prompt || !b->positions)
         return err_set(e, -ENOMEM, "out of memory");
     for (uint32_t i = 0; i != n_blocks; i++)
         b->blocks[i] = i;
@@ -282,10 +295,15 @@ static int open_engine(struct daemon_bench *b, struct err *e)
 }
 
 static int run_step(struct daemon_bench *b, const struct plan_item *items, uint32_t n,
-                    struct err *e)
+                    uint32_t n_copies, struct err *e)
 {
     const struct step_result *result;
-    const struct plan p = {.epoch = 1, .step = ++b->step, .items = items, .n_items = n};
+    const struct plan p = {.epoch = 1,
+                           .step = ++b->step,
+                           .copies = b->copies,
+                           .n_copies = n_copies,
+                           .items = items,
+                           .n_items = n};
     return local_group_step(b->group, &p, &result, e);
 }
 
@@ -307,12 +325,26 @@ static struct plan_item item_of(const struct daemon_bench *b, uint32_t i, uint32
 
 /* The token behind the context, in each of n slots: every time a sequence of its own, so that the
  * step can be repeated. */
-static int run_decode(struct daemon_bench *b, uint32_t n, uint32_t context, struct err *e)
+static int run_decode(struct daemon_bench *b, uint32_t n, uint32_t context, uint32_t n_copies,
+                      struct err *e)
 {
     b->slot_gen++;
     for (uint32_t i = 0; i != n; i++)
         b->items[i] = item_of(b, i, context, 1);
-    return run_step(b, b->items, n, e);
+    return run_step(b, b->items, n, n_copies, e);
+}
+
+/* The blocks of sequence 0 for the others: what they hold does not matter, that they are theirs
+ * does. */
+static uint32_t plan_copies(struct daemon_bench *b, uint32_t n, uint32_t context)
+{
+    uint32_t n_copies = 0, n_blocks = context / PLAN_KV_BLOCK_TOKENS + 1;
+    for (uint32_t i = 1; i != n; i++) {
+        for (uint32_t k = 0; k != n_blocks; k++)
+            b->copies[n_copies++] =
+                (struct plan_copy){b->blocks[k], b->blocks[i * b->per_sequence + k]};
+    }
+    return n_copies;
 }
 
 static int run_engine(struct daemon_bench *b, uint32_t n, double at, struct speed *ret,
@@ -320,17 +352,14 @@ static int run_engine(struct daemon_bench *b, uint32_t n, double at, struct spee
 {
     uint32_t last = b->per_sequence * PLAN_KV_BLOCK_TOKENS - 1, n_steps = 0;
     uint32_t context = MIN((uint32_t)at, last);
-    int r = 0;
-    for (uint32_t i = 0; i != n && r == 0; i++) {
-        b->slot_gen++;
-        const struct plan_item whole = item_of(b, i, 0, context);
-        r = run_step(b, &whole, 1, e);
-    }
-    if (r == 0)
-        r = run_decode(b, n, context, e); /* warms up */
+    b->slot_gen++;
+    const struct plan_item whole = item_of(b, 0, 0, context);
+    int r = run_step(b, &whole, 1, 0, e);
+    if (r == 0) /* warms up, too */
+        r = run_decode(b, n, context, plan_copies(b, n, context), e);
     int64_t begin = clock_now_ns(), now = begin;
     for (; r == 0 && (double)(now - begin) < b->seconds * 1e9; now = clock_now_ns()) {
-        r = run_decode(b, n, context, e);
+        r = run_decode(b, n, context, 0, e);
         n_steps++;
     }
     *ret = (struct speed){(double)n * n_steps * 1e9 / (double)(now - begin), context};
@@ -474,6 +503,7 @@ int bench_daemon(int argc, char **argv)
     model_dir_close(b.dir);
     free(b.items);
     free(b.blocks);
+    free(b.copies);
     free(b.prompt);
     free(b.positions);
     return code;

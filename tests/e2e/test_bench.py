@@ -174,7 +174,7 @@ def test_daemon(tmp_path):
     shares = [r["daemon_many"]["tokens_per_s"] / r["engine_many"]["tokens_per_s"] for r in found["rounds"]]
     assert found["daemon_share"] == pytest.approx(sum(shares) / 2)
     for r in found["rounds"]:
-        assert 64 < r["daemon_many"]["context"] and 64 < r["daemon_one"]["context"]
+        assert 16 < r["daemon_many"]["context"] and 16 < r["daemon_one"]["context"]
         assert abs(r["engine_many"]["context"] - r["daemon_many"]["context"]) < 1
     assert [p.name for p in tmp_path.iterdir()] == ["daemon.json"]
 
