@@ -241,6 +241,7 @@ static int run_daemon(struct daemon_bench *b, uint32_t n, struct speed *ret, str
                                        .prompts = b->prompts.prompts,
                                        .n_prompts = n,
                                        .max_concurrency = n,
+                                       .greedy = true, /* as the engine's items */
                                        .ignore_end = true,
                                        .on_tick = on_tick,
                                        .tick_ns = TICK_MS * NSEC_PER_MSEC,

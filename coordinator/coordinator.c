@@ -18,19 +18,17 @@
 
 /* ---- the pump ---- */
 
-/* False when there was nothing to tell. */
-static bool pump_touched(struct coordinator *c)
+static void pump_touched(struct coordinator *c)
 {
     struct request *r = sched_next_touched(c->sched);
     if (!r)
-        return false;
+        return;
     enum loop_part outer = loop_meter_enter(&c->meter, LOOP_TELL);
     for (; r; r = sched_next_touched(c->sched)) {
         front_touched(c, r);
         c->n_told++;
     }
     loop_meter_leave(&c->meter, outer);
-    return true;
 }
 
 /* Steps of one group, as many as may be out. */
@@ -88,11 +86,11 @@ void coordinator_pump(struct coordinator *c)
     c->pumping = true;
     while (c->pump_again) {
         c->pump_again = false;
-        /* In front of the messages: the ranks wait for it. What clients are told may make room, and
-         * planning may have ended some. */
-        do
-            pump_steps(c);
-        while (pump_touched(c));
+        /* One step is out while the next one is planned, so that no rank waits for what clients
+         * are told meanwhile. */
+        pump_touched(c);
+        pump_steps(c);
+        pump_touched(c); /* planning may have ended some */
         release_drained(c);
     }
     c->pumping = false;
