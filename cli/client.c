@@ -8,11 +8,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include <uv.h>
-
 #include "base/clock.h"
 #include "base/utf8.h"
 #include "base/util.h"
+#include "cli/caller.h"
 #include "cli/cli.h"
 #include "cli/common.h"
 #include "proto/rpc/rpc.h"
@@ -65,48 +64,17 @@ int client_option(struct client_target *t, int c, const char *value)
 
 struct client {
     const struct client_target *target;
-    const struct client_call *call;
-    uv_loop_t loop;
+    struct caller caller;
     uv_signal_t interrupt;
-    struct rpc_runtime *runtime;
-    struct rpc_channel *channel;
-    struct rpc_call *rpc; /* NULL before rpc_open and after on_done */
-    /* the end */
-    bool done;
     bool interrupted;
-    struct err failure; /* of on_message */
-    enum rpc_status status;
-    char message[1024];
 };
-
-static void on_message(struct rpc_call *rpc, const uint8_t *data, size_t size)
-{
-    struct client *c = rpc_user(rpc);
-    if (c->failure.code || c->interrupted)
-        return;
-    int r = c->call->on_message(c->call->context, data, size, &c->failure);
-    if (r < 0) {
-        c->failure.code = r;
-        rpc_cancel(rpc);
-    }
-}
-
-static void on_done(struct rpc_call *rpc, enum rpc_status status, const char *message)
-{
-    struct client *c = rpc_user(rpc);
-    c->status = status;
-    snprintf(c->message, sizeof c->message, "%s", message ? message : "");
-    c->rpc = NULL;
-    c->done = true;
-}
 
 static void on_interrupt(uv_signal_t *signal, int number)
 {
     (void)number;
     struct client *c = signal->data;
     c->interrupted = true;
-    if (c->rpc)
-        rpc_cancel(c->rpc);
+    caller_cancel(&c->caller);
     uv_signal_stop(signal); /* a second Ctrl-C ends the process */
 }
 
@@ -160,94 +128,72 @@ int client_channel(const struct client_target *t, struct rpc_runtime *runtime,
     return r;
 }
 
-static int open_call(struct client *c, struct err *e)
-{
-    static const struct rpc_callbacks callbacks = {.on_message = on_message, .on_done = on_done};
-    const struct client_target *t = c->target;
-    int r = rpc_runtime_new(&c->loop, &c->runtime, e);
-    if (r == 0)
-        r = client_channel(t, c->runtime, &c->channel, e);
-    if (r < 0)
-        return r;
-    r = rpc_open(c->channel, c->call->path, (int64_t)(t->timeout_seconds * (double)NSEC_PER_SEC),
-                 false, &callbacks, c, &c->rpc);
-    if (r == 0)
-        r = rpc_send(c->rpc, c->call->request->data ? c->call->request->data : "",
-                     c->call->request->size);
-    if (r < 0)
-        return err_set(e, r, "cannot start the call: %s", err_name(r));
-    rpc_half_close(c->rpc);
-    return 0;
-}
-
-static void close_all(struct client *c)
-{
-    if (c->channel)
-        rpc_channel_close(c->channel);
-    if (c->runtime)
-        rpc_runtime_stop(c->runtime, NULL, NULL);
-    uv_close((uv_handle_t *)&c->interrupt, NULL);
-    uv_run(&c->loop, UV_RUN_DEFAULT);
-}
-
 /* The transport's own words for a server that cannot be reached, as opposed to one that refuses. */
-static bool is_unreachable(const struct client *c)
+static bool is_unreachable(const struct call_end *end)
 {
-    return c->status == RPC_UNAVAILABLE &&
-           (strstr(c->message, "connect") || strstr(c->message, "DNS") ||
-            strstr(c->message, "esol") || strstr(c->message, "ocket"));
+    return end->status == RPC_UNAVAILABLE &&
+           (strstr(end->message, "connect") || strstr(end->message, "DNS") ||
+            strstr(end->message, "esol") || strstr(end->message, "ocket"));
 }
 
-static int report(const struct client *c)
+static int report(const struct client *c, const struct call_end *end)
 {
     const struct client_target *t = c->target;
-    if (c->interrupted && c->status != RPC_OK) {
+    if (c->interrupted && end->status != RPC_OK) {
         fprintf(stderr, "glmd %s: cancelled\n", t->verb);
         return EXIT_FAILED;
     }
-    if (c->failure.code)
-        return cli_failed(t->verb, &c->failure);
-    if (c->status == RPC_OK)
+    if (end->failure.code)
+        return cli_failed(t->verb, &end->failure);
+    if (end->status == RPC_OK)
         return EXIT_OK;
-    if (is_unreachable(c)) {
+    if (is_unreachable(end)) {
         fprintf(stderr,
                 "glmd %s: no coordinator answers at %s (%s)\n"
                 "Start one with `glmd-coordinator --config FILE`, or name another one with "
                 "--coordinator HOST:PORT or GLMD_COORDINATOR.\n",
-                t->verb, t->coordinator, c->message);
+                t->verb, t->coordinator, end->message);
         return EXIT_UNAVAILABLE;
     }
-    if (c->status == RPC_DEADLINE_EXCEEDED && t->timeout_seconds > 0)
+    if (end->status == RPC_DEADLINE_EXCEEDED && t->timeout_seconds > 0)
         fprintf(stderr, "glmd %s: no complete answer from %s within %g s\n", t->verb,
                 t->coordinator, t->timeout_seconds);
     else
-        fprintf(stderr, "glmd %s: %s: %s\n", t->verb, rpc_status_name(c->status),
-                c->message[0] ? c->message : "(no message)");
-    return c->status == RPC_UNAVAILABLE ? EXIT_UNAVAILABLE : EXIT_FAILED;
+        fprintf(stderr, "glmd %s: %s: %s\n", t->verb, rpc_status_name(end->status),
+                end->message[0] ? end->message : "(no message)");
+    if (end->details.retry_after_ns > 0)
+        fprintf(stderr, "It is worth another try after %.1f s.\n",
+                (double)end->details.retry_after_ns / (double)NSEC_PER_SEC);
+    return end->status == RPC_UNAVAILABLE ? EXIT_UNAVAILABLE : EXIT_FAILED;
 }
 
 int client_run(const struct client_target *t, const struct client_call *call)
 {
-    struct client c = {.target = t, .call = call, .failure = ERR_INIT};
+    struct client c = {.target = t};
+    struct call_end end;
     struct err e = ERR_INIT;
-    int r = uv_loop_init(&c.loop);
+    const struct call one = {
+        .path = call->path,
+        .request = call->request,
+        .deadline_ns = (int64_t)(t->timeout_seconds * (double)NSEC_PER_SEC),
+        .on_message = call->on_message,
+        .context = call->context,
+    };
+    int r = caller_open(&c.caller, &e);
+    if (r == 0)
+        r = client_channel(t, c.caller.runtime, &c.caller.channel, &e);
     if (r < 0) {
-        err_set(&e, r, "cannot create an event loop: %s", uv_strerror(r));
-        return cli_failed(t->verb, &e);
-    }
-    uv_signal_init(&c.loop, &c.interrupt);
-    c.interrupt.data = &c;
-    uv_signal_start(&c.interrupt, on_interrupt, SIGINT);
-    r = open_call(&c, &e);
-    while (r == 0 && !c.done)
-        uv_run(&c.loop, UV_RUN_ONCE);
-    close_all(&c);
-    uv_loop_close(&c.loop);
-    if (r < 0) {
+        caller_close(&c.caller);
         cli_failed(t->verb, &e);
         return EXIT_FAILED;
     }
-    return report(&c);
+    uv_signal_init(&c.caller.loop, &c.interrupt);
+    c.interrupt.data = &c;
+    uv_signal_start(&c.interrupt, on_interrupt, SIGINT);
+    r = caller_run(&c.caller, &one, &end, &e);
+    uv_close((uv_handle_t *)&c.interrupt, NULL);
+    caller_close(&c.caller);
+    return r < 0 ? cli_failed(t->verb, &e) : report(&c, &end);
 }
 
 /* ---- text ---- */
