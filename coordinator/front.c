@@ -265,6 +265,7 @@ static struct front_call *submit(const struct opening *o, struct request *r, str
 {
     struct err e = ERR_INIT;
     int64_t retry_ns = 0;
+    assert(r);
     struct front_call *f = call_new(o->c, o->ops, o->user);
     int code =
         f ? take_cost(f, r, next, o->key, &retry_ns, &e) : err_set(&e, -ENOMEM, "out of memory");

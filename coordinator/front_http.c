@@ -223,7 +223,8 @@ static void on_drained(struct http_call *c, void *context)
 
 static void log_call(const struct http_front *f, bool complete)
 {
-    const char *trace = http_header(f->http, "traceparent");
+    char trace[TIMELINE_TRACE_BYTES];
+    timeline_trace(http_header(f->http, "traceparent"), trace);
     log_event(LOG_LEVEL_DEBUG, LOG(.request = f->request_id, .trace = trace),
               "http: %s: %s %s: %u%s, %.1f ms", http_peer(f->http), http_method(f->http),
               f->route ? f->route->path : "unknown", f->status, complete ? "" : ", cut off",

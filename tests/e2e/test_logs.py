@@ -1,12 +1,16 @@
 """What is in the logs, and what is not: fields in JSON; prompts and outputs at no level unless asked."""
 
 import calendar
+import http.client
 import json
 import re
+import subprocess
 import time
 
 import grpc
 import pytest
+
+from conftest import BIN
 
 PROMPT = "Canary7391"  # in every text that a client sends
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -25,6 +29,16 @@ def forced(api, server, word):
 
 def text_of(responses):
     return "".join(d.text for r in responses for d in r.choices)
+
+
+def post(server, path, body, **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
+    data = body if isinstance(body, str) else json.dumps(body)
+    connection.request("POST", path, data, {"Content-Type": "application/json", **headers})
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer
 
 
 def say_everything(server, api, word):
@@ -50,6 +64,18 @@ def say_everything(server, api, word):
     for request in bad:
         with pytest.raises(grpc.RpcError):
             list(server.inference.Generate(request, timeout=10))
+    for path, body in [
+        ("/v1/completions", {"prompt": f"The {PROMPT}", "max_tokens": 4}),
+        ("/v1/completions", {"prompt": f"The {PROMPT}", "max_tokens": 4, "stream": True}),
+        ("/v1/completions", {"prompt": PROMPT, "max_tokens": -1}),
+        ("/v1/completions", f'{{"prompt": "{PROMPT}", '),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}],
+                                  "max_tokens": 4}),
+        ("/v1/fill", {"text": f"The {PROMPT} [MASK] flows"}),
+        ("/tokenize", {"prompt": PROMPT}),
+        (f"/v1/{PROMPT}?q={PROMPT}", {"prompt": PROMPT}),
+    ]:
+        post(server, path, body)
     with pytest.raises(grpc.RpcError):
         list(server.inference.Fill(api.FillRequest(text=PROMPT + " [MASK]" * 1000), timeout=10))
     return texts
@@ -95,6 +121,8 @@ def test_json_has_the_fields(cluster, api, model):
     c = cluster(model("ckpt-fp16-tp1", "--weights", "int4"), 2, log__format="json",
                 log__level="debug")
     before = time.time()
+    headers = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01", "X-Request-Id": "over-http"}
+    assert post(c, "/v1/completions", {"prompt": "The river", "max_tokens": 3}, **headers).status == 200
     list(c.inference.Generate(
         api.GenerateRequest(text="The river", max_tokens=3, request_id='quote"d'), timeout=60,
         metadata=[("traceparent", f"00-{TRACE}-00f067aa0ba902b7-01")]))
@@ -103,6 +131,8 @@ def test_json_has_the_fields(cluster, api, model):
     events = [json.loads(line) for line in lines]
     (done,) = [e for e in events if e.get("request") == 'quote"d']
     assert (done["trace"], done["level"], done["name"]) == (TRACE, "debug", "coordinator")
+    over_http = [e for e in events if e.get("request", "").startswith("over-http")]
+    assert len(over_http) == 2 and all(e["trace"] == TRACE for e in over_http), over_http
     stamp = time.strptime(done["time"][:19], "%Y-%m-%dT%H:%M:%S")
     assert abs(calendar.timegm(stamp) - before) < 120
     ready = [e for e in events if "rank 1 is ready" in e["message"]]
@@ -111,3 +141,39 @@ def test_json_has_the_fields(cluster, api, model):
     assert ranks == {0, 1}, "spawned ranks log the same way"
     granted = [e for e in events if e["message"].startswith("granted epoch")]
     assert len(granted) == 2 and all(e["epoch"] > 0 and e["group"] == "0" for e in granted)
+
+
+# A journald of its own, in a file system and process namespace that end with the script.
+JOURNAL = """
+export SYSTEMD_COLORS=0
+mount -t tmpfs none /run && mount -t tmpfs none /var/log && mkdir -p /run/systemd /var/log/journal || exit 77
+/lib/systemd/systemd-journald >/dev/null 2>&1 &
+for i in $(seq 100); do [ -S /run/systemd/journal/socket ] && break; sleep 0.1; done
+[ -S /run/systemd/journal/socket ] || exit 77
+"$1" --rank 3 --coordinator 127.0.0.1:1 --set group.tensor_parallel=4 --set log.format=journal \
+    --set model.dir="$2" --set worker.threads=1 &
+worker=$!
+for i in $(seq 100); do
+    journalctl -q --no-pager -o json GLMD_RANK=3 PRIORITY=4 | grep -q 'no coordinator' && break
+    sleep 0.1
+done
+kill "$worker" && wait "$worker"
+journalctl -q --no-pager -o json GLMD_RANK=3
+"""
+
+
+def test_journald_has_the_fields(tmp_path, model):
+    directory = model("ckpt-fp16-tp1", "--weights", "int4")
+    try:
+        result = subprocess.run(
+            ["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", JOURNAL, "journal",
+             BIN / "glmd-worker", directory], capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        pytest.skip("no unshare here")
+    if result.returncode == 77 or "unshare failed" in result.stderr:
+        pytest.skip("no name spaces or no journald here")
+    entries = [json.loads(line) for line in result.stdout.splitlines()]
+    (lost,) = [e for e in entries if e["MESSAGE"].startswith("no coordinator at 127.0.0.1:1")]
+    assert (lost["PRIORITY"], lost["SYSLOG_IDENTIFIER"]) == ("4", "glmd-worker/3")
+    assert (lost["GLMD_GROUP"], lost["_TRANSPORT"]) == ("0", "journal")
+    assert not result.stderr, "what is in the journal is not on standard error"

@@ -1,5 +1,6 @@
 """What a coordinator counts: the numbers of a few requests, and whether Prometheus can read them."""
 
+import http.client
 import re
 import shutil
 import subprocess
@@ -141,6 +142,17 @@ def test_a_restarted_rank_is_counted(cluster, api, model):
                      "the next epoch")
     assert value(samples, "glmd_rank_restarts_total", reason="lost") == 1
     assert sums(samples, "glmd_rank_restarts_total") == 1
+
+
+def test_over_http(server, api):
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)
+    connection.request("GET", "/metrics")
+    answer = connection.getresponse()
+    samples = parse(answer.read().decode())
+    connection.close()
+    assert answer.status == 200
+    assert answer.getheader("Content-Type").startswith("text/plain; version=0.0.4")
+    assert {n for n, _ in samples} == {n for n, _ in metrics(server, api)}
 
 
 def test_vllm_names_can_be_left_out(cluster, api, model):
