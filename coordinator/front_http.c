@@ -179,7 +179,7 @@ static void look_at_head(struct http_front *f)
     } else {
         if (!f->route->json)
             http_set_max_body(f->http, 0);
-        if (http_oversized(f->http))
+        if (http_oversized(f->http) && !http_forgets(f->http))
             refuse(f, 413, 0, "the body is too long");
     }
 }

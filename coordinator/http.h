@@ -95,9 +95,13 @@ bool http_crowded(const struct http_call *c); /* there are more connections than
 
 /* In on_head: a longer body is answered with 413 (see http_oversized) and not read. */
 void http_set_max_body(struct http_call *c, size_t bytes);
-/* In on_head: the head promises a longer body than max_body. In on_request: the body, which had not
- * said how long it would be, was longer; http_body is empty. The user answers. */
+/* In on_head: the head promises a longer body than max_body. In on_request: the body was longer;
+ * http_body is empty. The user answers with 413. */
 bool http_oversized(const struct http_call *c);
+/* In on_head: an oversized body is short enough to be read and forgotten. Clients that do not
+ * listen before they have sent everything see an answer in on_request; one in on_head may break
+ * their connection before they do. */
+bool http_forgets(const struct http_call *c);
 
 /* ---- the answer ---- */
 

@@ -109,6 +109,16 @@ bool http_oversized(const struct http_call *c)
     return c->oversized;
 }
 
+static uint64_t patience(const struct http_call *c)
+{
+    return MIN_DISCARD_BYTES + (uint64_t)MAX_DISCARD * c->max_body;
+}
+
+bool http_forgets(const struct http_call *c)
+{
+    return c->promised <= patience(c) && !http_header(c, "expect");
+}
+
 static bool is_field_text(const char *text)
 {
     for (; *text; text++) {
@@ -342,8 +352,7 @@ static enum MHD_Result take_body(struct http_call *c, const char *data, size_t s
     if (!c->oversized)
         return buf_append(&c->body, data, size) < 0 ? MHD_NO : MHD_YES;
     c->discarded += size;
-    uint64_t patience = MIN_DISCARD_BYTES + (uint64_t)MAX_DISCARD * c->max_body;
-    return c->discarded > patience ? MHD_NO : MHD_YES;
+    return c->discarded > patience(c) ? MHD_NO : MHD_YES;
 }
 
 static enum MHD_Result take_request(struct http_call *c)
