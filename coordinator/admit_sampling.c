@@ -203,8 +203,9 @@ static int take_penalties(const struct wire_sampling_parameters *w, struct reque
     p->presence_penalty = w->presence_penalty;
     p->frequency_penalty = w->frequency_penalty;
     int r = check_number("min_p", (double)p->min_p, 0, 1, e);
-    if (r == 0)
-        r = check_number("repetition_penalty", (double)p->repetition_penalty, 0.01, 100, e);
+    if (r == 0) /* 0.01 as a float is a little less than 0.01 */
+        r = check_number("repetition_penalty", (double)p->repetition_penalty, (double)0.01f, 100,
+                         e);
     if (r == 0)
         r = check_number("presence_penalty", (double)p->presence_penalty, -2, 2, e);
     if (r == 0)

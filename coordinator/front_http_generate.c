@@ -103,6 +103,7 @@ static void on_end(void *user, const struct front_end *end)
     if (end->status != RPC_OK) {
         struct openai_error e;
         openai_error_from_rpc(&e, end->status, end->message, end->retry_after_ns);
+        openai_error_rename(&e, f->request);
         fail(f, &e);
     } else if (f->n_running == 0) {
         finish(f);
@@ -226,6 +227,7 @@ void http_front_generate(struct http_front *f)
         fail_inside(f);
     } else if (!open_pieces(f, &refused)) {
         openai_error_from_rpc(&error, refused.status, refused.message, refused.retry_after_ns);
+        openai_error_rename(&error, f->request);
         fail(f, &error);
     } else {
         coordinator_pump(f->server->coordinator);

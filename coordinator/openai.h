@@ -64,6 +64,9 @@ void openai_error_set(struct openai_error *e, int status, const char *param, con
  * a field's name gives the param. */
 void openai_error_from_rpc(struct openai_error *e, enum rpc_status status, const char *message,
                            int64_t retry_after_ns);
+/* Admission calls the input of every call text or tokens: the names that this body has for them. */
+struct openai_request;
+void openai_error_rename(struct openai_error *e, const struct openai_request *q);
 /* The body: {"error": {"message", "type", "param", "code"}}. */
 int openai_error_encode(const struct openai_error *e, struct buf *out);
 

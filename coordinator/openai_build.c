@@ -236,13 +236,11 @@ static int with_suffix(struct openai_private *p, const char *prompt, const char 
         return openai_refuse(p, "suffix",
                              "suffix: it puts a blank between prompt and suffix; neither may have "
                              "one of its own (POST /v1/fill fills several)");
-    size_t n = strlen(prompt), m = strlen(suffix);
-    char *text = openai_alloc(p, n + sizeof blank + m, 1);
+    size_t size = strlen(prompt) + sizeof blank + strlen(suffix);
+    char *text = openai_alloc(p, size, 1);
     if (!text)
         return -ENOMEM;
-    memcpy(text, prompt, n);
-    memcpy(text + n, blank, sizeof blank - 1);
-    memcpy(text + n + sizeof blank - 1, suffix, m);
+    snprintf(text, size, "%s%s%s", prompt, blank, suffix);
     *ret = text;
     return 0;
 }

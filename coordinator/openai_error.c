@@ -6,7 +6,7 @@
 
 #include "base/util.h"
 #include "coordinator/json_out.h"
-#include "coordinator/openai.h"
+#include "coordinator/openai_internal.h"
 
 struct kind {
     int status;
@@ -125,6 +125,25 @@ void openai_error_from_rpc(struct openai_error *e, enum rpc_status status, const
     find_param(message, e->param, sizeof e->param);
     if (strstr(message, "the context length"))
         e->code = "context_length_exceeded";
+}
+
+void openai_error_rename(struct openai_error *e, const struct openai_request *q)
+{
+    const char *input = q->route == OPENAI_CHAT ? "messages" : "prompt";
+    const char *name = strcmp(e->param, "text") == 0 || strcmp(e->param, "tokens") == 0 ? input
+                       : strcmp(e->param, "prompt_logprobs") == 0                       ? "logprobs"
+                                                                                        : NULL;
+    bool own = q->route == OPENAI_FILL || q->route == OPENAI_DETOKENIZE ||
+               (q->route == OPENAI_LEGACY && !q->private->nested);
+    if (!name || own)
+        return;
+    size_t n = strlen(e->param);
+    bool prefix = strncmp(e->message, e->param, n) == 0 && e->message[n] == ':';
+    char rest[sizeof e->message];
+    snprintf(rest, sizeof rest, "%s", prefix ? e->message + n : e->message);
+    snprintf(e->message, sizeof e->message, "%s%.*s", prefix ? name : "",
+             (int)(sizeof e->message - strlen(name) - 1), rest);
+    snprintf(e->param, sizeof e->param, "%s", name);
 }
 
 int openai_error_encode(const struct openai_error *e, struct buf *out)

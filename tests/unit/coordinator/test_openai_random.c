@@ -263,7 +263,7 @@ static void the_order_of_fields_does_not_matter(void **state)
     };
     char expected[2048] = "";
     for (int round = 0; round != 500; round++) {
-        size_t order[ARRAY_LEN(fields)];
+        size_t order[ARRAY_LEN(fields)] = {0};
         struct buf b = {0};
         for (size_t i = 0; i != ARRAY_LEN(fields); i++) {
             size_t k = random_below((uint32_t)i + 1);
