@@ -149,8 +149,10 @@ function showFill(chunk, blanks) {
     const blank = blanks[delta.index];
     if (!blank)
       continue;
-    blank.classList.toggle('lit', !delta.finish_reason);
+    blank.classList.add('lit');
     appendText(blank, delta.text);
+    if (delta.finish_reason)
+      blank.classList.remove('lit');
   }
 }
 
