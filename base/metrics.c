@@ -111,9 +111,10 @@ __attribute__((format(printf, 2, 3))) static void print(struct metrics_writer *w
 static size_t escape(char *dst, const char *value)
 {
     char copy[LABEL_BYTES];
-    size_t n = 0;
-    snprintf(copy, sizeof copy, "%s", value);
-    utf8_repair(copy, strlen(copy));
+    size_t n = 0, size = strnlen(value, sizeof copy - 1);
+    memcpy(copy, value, size);
+    copy[size] = '\0';
+    utf8_repair(copy, size);
     for (const char *p = copy; *p; p++) {
         if (*p == '\\' || *p == '"' || *p == '\n')
             dst[n++] = '\\';
@@ -145,6 +146,10 @@ static void number_text(double value, char ret[40])
         snprintf(ret, 40, "%s", isnan(value) ? "NaN" : value > 0 ? "+Inf" : "-Inf");
         return;
     }
+    if (value >= 0 && value < 1e15 && value == (double)(long long)value) {
+        snprintf(ret, 40, "%lld", (long long)value);
+        return;
+    }
     for (int digits = 15; digits <= 17; digits++) {
         snprintf(ret, 40, "%.*g", digits, value);
         if (strtod(ret, NULL) == value)
@@ -156,8 +161,17 @@ static void put(struct metrics_writer *w, const char *suffix, const char *labels
                 const char *value)
 {
     bool any = *labels || *more;
-    print(w, "%s%s%s%s%s%s%s %s\n", w->family->name, suffix, any ? "{" : "", labels,
-          *labels && *more ? "," : "", more, any ? "}" : "", value);
+    const char *const parts[] = {w->family->name,
+                                 suffix,
+                                 any ? "{" : "",
+                                 labels,
+                                 *labels && *more ? "," : "",
+                                 more,
+                                 any ? "} " : " ",
+                                 value,
+                                 "\n"};
+    for (size_t i = 0; w->code == 0 && i != sizeof parts / sizeof parts[0]; i++)
+        w->code = buf_append_str(w->out, parts[i]);
 }
 
 void metrics_begin(struct metrics_writer *w, size_t family)

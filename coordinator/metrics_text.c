@@ -312,9 +312,19 @@ static void put_ranks(struct scrape *s)
 
 /* ---- the process ---- */
 
+static void put_loop(struct scrape *s)
+{
+    static const char *const parts[LOOP_N_PARTS] = {
+        [LOOP_RESULT] = "result", [LOOP_PLAN] = "plan", [LOOP_TELL] = "tell"};
+    metrics_begin(&s->w, METRIC_LOOP_CPU);
+    for (int i = LOOP_OTHER + 1; i != LOOP_N_PARTS; i++)
+        metrics_put(&s->w, seconds((uint64_t)s->c->meter.cpu_ns[i]), parts[i]);
+}
+
 static void put_process(struct scrape *s)
 {
     struct process_usage u;
+    put_loop(s);
     process_usage(&u);
     metrics_begin(&s->w, METRIC_PROCESS_CPU);
     metrics_put(&s->w, seconds(u.cpu_ns));
