@@ -30,6 +30,7 @@ enum k_weight { K_WEIGHT_F16, K_WEIGHT_I8, K_WEIGHT_I4 };
  * A8: products with activations quantized to INT8 per row and group. */
 enum k_mode { K_MODE_FP32, K_MODE_FP16, K_MODE_A8 };
 
+struct k_comm_ops;
 struct k_ctx;    /* device, threads, scratch */
 struct k_linear; /* a weight matrix in the backend's packed layout, with scales and bias */
 struct k_kv;     /* paged KV cache of one rank: all layers */
@@ -198,6 +199,9 @@ struct k_ops {
     /* Gathers rows: y[i] = x[rows[i]], i < n. */
     void (*gather)(struct k_ctx *c, const void *x, uint32_t cols, const uint32_t *rows, uint32_t n,
                    void *y);
+
+    /* Sums over ranks where the activations lie (kernels/comm.h); NULL: through the host only. */
+    const struct k_comm_ops *comm;
 };
 
 /* "cpu" or "cuda"; NULL when this build or this host does not have it (`message` says why). The
