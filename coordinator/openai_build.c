@@ -284,8 +284,15 @@ static int take_prompts(struct openai_private *p)
         return openai_refuse(p, "prompt", "prompt: expected at most %d prompts, found %zu",
                              OPENAI_MAX_PROMPTS, n);
     int r = openai_new_calls(p, (uint32_t)n);
-    for (size_t i = 0; i != n && r == 0; i++)
-        r = take_prompt(p, list ? json_array_get(prompt, i) : prompt, &p->generate[i]);
+    if (r == 0)
+        p->prompts = openai_alloc(p, n, sizeof *p->prompts);
+    if (r == 0 && !p->prompts)
+        return -ENOMEM;
+    for (size_t i = 0; i != n && r == 0; i++) {
+        const json_t *v = list ? json_array_get(prompt, i) : prompt;
+        p->prompts[i] = json_string_value(v);
+        r = take_prompt(p, v, &p->generate[i]);
+    }
     return r;
 }
 

@@ -76,6 +76,8 @@ struct openai_private {
     struct wire_detokenize_request detokenize;
     struct wire_token_ids tokens; /* of fill and detokenize */
 
+    const char **prompts; /* completions, [n_prompts]: as they were sent; NULL: token ids */
+
     /* How the reply looks. */
     bool logprobs;         /* the client asked for them */
     uint32_t top_logprobs; /* beside each token */

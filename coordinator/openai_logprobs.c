@@ -219,26 +219,26 @@ static bool stands_at(const struct buf *text, size_t at, const char *what, size_
 }
 
 /* Where the token of r->scratch is in the text, from *at on; moves *at behind it. The normaliser
- * joins blanks and each stretch between masks begins with a word mark of its own: a token that is
- * not found at once may stand behind blanks, or stand there without its own. */
+ * joins blanks, drops those in front of masks, and each stretch between masks begins with a word
+ * mark of its own: a token that is not found at once may stand behind blanks, or stand there
+ * without its own. */
 static size_t find_token(const struct openai_reply *r, const struct buf *text, size_t *at)
 {
     const char *t = r->scratch.data ? r->scratch.data : "";
     size_t n = r->scratch.size, begin = *at;
-    if (!stands_at(text, begin, t, n) && n && *t == ' ') {
-        t++;
-        n--;
-        while (begin < text->size && !stands_at(text, begin, t, n) &&
-               strchr(" \t\r\n", text->data[begin]))
+    if (!stands_at(text, begin, t, n)) {
+        bool marked = n && *t == ' ';
+        t += marked;
+        n -= marked;
+        while (n && begin < text->size && strchr(" \t\r\n", text->data[begin]))
             begin++;
-        begin = n ? begin : *at;
     }
     if (stands_at(text, begin, t, n)) {
         *at = begin + n;
         return begin;
     }
     /* It was normalised into something else: as many characters, whatever they are. */
-    begin = *at;
+    *at = begin;
     for (size_t chars = openai_count_chars(t, n); chars && *at < text->size; chars--) {
         do
             ++*at;

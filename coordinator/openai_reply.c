@@ -87,25 +87,28 @@ static uint32_t last_char(const char *text)
 }
 
 /* Whether the output reads on behind the prompt, so that a blank may be due between them. */
-static bool joins(const struct openai_private *p, const struct wire_generate_request *w)
+static bool joins(const struct openai_private *p, uint32_t prompt)
 {
-    if (!p->join || !w->text || (p->v.suffix && *p->v.suffix))
+    const char *text = p->prompts ? p->prompts[prompt] : NULL;
+    if (!p->join || !text)
         return false;
-    if (strstr(w->text, "[MASK]") || strstr(w->text, "[sMASK]") || strstr(w->text, "[gMASK]"))
+    if (strstr(text, "[MASK]") || strstr(text, "[sMASK]") || strstr(text, "[gMASK]"))
         return false;
-    return is_spaced(last_char(w->text));
+    return is_spaced(last_char(text));
 }
 
 /* The prompt's text, where its echo is asked for. */
-static int take_front(struct openai_reply *r, struct openai_prompt *p,
-                      const struct wire_generate_request *w)
+static int take_front(struct openai_reply *r, uint32_t prompt)
 {
-    if (!r->q->echo)
-        return 0;
-    int code = w->text ? buf_append_str(&p->front.text, w->text)
-                       : r->tokens_of.decode(r->tokens_of.context, w->tokens->ids, w->tokens->n_ids,
-                                             &p->front.text);
-    return code == 0 ? buf_reserve(&p->front.text, 0) : code;
+    struct buf *front = &r->prompts[prompt].front.text;
+    const char *text = r->q->echo ? r->p->prompts[prompt] : NULL;
+    const struct wire_token_ids *ids = r->q->generate[prompt].tokens;
+    int code = 0;
+    if (text)
+        code = buf_append_str(front, text);
+    else if (r->q->echo)
+        code = r->tokens_of.decode(r->tokens_of.context, ids->ids, ids->n_ids, front);
+    return code == 0 ? buf_reserve(front, 0) : code;
 }
 
 static int make_head(struct openai_reply *r, const struct openai_identity *i)
@@ -154,8 +157,8 @@ int openai_reply_new(const struct openai_request *q, const struct openai_identit
         struct openai_prompt *p = &r->prompts[k];
         p->choices = alloc_array(q->n_choices, sizeof *p->choices);
         p->n_choices = p->choices ? q->n_choices : 0;
-        p->join = joins(r->p, &q->generate[k]);
-        code = p->choices ? take_front(r, p, &q->generate[k]) : -ENOMEM;
+        p->join = joins(r->p, k);
+        code = p->choices ? take_front(r, k) : -ENOMEM;
     }
     if (code < 0) {
         openai_reply_free(r);

@@ -191,6 +191,18 @@ static void a_word_behind_a_word_has_its_blank(void **state)
     expect_joined("x", -1, "y", "y");                   /* no piece */
 }
 
+static void a_suffix_is_not_echoed(void **state)
+{
+    (void)state;
+    struct rig g;
+    rig_open(&g, OPENAI_COMPLETIONS,
+             "{\"prompt\":\"It is\",\"suffix\":\" now\",\"echo\":true,\"stream\":true}");
+    delta(&g, 0, (struct wire_choice_delta){.text = "Paris", IDS(0)});
+    expect(&g, "data: " TEXT_HEAD ",\"choices\":[{\"index\":0,\"text\":\"It is Paris\","
+               "\"logprobs\":null,\"finish_reason\":null,\"stop_reason\":null}]}\n\n");
+    rig_close(&g);
+}
+
 static void text_in_front_of_its_token_waits(void **state)
 {
     (void)state;
@@ -283,6 +295,28 @@ static void an_echo_scores_the_prompt(void **state)
         "\"top_logprobs\":[null,{\".\":-0.5,\" Paris\":-1},{\".\":-0.5},{\".\":-0.5,\" is\":-4}],"
         "\"text_offset\":[0,4,9,10]},\"finish_reason\":\"length\",\"stop_reason\":null}],"
         "\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":1,\"total_tokens\":6}}");
+    rig_close(&g);
+}
+
+/* The normaliser joins blanks, and masks stand between stretches with word marks of their own. */
+static void places_follow_the_prompts_text(void **state)
+{
+    (void)state;
+    static const struct wire_token_logprob prompt[] = {
+        {0, -1, NULL, 0}, {1, -1, NULL, 0}, {8, -1, NULL, 0},  {1, -1, NULL, 0},
+        {4, -1, NULL, 0}, {3, -1, NULL, 0}, {11, -1, NULL, 0}, {2, -1, NULL, 0}};
+    struct rig g;
+    rig_open(&g, OPENAI_COMPLETIONS,
+             "{\"prompt\":\"Paris  is [gMASK] is\\n人 ＩＮＧ.\",\"echo\":true,\"logprobs\":0,"
+             "\"max_tokens\":0}");
+    generate(&g, 0,
+             &(struct wire_generate_response){.prompt_logprobs = prompt, .n_prompt_logprobs = 8});
+    finish(&g);
+    /* Paris, two blanks and "is", a blank and the mask, " is", a word mark alone, 人, three
+     * full-width letters that were normalised to "ing", the full stop */
+    static const char expected[] = "\"text_offset\":[0,7,10,17,20,21,23,26]";
+    if (!strstr(g.out.data, expected))
+        fail_msg("expected %s in %s", expected, g.out.data);
     rig_close(&g);
 }
 
@@ -563,9 +597,11 @@ int main(void)
         cmocka_unit_test(a_completion_streams),
         cmocka_unit_test(prompts_and_choices_are_numbered),
         cmocka_unit_test(a_word_behind_a_word_has_its_blank),
+        cmocka_unit_test(a_suffix_is_not_echoed),
         cmocka_unit_test(text_in_front_of_its_token_waits),
         cmocka_unit_test(tokens_have_logprobs_and_places),
         cmocka_unit_test(an_echo_scores_the_prompt),
+        cmocka_unit_test(places_follow_the_prompts_text),
         cmocka_unit_test(a_prompt_alone_is_scored),
         cmocka_unit_test(a_streams_echo_comes_once),
         cmocka_unit_test(a_chat_streams),
