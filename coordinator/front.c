@@ -241,7 +241,10 @@ static int start(struct front_call *f, const struct opening *o, struct request *
     int code = stream_new(c->tokenizer, model_dir_arch(c->model), main, return_ids, &f->stream);
     if (code < 0)
         return err_set(e, code, "out of memory");
-    code = sched_submit(c->sched, r, e);
+    if (next) /* nobody wants half of the answer */
+        code = sched_check_fits(c->sched, next, e);
+    if (code == 0)
+        code = sched_submit(c->sched, r, e);
     if (code == 0 && !*r->client_id) /* so that the client, and Abort, have a name for it */
         snprintf(r->client_id, sizeof r->client_id, "%s-%" PRIu64, c->id_prefix, r->id);
     if (code == 0)

@@ -5,6 +5,7 @@ import json
 import struct
 import threading
 
+import grpc
 import numpy as np
 import pytest
 
@@ -350,3 +351,17 @@ def test_the_tool_has_all_of_it(server):
     refused = glmd("generate", "--coordinator", server.target, "--best-of", "3", "--greedy", WORDS,
                    check=False)
     assert refused.returncode == 1 and "one greedy output" in refused.stderr
+
+
+def test_a_prompt_is_not_scored_for_an_output_that_never_fits(cluster, model, api):
+    server = cluster(model("ckpt-fp16-tp1"), worker__kv_blocks=4, worker__slots=2)
+    request = api.GenerateRequest(text="a river", max_tokens=200)
+    request.prompt_logprobs = 0
+    got = []
+    with pytest.raises(grpc.RpcError) as e:
+        for message in server.inference.Generate(request, timeout=30):
+            got.append(message)
+    assert e.value.code() == grpc.StatusCode.INVALID_ARGUMENT and "KV" in e.value.details()
+    assert got == []
+    request.max_tokens = 8
+    assert len(list(server.inference.Generate(request, timeout=30))) > 1
