@@ -241,7 +241,7 @@ int main(int argc, char **argv)
     log_init("echo", LOG_LEVEL_INFO, LOG_FORMAT_TEXT);
     if (argc == 3 && strcmp(argv[1], "--make-certs") == 0) {
         struct certs *c = certs_new(argv[2]);
-        certs_issue(c, "server", "glmd.test", 3600);
+        certs_issue(c, "server", "glmd.test, IP:127.0.0.1", 3600);
         certs_issue(c, "client", "client.test", 3600);
         certs_free(c, true);
         return 0;

@@ -1,0 +1,118 @@
+"""TLS between the daemons: workers and coordinator show each other certificates, clients come with
+keys or certificates, and new certificates are taken while everything runs."""
+
+import hashlib
+import os
+import signal
+import subprocess
+
+import grpc
+import pytest
+
+from conftest import BIN
+
+CERTS = BIN.parent / "tests/rpc_echo_server"
+
+
+def make_certs(folder):
+    folder.mkdir()
+    subprocess.run([CERTS, "--make-certs", folder], check=True)
+    return folder
+
+
+def settings(certs, **more):
+    values = {"coordinator__tls__ca": certs / "ca.crt",
+              "coordinator__tls__cert": certs / "server.crt",
+              "coordinator__tls__key": certs / "server.key",
+              "worker__tls__ca": certs / "ca.crt",
+              "worker__tls__cert": certs / "client.crt",
+              "worker__tls__key": certs / "client.key"}
+    return {**values, **more}
+
+
+def ready(c):
+    c.wait(lambda: "ready: " in c.logs(), "a ready group", "coordinator")
+
+
+def secure(target, certs, own=True):
+    read = lambda name: (certs / name).read_bytes()  # noqa: E731
+    pair = (read("client.key"), read("client.crt")) if own else (None, None)
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(read("ca.crt"), *pair))
+
+
+def attempt(api, channel):
+    try:
+        answer = api.InferenceStub(channel).Tokenize(api.TokenizeRequest(text="a"), timeout=20)
+        return len(answer.ids)
+    except grpc.RpcError as e:
+        return e.code()
+
+
+@pytest.fixture
+def certs(tmp_path):
+    return make_certs(tmp_path / "certs")
+
+
+def test_workers_and_clients_show_certificates(cluster, model, api, certs, tmp_path):
+    c = cluster(model("ckpt-fp16-tp1"), 2, workers="external", ready=False, **settings(certs))
+    ready(c)
+    with secure(c.target, certs) as channel:
+        assert attempt(api, channel) > 0
+        responses = api.InferenceStub(channel).Generate(
+            api.GenerateRequest(text="a river", max_tokens=4), timeout=60)
+        assert len(list(responses)) > 0
+    with secure(c.target, certs, own=False) as channel:
+        assert attempt(api, channel) == grpc.StatusCode.UNAVAILABLE
+    assert attempt(api, c.channel) == grpc.StatusCode.UNAVAILABLE  # plaintext
+    # a worker with a certificate of somebody else is not let in
+    stranger = make_certs(tmp_path / "stranger")
+    name = c.start_worker(0, name="stranger", sets=(
+        "--set", f"worker.tls.cert={stranger / 'client.crt'}",
+        "--set", f"worker.tls.key={stranger / 'client.key'}"))
+    log = c.folder / "stranger.log"
+    c.wait(lambda: "coordinator" in log.read_text() and "warn" in log.read_text(),
+           "the stranger's failure")
+    assert name.poll() is None  # it keeps trying
+    assert "rank 0" not in (c.folder / "coordinator.log").read_text().split("ready: ")[-1]
+
+
+def test_clients_with_keys_instead(cluster, model, api, certs, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text(f"user sha256:{hashlib.sha256(b'secret').hexdigest()}\n")
+    keys.chmod(0o640)
+    c = cluster(model("ckpt-fp16-tp1"), 1, ready=False, **settings(
+        certs, coordinator__keys=keys, coordinator__worker_listen="127.0.0.1:0",
+        coordinator__tls__clients="nothing"))
+    ready(c)
+    with secure(c.target, certs, own=False) as channel:
+        assert attempt(api, channel) == grpc.StatusCode.UNAUTHENTICATED
+        stub = api.InferenceStub(channel)
+        ids = stub.Tokenize(api.TokenizeRequest(text="a"), timeout=20,
+                            metadata=[("authorization", "Bearer secret")]).ids
+        assert len(ids) > 0
+
+
+def test_new_certificates_while_it_runs(cluster, model, api, certs, tmp_path):
+    """Every file is replaced by one of a new authority; a rank that has to dial again uses them."""
+    c = cluster(model("ckpt-fp16-tp1"), 1, workers="external", ready=False,
+                expect={"worker0": -signal.SIGKILL}, **settings(certs))
+    ready(c)
+    old = make_certs(tmp_path / "old")
+    for file in certs.iterdir():
+        (old / file.name).write_bytes(file.read_bytes())
+    new = make_certs(tmp_path / "new")
+    for file in sorted(certs.iterdir()):
+        fresh = file.with_suffix(".fresh")
+        fresh.write_bytes((new / file.name).read_bytes())
+        os.replace(fresh, file)
+    with secure(c.target, new) as channel:
+        c.wait(lambda: attempt(api, channel) != grpc.StatusCode.UNAVAILABLE, "new certificates")
+    with secure(c.target, old) as channel:
+        assert attempt(api, channel) == grpc.StatusCode.UNAVAILABLE
+    c.processes["worker0"].kill()
+    c.start_worker(0, name="worker0-again")
+    c.wait(lambda: c.logs().count("ready: ") >= 2, "the group with its new rank", "coordinator")
+    with secure(c.target, new) as channel:
+        responses = api.InferenceStub(channel).Generate(
+            api.GenerateRequest(text="a river", max_tokens=4), timeout=60)
+        assert len(list(responses)) > 0
