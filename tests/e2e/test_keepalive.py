@@ -75,6 +75,18 @@ class Http2:
         return seen
 
 
+def test_limits_are_announced(server):
+    """Streams of a connection and the size of headers: stock clients keep to them."""
+    c = Http2(server.port)
+    kind, _, payload = c.next_frame(DEADLINE_S)
+    assert kind == SETTINGS
+    settings = dict(struct.iter_unpack(">HI", payload))
+    max_concurrent_streams, max_header_list_size = 3, 6
+    assert settings[max_concurrent_streams] == 1000 + 128, "calls, and room for the standard services"
+    assert settings[max_header_list_size] == 8192
+    c.socket.close()
+
+
 def ping_through(server, n, every_s):
     """Pings an idle connection; returns the frames that came beside the answers."""
     c, others = Http2(server.port), []

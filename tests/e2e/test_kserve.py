@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from conftest import DEADLINE_S, SOURCE
+from test_keys import OPS, STRANGER, USER, code_of, keyed, line  # noqa: F401 (a fixture)
 
 
 @pytest.fixture(scope="module")
@@ -275,3 +276,25 @@ def test_malformed_messages_end_the_call(server):
             server.channel.unary_unary(f"/inference.GRPCInferenceService/{method}")(
                 b"\xff\xff", timeout=DEADLINE_S)
         assert e.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_every_call_asks_for_the_right_key(keyed, kserve):  # noqa: F811
+    c = keyed(line("user", USER), line("ops", OPS, "admin"))
+    stub, s = kserve.GRPCInferenceServiceStub(c.channel), grpc.StatusCode
+    q = request(kserve, max_tokens=2)
+    calls = {
+        "ServerLive": (stub.ServerLive, kserve.ServerLiveRequest()),
+        "ServerReady": (stub.ServerReady, kserve.ServerReadyRequest()),
+        "ModelReady": (stub.ModelReady, kserve.ModelReadyRequest()),
+        "ServerMetadata": (stub.ServerMetadata, kserve.ServerMetadataRequest()),
+        "ModelMetadata": (stub.ModelMetadata, kserve.ModelMetadataRequest()),
+        "ModelInfer": (stub.ModelInfer, q),
+        "ModelStreamInfer": (lambda r, **more: stub.ModelStreamInfer(iter([r]), **more), q),
+    }
+    served = {m for m in vars(kserve.GRPCInferenceServiceServicer) if not m.startswith("_")}
+    assert set(calls) == served, "calls without a row in this table"
+    for name, (call, message) in calls.items():
+        public = name in ("ServerLive", "ServerReady", "ModelReady")
+        for key in (None, STRANGER):
+            assert code_of(call, message, key)[0] == (s.OK if public else s.UNAUTHENTICATED), name
+        assert code_of(call, message, USER)[0] == s.OK, name

@@ -2,9 +2,9 @@
  * glmd-client); examples/generate.c is a whole program.
  *
  * Calls block until they are over; text can be had piece by piece meanwhile. Every call returns
- * GLMD_OK or a code of gRPC, and then fills in the error, which may be NULL. A client belongs to the
- * thread that opened it and makes one call at a time; any number of clients may be open. Fork before
- * the first client is opened, or exec after it.
+ * GLMD_OK or a code of gRPC, and then fills in the error, which may be NULL. A client belongs to
+ * the thread that opened it and makes one call at a time; any number of clients may be open. Fork
+ * before the first client is opened, or exec after it.
  *
  * Strings are UTF-8. What is given is read during the call only; what is returned is freed with the
  * function that its comment names. Structs that are given start with their size and come from a
@@ -32,7 +32,7 @@ enum glmd_code {
     GLMD_NOT_FOUND = 5, /* no such model */
     GLMD_ALREADY_EXISTS = 6,
     GLMD_PERMISSION_DENIED = 7,
-    GLMD_RESOURCE_EXHAUSTED = 8, /* a queue or a quota is full: glmd_error.retry_seconds */
+    GLMD_RESOURCE_EXHAUSTED = 8,  /* a queue or a quota is full: glmd_error.retry_seconds */
     GLMD_FAILED_PRECONDITION = 9, /* also: the client is another thread's, or in a call */
     GLMD_ABORTED = 10,
     GLMD_OUT_OF_RANGE = 11,
@@ -53,10 +53,10 @@ struct glmd_error {
 struct glmd_client; /* opaque */
 struct glmd_options {
     size_t size;
-    const char *address;     /* "HOST:PORT" or "unix:PATH"; NULL: $GLMD_COORDINATOR, 127.0.0.1:8130 */
-    const char *ca_file;     /* TLS: certificates (PEM) that sign the server's; NULL: plaintext */
-    const char *cert_file;   /* mutual TLS: our own certificate, */
-    const char *key_file;    /* and its key */
+    const char *address;   /* "HOST:PORT" or "unix:PATH"; NULL: $GLMD_COORDINATOR, 127.0.0.1:8130 */
+    const char *ca_file;   /* TLS: certificates (PEM) that sign the server's; NULL: plaintext */
+    const char *cert_file; /* mutual TLS: our own certificate, */
+    const char *key_file;  /* and its key */
     const char *server_name; /* expected in the server's certificate; NULL: the host */
     const char *api_key;     /* NULL: $GLMD_API_KEY, if that is set */
     double timeout_seconds;  /* of a call with all its attempts; 0 = none */
@@ -93,12 +93,12 @@ struct glmd_request {
     double min_p;              /* 0 = off */
     double repetition_penalty; /* 0 or 1 = off */
     double presence_penalty, frequency_penalty;
-    const uint64_t *seed; /* NULL: drawn by the server; the result tells it */
+    const uint64_t *seed;    /* NULL: drawn by the server; the result tells it */
     const char *const *stop; /* texts that end the output, [n_stop] */
     size_t n_stop;
-    unsigned beams; /* beam search with so many; 0 = sampling */
-    int ignore_end; /* true: end tokens do not end the output */
-    int priority;   /* -100 to 100 */
+    unsigned beams;         /* beam search with so many; 0 = sampling */
+    int ignore_end;         /* true: end tokens do not end the output */
+    int priority;           /* -100 to 100 */
     const char *request_id; /* for logs, `glmd why` and `glmd abort`; NULL: made by the server */
     /* Text as it comes, of a choice (generate) or a blank (fill). Anything but 0 cancels. NULL: all
      * at the end. */
@@ -149,8 +149,9 @@ struct glmd_result {
 };
 
 /* Continues a text, or fills its first mask. */
-GLMD_API enum glmd_code glmd_generate(struct glmd_client *client, const struct glmd_request *request,
-                                      struct glmd_result **ret, struct glmd_error *error);
+GLMD_API enum glmd_code glmd_generate(struct glmd_client *client,
+                                      const struct glmd_request *request, struct glmd_result **ret,
+                                      struct glmd_error *error);
 /* Fills every blank of one kind: [MASK], else [sMASK], else [gMASK]. */
 GLMD_API enum glmd_code glmd_fill(struct glmd_client *client, const struct glmd_request *request,
                                   struct glmd_result **ret, struct glmd_error *error);
