@@ -154,6 +154,10 @@ struct k_ops {
     /* y[T, rows] = x[T, cols] W^T + bias */
     void (*linear)(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows,
                    void *y);
+    /* The same onto the host, in FP32 where activations are not: logits [n_rows, rows]. Waits.
+     * `scratch`: room for n_rows * rows floats on the device. NULL: linear and download are it. */
+    void (*logits)(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows,
+                   void *scratch, float *ret);
     /* y[t] = row (ids[t] - first_row) of the table, or zeros where the id is outside
      * [first_row, first_row + rows). The table is a K_WEIGHT_F16 linear without bias (tied head).
      */

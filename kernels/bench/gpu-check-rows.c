@@ -213,6 +213,34 @@ static void one_linear(enum k_weight type, uint32_t rows, uint32_t cols, uint32_
     free((void *)(uintptr_t)src.bias);
 }
 
+/* Not rounded to half precision on the way. */
+static void one_logits(uint32_t rows, uint32_t cols, uint32_t tokens)
+{
+    struct k_linear_src src = matrix(K_WEIGHT_F16, rows, cols, 0);
+    free((void *)(uintptr_t)src.bias);
+    src.bias = NULL;
+    struct k_linear *w = check_ops->linear_new(check_c, &src);
+    struct k_linear *w_ref = check_cpu->linear_new(check_ref, &src);
+    const size_t n = (size_t)tokens * rows;
+    float *x = check_random((size_t)tokens * cols, 0, 1), *want = check_malloc(n * sizeof *want);
+    float *got = check_malloc(n * sizeof *got), *alone = check_malloc(rows * sizeof *alone);
+    check_cpu->linear(check_ref, w_ref, x, tokens, want);
+    void *dx = check_device(x, (size_t)tokens * cols), *scratch = check_device(NULL, 2 * n);
+    memset(got, 0xff, n * sizeof *got);
+    check_ops->logits(check_c, w, dx, tokens, scratch, got);
+    check_ops->logits(check_c, w, dx, 1, scratch, alone);
+    char what[96];
+    snprintf(what, sizeof what, "logits %u x %u, %u tokens", rows, cols, tokens);
+    check_report(what, check_error(got, want, n), 1e-5, same(got, alone, rows));
+    check_drop(dx);
+    check_drop(scratch);
+    check_ops->linear_free(check_c, w);
+    check_cpu->linear_free(check_ref, w_ref);
+    void *host[] = {(void *)(uintptr_t)src.data, x, want, got, alone};
+    for (size_t i = 0; i < sizeof host / sizeof *host; i++)
+        free(host[i]);
+}
+
 static void one_embedding(uint32_t rows, uint32_t cols, uint32_t first_row, uint32_t n)
 {
     struct k_linear_src src = matrix(K_WEIGHT_F16, rows, cols, 0);
@@ -263,10 +291,16 @@ void check_linears(const struct check_limits *l)
             one_linear(type, 136, 96, 48, some, 3);
         }
     }
+    if (check_ops->logits) {
+        one_logits(320, 64, 1);
+        one_logits(640, 1024, 33);
+    }
     one_embedding(320, 64, 0, 33);
     one_embedding(100, 192, 100, 7);
     if (!l->full)
         return;
+    if (check_ops->logits)
+        one_logits(18816, 12288, 32);
     static const uint32_t many[] = {1, 3, 8, 17, 64, 128, 512, 2047};
     enum { N_MANY = sizeof many / sizeof *many };
     one_linear(K_WEIGHT_I4, 4608, 12288, 0, many, N_MANY); /* qkv */

@@ -100,6 +100,15 @@ static void op_linear(struct k_ctx *c, const struct k_linear *l, const void *x, 
     cuda_check(c, c->products->error, "linear");
 }
 
+static void op_logits(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows,
+                      void *scratch, float *ret)
+{
+    cuda_enter(c);
+    linear_multiply_float(c->products, l, x, n_rows, scratch);
+    cuda_check(c, c->products->error, "logits");
+    cuda_download_bytes(c, ret, scratch, (size_t)n_rows * l->shape.rows * sizeof *ret);
+}
+
 static void op_embed(struct k_ctx *c, const struct k_linear *table, uint32_t first_row,
                      const int32_t *ids, uint32_t n_rows, void *y)
 {
@@ -128,6 +137,7 @@ __attribute__((visibility("default"))) const struct k_ops glmd_cuda_ops = {
     .linear_free = op_linear_free,
     .begin_step = cuda_begin_step,
     .linear = op_linear,
+    .logits = op_logits,
     .embed = op_embed,
     .norm_new = cuda_norm_new,
     .norm_free = cuda_norm_free,

@@ -266,10 +266,14 @@ int glm_head(struct glm *m, const uint32_t *rows, uint32_t n, struct comm *comm,
     struct workspace *ws = &m->ws;
     /* head_out[n, V/P] = a[rows] E^T */
     m->ops->gather(m->ctx, ws->a, m->arch->hidden, rows, n, ws->head_x);
-    m->ops->linear(m->ctx, m->weights.embedding, ws->head_x, n, ws->head_out);
     size_t part = (size_t)n * (m->arch->vocab / m->tp_size);
     float *own = ws->logits + m->tp_rank * part;
-    m->ops->download(m->ctx, own, ws->head_out, part);
+    if (m->ops->logits) {
+        m->ops->logits(m->ctx, m->weights.embedding, ws->head_x, n, ws->head_out, own);
+    } else {
+        m->ops->linear(m->ctx, m->weights.embedding, ws->head_x, n, ws->head_out);
+        m->ops->download(m->ctx, own, ws->head_out, part);
+    }
     int r = check_device(m, e);
     if (r < 0 || m->tp_size == 1)
         return r;

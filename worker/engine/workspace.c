@@ -24,7 +24,7 @@ void workspace_sizes(const struct arch *a, uint32_t tp_size, uint32_t max_rows, 
         .u = padded(t * 2 * inner, act_bytes),
         .g = padded(t * inner, act_bytes),
         .head_x = padded(head_rows * a->hidden, act_bytes),
-        .head_out = padded(head_rows * (a->vocab / tp_size), act_bytes),
+        .head_out = padded(head_rows * (a->vocab / tp_size), sizeof(float)),
         .logits = head_rows * a->vocab * sizeof(float),
         .staging = t * a->hidden * sizeof(float),
     };

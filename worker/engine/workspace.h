@@ -27,7 +27,7 @@ struct workspace {
     void *u;        /* [T, 2I/P] over qkv .. context */
     void *g;        /* [T, I/P] */
     void *head_x;   /* [WORKSPACE_HEAD_ROWS, H] */
-    void *head_out; /* [WORKSPACE_HEAD_ROWS, V/P] */
+    void *head_out; /* [WORKSPACE_HEAD_ROWS, V/P], FP32 also where activations are not */
     float *logits;  /* host [P, WORKSPACE_HEAD_ROWS, V/P] */
     float *staging; /* host [T, H] for what goes to other ranks; NULL where host_view works */
     uint64_t bytes;
