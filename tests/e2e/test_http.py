@@ -8,13 +8,14 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
-import threading
+import sys
 import time
 
 import pytest
 
-from conftest import BIN, SOURCE
+from conftest import SOURCE
 from http_client import call, events, get, open_stream, post
 
 DEMO = SOURCE / "deploy/demo/model"
@@ -237,16 +238,20 @@ def test_fill(server):
 
 def test_generate_of_the_published_server(server):
     """Clients of GLM-130B's own server send lines of text and get lists of texts."""
-    answer = post(server.http_port, "/generate", {
-        "prompt": [PROMPT, "And the king said unto his [MASK], Let us go up."],
-        "max_tokens": 16, "num_beams": 1, "seed": 1234, "sampling_strategy": "BaseStrategy",
-        "temperature": 1.0, "top_k": 40, "top_p": 0.7})
-    if answer.status == 400:  # the other names of the same
-        answer = post(server.http_port, "/generate", {
-            "text": f"{PROMPT}\nAnd the king said unto his [MASK], Let us go up.",
-            "out_seq_length": 16, "topk": 40, "topp": 0.7, "temperature": 1.0, "seed": 1234})
-    assert answer.status == 200, answer.body
-    assert len(re.findall(r"[A-Za-z]{3}", json.dumps(answer.json))) > 4
+    older = {"text": f"{PROMPT}\nAnd the king said unto his [MASK], Let us go up.", "seed": 1234,
+             "out_seq_length": 100, "topk": 40, "topp": 0.7, "temperature": 1.0, "num_beams": 1,
+             "no_repeat_ngram_size": 3, "length_penalty": 0.7, "strategy": "BaseStrategy"}
+    newer = {"prompt": [PROMPT, "子曰："], "max_tokens": 16, "seed": 1234, "top_k": 40, "top_p": 0.7,
+             "temperature": 1.0, "num_beams": 1, "sampling_strategy": "BaseStrategy"}
+    for body in (older, newer):
+        answer = post(server.http_port, "/generate", body)
+        assert answer.status == 200, answer.body
+        texts = answer.json["text"]
+        assert len(texts) == 2 and all(texts), texts
+        assert "[MASK]" not in json.dumps(texts)
+    beams = post(server.http_port, "/generate", {**older, "strategy": "BeamSearchStrategy",
+                                                 "num_beams": 2, "out_seq_length": 60})
+    assert beams.status == 200, beams.body
 
 
 def test_models_and_housekeeping(server):
@@ -432,7 +437,6 @@ def test_slow_reader_waits_and_others_do_not(cluster):
     c = cluster(DEMO, group__devices="fake:step_us=500", coordinator__limits__max_stream_bytes="16KiB",
                 coordinator__deadlines__slow_reader="3s", worker__slots=8)
     body = {"prompt": PROMPT, "max_tokens": 1900, "ignore_eos": True, "logprobs": 5, "n": 4}
-    import socket
     s = socket.socket()
     s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     s.settimeout(60)
@@ -483,6 +487,32 @@ def test_curl(server):
                "-d '{\"prompt\": \"And it came to pass\", \"max_tokens\": 4, \"stream\": true}'")
     out = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True).stdout
     assert out.startswith("data: {") and out.endswith("data: [DONE]\n\n")
+
+
+def readme_examples(language):
+    text = (SOURCE / "README.md").read_text()
+    section = text[text.index("### Over HTTP"):]
+    section = section[:section.index("\n#", 5) if "\n#" in section[5:] else None]
+    return re.findall(rf"```{language}\n(.*?)```", section, re.S)
+
+
+def test_readme_examples(server, tmp_path):
+    sh, = readme_examples("sh")
+    script = sh.replace("127.0.0.1:8000", f"127.0.0.1:{server.http_port}")
+    r = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True,
+                       cwd=tmp_path, timeout=120)
+    assert r.returncode == 0, r.stderr
+    assert '"object":"text_completion"' in r.stdout and '"blanks":[' in r.stdout
+    assert r.stdout.rstrip().endswith("data: [DONE]")
+
+
+def test_readme_example_of_the_official_client(server, tmp_path):
+    pytest.importorskip("openai")
+    python, = readme_examples("python")
+    script = python.replace("127.0.0.1:8000", f"127.0.0.1:{server.http_port}")
+    r = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                       cwd=tmp_path, timeout=120)
+    assert r.returncode == 0 and r.stdout.strip(), r.stderr
 
 
 def test_official_client(server):
