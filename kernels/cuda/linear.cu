@@ -2,10 +2,9 @@
  */
 #include "linear.h"
 
-#include "gemm.cuh"
-#include "gemv.cuh"
 #include "library.h"
 #include "rows.cuh"
+#include "variants.cuh"
 
 #include <cerrno>
 #include <cstdlib>
@@ -14,81 +13,18 @@
 namespace
 {
 
-typedef void (*product_kernel)(const product_params p);
+/* One table for each kind of weights, in files of their own (variants_*.cu): they compile side by
+ * side. */
+const struct variant *const tables[] = {variants_i4, variants_i8, variants_f16};
 
-struct variant {
-    uint32_t bits, short_groups;
-    enum linear_kernel kernel;
-    uint32_t tokens, threads;
-    product_kernel function;
-    size_t shared; /* 0: by the shape */
-};
-
-constexpr int stages(int bits)
+const struct variant *find_variant(const struct packed_shape *s, enum linear_kernel kernel,
+                                   uint32_t tokens)
 {
-    return bits == 16 ? 3 : 4;
-}
-
-template <int BITS, bool SHORT> constexpr variant gemv()
-{
-    return {BITS, SHORT, LINEAR_GEMV, GEMV_TOKENS, GEMV_THREADS, gemv_kernel<BITS, SHORT>, 0};
-}
-
-template <int BITS, bool SHORT, int N, int WN, bool WHOLE> constexpr variant gemm()
-{
-    return {BITS,
-            SHORT,
-            WHOLE ? LINEAR_WHOLE : LINEAR_SLICE,
-            N * WN * 8,
-            GEMM_ROW_WARPS * WN * DEV_WARP,
-            gemm_kernel<BITS, SHORT, N, WN, stages(BITS), WHOLE>,
-            gemm_shared_bytes(BITS, N * WN * 8, stages(BITS))};
-}
-
-/* Short groups keep three sums in registers instead of two: less tokens to a warp. */
-const variant variants[] = {
-    gemv<4, false>(),
-    gemv<4, true>(),
-    gemv<8, false>(),
-    gemv<8, true>(),
-    gemv<16, false>(),
-    gemm<4, false, 2, 1, false>(),
-    gemm<4, false, 4, 1, false>(),
-    gemm<4, false, 8, 1, false>(),
-    gemm<4, false, 4, 1, true>(),
-    gemm<4, false, 8, 1, true>(),
-    gemm<4, false, 8, 2, true>(),
-    gemm<8, false, 2, 1, false>(),
-    gemm<8, false, 4, 1, false>(),
-    gemm<8, false, 8, 1, false>(),
-    gemm<8, false, 4, 1, true>(),
-    gemm<8, false, 8, 1, true>(),
-    gemm<8, false, 8, 2, true>(),
-    gemm<16, false, 2, 1, false>(),
-    gemm<16, false, 4, 1, false>(),
-    gemm<16, false, 8, 1, false>(),
-    gemm<16, false, 4, 1, true>(),
-    gemm<16, false, 8, 1, true>(),
-    gemm<16, false, 8, 2, true>(),
-    gemm<4, true, 2, 1, false>(),
-    gemm<4, true, 4, 1, false>(),
-    gemm<4, true, 4, 2, false>(),
-    gemm<4, true, 4, 1, true>(),
-    gemm<4, true, 4, 2, true>(),
-    gemm<8, true, 2, 1, false>(),
-    gemm<8, true, 4, 1, false>(),
-    gemm<8, true, 4, 2, false>(),
-    gemm<8, true, 4, 1, true>(),
-    gemm<8, true, 4, 2, true>(),
-};
-
-const variant *find_variant(const struct packed_shape *s, enum linear_kernel kernel,
-                            uint32_t tokens)
-{
-    for (const variant &v : variants)
-        if (v.bits == s->bits && v.short_groups == s->short_groups && v.kernel == kernel &&
-            v.tokens == tokens)
-            return &v;
+    for (const struct variant *v : tables)
+        for (; v->function; v++)
+            if (v->bits == s->bits && v->short_groups == s->short_groups && v->kernel == kernel &&
+                v->tokens == tokens)
+                return v;
     return nullptr;
 }
 
@@ -209,11 +145,12 @@ int products_init(struct cuda_products *p, const struct linear_device *device)
     if (!p->counters)
         return -ENOMEM;
     note(p, dev_zero(p->counters, LINEAR_MAX_TILES * sizeof(uint32_t), device->stream));
-    for (const variant &v : variants)
-        assert(!v.shared || v.shared == linear_gemm_shared(v.bits, v.tokens));
-    for (const variant &v : variants)
-        if (v.shared > 48 << 10 && v.shared + 1024 <= device->shared_bytes)
-            note(p, dev_allow_shared(v.function, v.shared));
+    for (const struct variant *v : tables)
+        for (; v->function; v++) {
+            assert(!v->shared || v->shared == linear_gemm_shared(v->bits, v->tokens));
+            if (v->shared > 48 << 10 && v->shared + 1024 <= device->shared_bytes)
+                note(p, dev_allow_shared(v->function, v->shared));
+        }
     if (device->library_rows) {
         p->library = linear_library_new(device);
         if (!p->library)
@@ -295,7 +232,7 @@ int linear_run(struct cuda_products *p, const struct k_linear *l, const void *x,
                void *y, bool y_float, enum linear_kernel kernel, uint32_t tokens)
 {
     const struct packed_shape *s = &l->shape;
-    const variant *v = find_variant(s, kernel, tokens);
+    const struct variant *v = find_variant(s, kernel, tokens);
     if (!v || (kernel == LINEAR_GEMV && n_rows > GEMV_TOKENS) ||
         v->shared + 1024 > p->device.shared_bytes)
         return -EINVAL;

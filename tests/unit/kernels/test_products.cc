@@ -1,6 +1,7 @@
 /* test_products.cc: the CUDA products, their sources executed on the emulated GPU. Packing on the
  * device against the reference, bit by bit; every kernel against sums in double precision; all
  * kernels, batches and orders of CTAs against each other, bit by bit. */
+#include "kernels/cuda/bench.h"
 #include "kernels/cuda/dev.h"
 #include "kernels/cuda/library.h"
 #include "kernels/cuda/linear.h"
@@ -465,6 +466,35 @@ void test_expand(void **)
     products_deinit(&p);
 }
 
+/* What gpu-speed measures ceilings with does what it says, at sizes with remainders. */
+void test_bench_kernels(void **)
+{
+    static const size_t sizes[] = {16, 4096, 16 * 5003, 1 << 20};
+    for (size_t bytes : sizes) {
+        uint32_t *from = (uint32_t *)emu_alloc(bytes), *to = (uint32_t *)emu_alloc(bytes);
+        uint32_t *word = (uint32_t *)emu_alloc(4);
+        word[0] = 0;
+        assert_int_equal(bench_noise(from, bytes, 7, true, nullptr), 0);
+        assert_int_equal(bench_copy(to, from, bytes, 2, nullptr), 0);
+        assert_memory_equal(from, to, bytes);
+        assert_int_equal(bench_read(from, bytes, word, 2, nullptr), 0);
+        uint32_t sum = 0;
+        for (size_t i = 0; i < bytes / 4; i += 4)
+            sum += from[i] ^ from[i + 1] ^ from[i + 2] ^ from[i + 3];
+        assert_int_equal(word[0], sum);
+        for (size_t i = 0; i < bytes / 2; i++) {
+            float v = half_to_float(((const uint16_t *)from)[i]);
+            assert_true(fabsf(v) >= 0.0625f && fabsf(v) < 0.125f);
+        }
+        assert_int_equal(bench_fill(to, bytes / 2, 0x1400, nullptr), 0);
+        for (size_t i = 0; i < bytes / 2; i++)
+            assert_int_equal(((const uint16_t *)to)[i], 0x1400);
+        emu_free(from);
+        emu_free(to);
+        emu_free(word);
+    }
+}
+
 /* Memory runs out at the n-th block: NULL, and nothing is lost. */
 int fail_at;
 
@@ -512,7 +542,7 @@ int main(void)
         cmocka_unit_test(test_packing),       cmocka_unit_test(test_real_shapes),
         cmocka_unit_test(test_products),      cmocka_unit_test(test_choice),
         cmocka_unit_test(test_plans),         cmocka_unit_test(test_embed_and_gather),
-        cmocka_unit_test(test_expand),
+        cmocka_unit_test(test_expand),        cmocka_unit_test(test_bench_kernels),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
