@@ -151,9 +151,20 @@ static bool parse_options(int argc, char **argv, struct settings *s)
 
 /* --- the device --- */
 
+/* Bytes for --divide: a look at N-th rows and columns takes N^2 less. */
+static size_t divided(const struct bench *b, size_t bytes)
+{
+    return bytes / b->s.divide / b->s.divide / 16 * 16;
+}
+
+/* In a program that the backend is linked into; NULL elsewhere. */
+extern const struct cuda_bench glmd_cuda_bench __attribute__((weak));
+
 /* The bench table of the library that holds the backend's operations. */
 static const struct cuda_bench *find_bench(const struct k_ops *ops)
 {
+    if (&glmd_cuda_bench)
+        return &glmd_cuda_bench;
     Dl_info info;
     if (!dladdr(ops, &info) || !info.dli_fname)
         return NULL;
@@ -259,13 +270,13 @@ struct ceiling_job {
 static void do_copy(void *arg)
 {
     struct ceiling_job *j = arg;
-    j->b->gpu->copy(j->b->c, j->to, j->from, CEILING_BYTES);
+    j->b->gpu->copy(j->b->c, j->to, j->from, divided(j->b, CEILING_BYTES));
 }
 
 static void do_read(void *arg)
 {
     struct ceiling_job *j = arg;
-    j->b->gpu->read(j->b->c, j->from, CEILING_BYTES, j->to);
+    j->b->gpu->read(j->b->c, j->from, divided(j->b, CEILING_BYTES), j->to);
 }
 
 static void do_dense(void *arg)
@@ -278,18 +289,18 @@ static void do_dense(void *arg)
 
 static bool measure_ceilings(struct bench *b)
 {
-    struct ceiling_job j = {b, b->ops->alloc(b->c, CEILING_BYTES),
-                            b->ops->alloc(b->c, CEILING_BYTES)};
+    const size_t bytes = divided(b, CEILING_BYTES);
+    struct ceiling_job j = {b, b->ops->alloc(b->c, bytes), b->ops->alloc(b->c, bytes)};
     if (!j.from || !j.to) {
         fprintf(stderr, "gpu-speed: no room for 2 GiB to measure ceilings with\n");
         return false;
     }
-    b->gpu->noise(b->c, j.from, CEILING_BYTES, 1, true);
+    b->gpu->noise(b->c, j.from, bytes, 1, true);
     struct spread t = measure(b, do_copy, &j, 1);
-    b->copy_bps = 2.0 * CEILING_BYTES / t.median;
+    b->copy_bps = 2.0 * (double)bytes / t.median;
     printf("copy   %7.0f GB/s (read and written)\n", b->copy_bps * 1e-9);
     t = measure(b, do_read, &j, 1);
-    b->read_bps = CEILING_BYTES / t.median;
+    b->read_bps = (double)bytes / t.median;
     printf("read   %7.0f GB/s\n", b->read_bps * 1e-9);
     if (b->library) {
         t = measure(b, do_dense, &j, 4);
@@ -401,7 +412,7 @@ static bool measure_matrix(struct bench *b, const char *name, uint32_t tp, uint3
 {
     struct product_job j = {.b = b, .rows = rows, .cols = cols};
     size_t bytes = weight_bytes(b->s.weight, rows, cols);
-    uint32_t wanted = b->gpu ? (uint32_t)(TURN_BYTES / bytes) + 1 : 1;
+    uint32_t wanted = b->gpu ? (uint32_t)(divided(b, TURN_BYTES) / bytes) + 1 : 1;
     wanted = wanted < MAX_COPIES ? wanted : MAX_COPIES;
     for (; j.n_copies < wanted; j.n_copies++) {
         struct k_linear *l =
@@ -423,7 +434,7 @@ static bool measure_matrix(struct bench *b, const char *name, uint32_t tp, uint3
     printf("%s TP %u: %u x %u, %u in turn\n", name, tp, rows, cols, j.n_copies);
     for (const uint32_t *batch = b->s.batch; *batch; batch++) {
         j.n_rows = *batch;
-        j.turns = b->gpu ? (TURN_BYTES * 8ul / (bytes * j.n_copies)) + 1 : 1;
+        j.turns = b->gpu ? (uint32_t)(8 * divided(b, TURN_BYTES) / (bytes * j.n_copies)) + 1 : 1;
         const char *kernel = "";
         if (b->gpu)
             kernel = linear_kernel_name(b->gpu->plan(b->c, j.copies[0], j.n_rows).kernel);
@@ -472,13 +483,14 @@ int main(int argc, char **argv)
     if (!open_device(&b))
         return 1;
     size_t rows = largest(b.s.batch), bytes = b.ops->act_bytes(b.c);
-    b.x = b.ops->alloc(b.c, rows * 32768 * bytes);
-    b.y = b.ops->alloc(b.c, rows * 65536 * bytes);
+    size_t widest = 65536 / b.s.divide; /* of a row of x or y */
+    b.x = b.ops->alloc(b.c, rows * widest * bytes);
+    b.y = b.ops->alloc(b.c, rows * widest * bytes);
     bool ok = b.x && b.y;
     if (!ok)
         fprintf(stderr, "gpu-speed: no memory for activations\n");
     if (ok && b.gpu) {
-        b.gpu->noise(b.c, b.x, rows * 32768 * bytes, 5, true);
+        b.gpu->noise(b.c, b.x, rows * widest * bytes, 5, true);
         b.library = b.gpu->library_new(b.c);
         ok = measure_ceilings(&b);
     }
