@@ -242,7 +242,7 @@ static int start(struct front_call *f, const struct opening *o, struct request *
     if (code < 0)
         return err_set(e, code, "out of memory");
     if (next) /* nobody wants half of the answer */
-        code = sched_check_fits(c->sched, next, e);
+        code = sched_check(c->sched, next, e);
     if (code == 0)
         code = sched_submit(c->sched, r, e);
     if (code == 0 && !*r->client_id) /* so that the client, and Abort, have a name for it */

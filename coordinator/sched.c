@@ -99,12 +99,17 @@ static uint32_t queue_tokens(const struct request *r)
     return (uint32_t)MIN(n, (size_t)UINT32_MAX);
 }
 
-int sched_submit(struct sched *s, struct request *r, struct err *e)
+int sched_check(const struct sched *s, struct request *r, struct err *e)
 {
     assert(r->state == REQUEST_NEW && r->prompt.ids.n > 0);
     context_prepare(s, r);
+    return sched_check_fits(s, r, e);
+}
+
+int sched_submit(struct sched *s, struct request *r, struct err *e)
+{
+    int code = sched_check(s, r, e);
     r->n_queue_tokens = queue_tokens(r);
-    int code = sched_check_fits(s, r, e);
     if (code == 0)
         code = queue_check(s, r, e);
     if (code < 0)

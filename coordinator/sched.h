@@ -134,8 +134,9 @@ void sched_drain(struct sched *s, uint32_t group, bool draining);
 /* The number of a group that is not attached may be another one's from now on. */
 void sched_forget(struct sched *s, uint32_t group);
 
-/* Whether some group that is or was attached can run the request: 0, or -E2BIG with the limit. */
-int sched_check_fits(const struct sched *s, const struct request *r, struct err *e);
+/* Whether some group that is or was attached can run a request that is not submitted yet: 0, or
+ * -E2BIG with the limit. */
+int sched_check(const struct sched *s, struct request *r, struct err *e);
 /* -ENOBUFS: the queue is full; the message and r->retry_after_ns say when to try again. -E2BIG: it
  * can never run on any group that is or was there (the message says which limit). Otherwise the
  * scheduler holds the request until REQUEST_DONE. */

@@ -196,6 +196,10 @@ static inline struct sched_group *group_of(const struct sched *s, const struct r
     return s->groups[r->group];
 }
 
+/* Whether some group that is or was attached can run the request, whose context is prepared: 0, or
+ * -E2BIG with the limit. */
+int sched_check_fits(const struct sched *s, const struct request *r, struct err *e);
+
 int sched_group_check_fits(const struct sched_group *g, const struct request *r, struct err *e);
 void sched_group_free(struct sched_group *g);
 
