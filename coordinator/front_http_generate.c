@@ -220,9 +220,9 @@ void http_front_generate(struct http_front *f)
         http_front_error(f, &error);
         return;
     }
-    if (!settings.request_id && *f->request->request_id &&
-        strlen(f->request->request_id) < sizeof f->request_id)
-        strcpy(f->request_id, f->request->request_id);
+    size_t n = strlen(f->request->request_id);
+    if (!settings.request_id && n > 0 && n < sizeof f->request_id)
+        memcpy(f->request_id, f->request->request_id, n + 1);
     if (make_reply(f) < 0) {
         fail_inside(f);
     } else if (!open_pieces(f, &refused)) {

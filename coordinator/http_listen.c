@@ -70,7 +70,7 @@ static int listen_on(const struct addrinfo *ai, const char *address, int *ret_fd
 
 static int port_of(int fd)
 {
-    struct sockaddr_storage a;
+    struct sockaddr_storage a = {0};
     socklen_t n = sizeof a;
     if (getsockname(fd, (struct sockaddr *)&a, &n) < 0)
         return 0;
