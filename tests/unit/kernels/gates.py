@@ -70,7 +70,7 @@ def check(args, source, text, budgets):
     bad = 0
     for (_, stack, stores, loads, registers), name in zip(rows, demangle([r[0] for r in rows])):
         name = re.sub(r"\(.*", "", name.replace("(anonymous namespace)::", "")).replace("void ", "")
-        budget, allowed = next(((n, stack) for pattern, n, stack in budgets if pattern.search(name)),
+        budget, allowed = next(((n, stack) for pattern, n, stack in budgets if pattern.search(f"sm_{args.arch} {name}")),
                                (None, 0))
         problems = []
         if max(stack, stores, loads) > allowed:
