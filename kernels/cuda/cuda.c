@@ -23,10 +23,18 @@ void cuda_enter(struct k_ctx *c)
     cuda_check(c, c->driver->use(c->device), "choosing the device");
 }
 
+void cuda_wait(struct k_ctx *c, const char *what)
+{
+    if (c->before_wait)
+        c->before_wait(c->comm);
+    if (!c->error) /* nothing else ends for certain */
+        cuda_check(c, c->driver->stream_wait(c->stream), what);
+}
+
 int cuda_sync(struct k_ctx *c, char *message, size_t size)
 {
     cuda_enter(c);
-    cuda_check(c, c->driver->stream_wait(c->stream), "the end of a step");
+    cuda_wait(c, "the end of a step");
     cuda_check(c, c->driver->last_error(), "a launch");
     if (!c->error)
         return 0;
@@ -140,6 +148,7 @@ void cuda_close(struct k_ctx *c)
     cuda_free(c, c->attention);
     cuda_free(c, c->attention_counters);
     cuda_free(c, c->stage_device);
+    cuda_free(c, c->mailbox);
     if (c->stage_host)
         (void)d->free_host(c->stage_host);
     if (c->stream)
@@ -250,7 +259,7 @@ void cuda_upload_bytes(struct k_ctx *c, void *dst, const void *src, size_t bytes
         size_t n = bytes - at < CUDA_STAGE_BYTES ? bytes - at : CUDA_STAGE_BYTES;
         memcpy(c->stage_host, (const char *)src + at, n);
         cuda_check(c, c->driver->copy((char *)dst + at, c->stage_host, n, c->stream), "upload");
-        cuda_check(c, c->driver->stream_wait(c->stream), "upload");
+        cuda_wait(c, "upload");
         at += n;
     }
 }
@@ -262,7 +271,7 @@ void cuda_download_bytes(struct k_ctx *c, void *dst, const void *src, size_t byt
         size_t n = bytes - at < CUDA_STAGE_BYTES ? bytes - at : CUDA_STAGE_BYTES;
         cuda_check(c, c->driver->copy(c->stage_host, (const char *)src + at, n, c->stream),
                    "download");
-        cuda_check(c, c->driver->stream_wait(c->stream), "download");
+        cuda_wait(c, "download");
         if (!c->error)
             memcpy((char *)dst + at, c->stage_host, n);
         at += n;
@@ -281,7 +290,7 @@ void cuda_upload(struct k_ctx *c, void *dst, const float *src, size_t n)
         cuda_check(c, c->driver->copy(c->stage_device, c->stage_host, m * sizeof *src, c->stream),
                    "upload");
         cuda_halves_from_floats(c, (uint16_t *)dst + at, c->stage_device, m);
-        cuda_check(c, c->driver->stream_wait(c->stream), "upload");
+        cuda_wait(c, "upload");
         at += m;
     }
 }
@@ -294,7 +303,7 @@ void cuda_download(struct k_ctx *c, float *dst, const void *src, size_t n)
         cuda_floats_from_halves(c, c->stage_device, (const uint16_t *)src + at, m);
         cuda_check(c, c->driver->copy(c->stage_host, c->stage_device, m * sizeof *dst, c->stream),
                    "download");
-        cuda_check(c, c->driver->stream_wait(c->stream), "download");
+        cuda_wait(c, "download");
         if (!c->error)
             memcpy(dst + at, c->stage_host, m * sizeof *dst);
         at += m;

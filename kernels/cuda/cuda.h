@@ -72,6 +72,12 @@ struct k_ctx {
     size_t n_attention_counters;
     struct cuda_products *products; /* linear.h; NULL in tests of the other operations */
     void (*close_products)(struct k_ctx *c);
+    void *mailbox; /* for comm_peer.c: outlives the comm whose peers wrote into it */
+    size_t mailbox_bytes;
+    /* borrowed: the comm that sums over ranks, and what it does before anyone waits for the stream,
+     * in which its sums may wait for other ranks; NULL = none */
+    struct k_comm *comm;
+    void (*before_wait)(struct k_comm *m);
     /* state */
     int error; /* the first one; 0 = none */
     char error_text[256];
@@ -91,6 +97,8 @@ float *cuda_host_view(struct k_ctx *c, void *buffer);
 
 /* Keeps the first error. `what`: the operation. */
 void cuda_check(struct k_ctx *c, int error, const char *what);
+/* Until the stream has run dry: what waits for the device says it here. */
+void cuda_wait(struct k_ctx *c, const char *what);
 /* Makes the context's device the calling thread's. Before anything that talks to the runtime. */
 void cuda_enter(struct k_ctx *c);
 /* Device memory, zeroed; NULL: there is not enough. */
@@ -150,6 +158,7 @@ void cuda_attention(struct k_ctx *c, const struct k_attn_params *p, const void *
                     const struct k_seq *seqs, uint32_t n_seqs, const struct k_kv *kv, void *out);
 
 extern const struct k_ops glmd_cuda_ops;
+extern const struct k_comm_ops cuda_comm_ops; /* comm.c */
 
 #ifdef __cplusplus
 }

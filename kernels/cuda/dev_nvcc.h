@@ -164,6 +164,17 @@ DEV_FN void dev_store_release(uint32_t *p, uint32_t v)
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 
+/* What another device or the host wrote before a flag that was acquired: past all caches. */
+DEV_FN uint4 dev_load16_system(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+
 /* ---- global to shared, 16 bytes, without waiting (sm_80 and later) ---- */
 
 /* `valid` false writes zeros and reads nothing. */
@@ -461,6 +472,14 @@ static inline cudaError_t dev_run(const struct dev_launch &at, void (*kernel)(P)
     config.attrs = &attribute;
     config.numAttrs = at.overlaps ? 1 : 0;
     return cudaLaunchKernelEx(&config, kernel, params);
+}
+
+/* A kernel that waits for those of other ranks, which run elsewhere. */
+template <class P>
+static inline cudaError_t dev_run_together(uint64_t, unsigned, const struct dev_launch &at,
+                                           void (*kernel)(P), const P &params)
+{
+    return dev_run(at, kernel, params);
 }
 
 /* Once per kernel that wants more dynamic shared memory than 48 KiB. */

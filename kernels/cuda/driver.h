@@ -29,6 +29,11 @@ struct cuda_properties {
     size_t shared_bytes; /* largest dynamic shared memory of a CTA */
 };
 
+/* Memory of `alloc` as other processes of the host can open it. */
+struct cuda_shared_memory {
+    char bytes[64];
+};
+
 struct cuda_driver {
     int (*device_count)(int *ret);
     int (*properties)(int device, struct cuda_properties *ret);
@@ -64,6 +69,20 @@ struct cuda_driver {
     const char *(*error_name)(int error);
     const char *(*error_text)(int error);
     int out_of_memory; /* the number of that error */
+
+    /* Whether all that was enqueued has run. */
+    int (*stream_ready)(struct CUstream_st *s, bool *ret);
+    /* Kernels of the device in use may touch the memory of another device of this process. False:
+     * these two cannot. */
+    int (*reach)(int device, int other, bool *ret);
+    int (*share)(void *p, struct cuda_shared_memory *ret);
+    int (*share_open)(const struct cuda_shared_memory *m, void **ret); /* by another process */
+    int (*share_close)(void *p);
+    /* Page-locks the host's memory at `p`; *ret is where kernels find it. */
+    int (*pin)(void *p, size_t bytes, void **ret);
+    int (*unpin)(void *p);
+    uint64_t (*process)(void); /* a number that no two processes have */
+    int timed_out;             /* the number of that error */
 };
 
 const struct cuda_driver *cuda_driver_table(void);

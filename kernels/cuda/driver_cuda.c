@@ -2,9 +2,13 @@
  * itself, so that a host without one gets an error from device_count and not a failing dlopen. */
 #include "kernels/cuda/driver.h"
 
+#include <assert.h>
 #include <cuda_runtime_api.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
 
 static int device_count(int *ret)
 {
@@ -135,6 +139,79 @@ static int graph_free(struct CUgraphExec_st *g)
     return (int)cudaGraphExecDestroy(g);
 }
 
+static int stream_ready(struct CUstream_st *s, bool *ret)
+{
+    cudaError_t e = cudaStreamQuery(s);
+    *ret = e != cudaErrorNotReady;
+    return *ret ? (int)e : 0;
+}
+
+static int reach(int device, int other, bool *ret)
+{
+    int can = device == other;
+    cudaError_t e = can ? cudaSuccess : cudaDeviceCanAccessPeer(&can, device, other);
+    if (e == cudaSuccess && can && device != other)
+        e = cudaDeviceEnablePeerAccess(other, 0);
+    if (e == cudaErrorPeerAccessAlreadyEnabled) {
+        (void)cudaGetLastError();
+        e = cudaSuccess;
+    }
+    *ret = can;
+    return (int)e;
+}
+
+static int share(void *p, struct cuda_shared_memory *ret)
+{
+    cudaIpcMemHandle_t handle;
+    static_assert(sizeof handle == sizeof ret->bytes, "a handle of shared memory");
+    cudaError_t e = cudaIpcGetMemHandle(&handle, p);
+    memcpy(ret->bytes, &handle, sizeof handle);
+    return (int)e;
+}
+
+static int share_open(const struct cuda_shared_memory *m, void **ret)
+{
+    cudaIpcMemHandle_t handle;
+    memcpy(&handle, m->bytes, sizeof handle);
+    return (int)cudaIpcOpenMemHandle(ret, handle, cudaIpcMemLazyEnablePeerAccess);
+}
+
+static int share_close(void *p)
+{
+    return (int)cudaIpcCloseMemHandle(p);
+}
+
+static int pin(void *p, size_t bytes, void **ret)
+{
+    cudaError_t e = cudaHostRegister(p, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);
+    if (e != cudaSuccess)
+        return (int)e;
+    e = cudaHostGetDevicePointer(ret, p, 0);
+    if (e != cudaSuccess)
+        (void)cudaHostUnregister(p);
+    return (int)e;
+}
+
+static int unpin(void *p)
+{
+    return (int)cudaHostUnregister(p);
+}
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static uint64_t process_number;
+
+static void draw_number(void)
+{
+    if (getrandom(&process_number, sizeof process_number, 0) != sizeof process_number)
+        process_number = (uint64_t)getpid(); /* of this host, at least */
+}
+
+static uint64_t process(void)
+{
+    (void)pthread_once(&once, draw_number);
+    return process_number;
+}
+
 static int last_error(void)
 {
     return (int)cudaGetLastError();
@@ -177,6 +254,15 @@ static const struct cuda_driver driver = {
     .error_name = error_name,
     .error_text = error_text,
     .out_of_memory = cudaErrorMemoryAllocation,
+    .stream_ready = stream_ready,
+    .reach = reach,
+    .share = share,
+    .share_open = share_open,
+    .share_close = share_close,
+    .pin = pin,
+    .unpin = unpin,
+    .process = process,
+    .timed_out = cudaErrorLaunchTimeout,
 };
 
 const struct cuda_driver *cuda_driver_table(void)

@@ -3,6 +3,8 @@
 #include "dev.h"
 
 #include <cassert>
+#include <chrono>
+#include <condition_variable>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -479,6 +481,52 @@ int emu_run(const struct emu_call *calls, unsigned n)
         fill_resident(&emu.resident[i]);
     }
     return run_all();
+}
+
+/* ---- kernels of several threads that wait for each other ---- */
+
+namespace
+{
+
+struct together {
+    std::vector<struct emu_call> calls;
+    int result = 0;
+};
+
+std::mutex meeting;
+std::condition_variable met;
+std::map<uint64_t, std::shared_ptr<together>> gathering;
+int64_t together_ms = 10000;
+
+} // namespace
+
+void emu_set_together_ms(int64_t ms)
+{
+    std::lock_guard<std::mutex> hold(meeting);
+    together_ms = ms;
+}
+
+int emu_run_together(uint64_t key, unsigned size, const struct emu_call *call)
+{
+    std::unique_lock<std::mutex> hold(meeting);
+    std::shared_ptr<together> &place = gathering[key];
+    if (!place)
+        place = std::make_shared<together>();
+    std::shared_ptr<together> mine = place;
+    mine->calls.push_back(*call);
+    auto begun = [&] {
+        auto at = gathering.find(key);
+        return at == gathering.end() || at->second != mine;
+    };
+    if (mine->calls.size() < size)
+        met.wait_for(hold, std::chrono::milliseconds(together_ms), begun);
+    if (!begun()) { /* the last one, or the first whose patience ended */
+        gathering.erase(key);
+        mine->result = emu_run(mine->calls.data(), (unsigned)mine->calls.size());
+        mine->calls.clear();
+        met.notify_all();
+    }
+    return mine->result;
 }
 
 void emu_set_options(const struct emu_options *o)

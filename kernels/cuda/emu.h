@@ -133,6 +133,24 @@ static inline cudaError_t dev_run(const struct dev_launch &at, void (*kernel)(P)
     return cudaSuccess;
 }
 
+/* A kernel that waits for those of `size - 1` other ranks, which threads of this process launch
+ * with the same key: all in one schedule. Ranks that have not come in time are left out, and the
+ * kernels have to find out. */
+int emu_run_together(uint64_t key, unsigned size, const struct emu_call *call);
+/* How long a launch waits for the others; 10 s at the start. */
+void emu_set_together_ms(int64_t ms);
+
+template <class P, class Q>
+static inline cudaError_t dev_run_together(uint64_t key, unsigned size, const struct dev_launch &at,
+                                           void (*kernel)(P), const Q &params)
+{
+    emu_kernel<P> k = {kernel};
+    struct emu_call call = {at, emu_kernel<P>::run, &k, &params, 0};
+    if (emu_run_together(key, size, &call) != 0)
+        emu_die();
+    return cudaSuccess;
+}
+
 template <class P> static inline cudaError_t dev_allow_shared(void (*)(P), size_t)
 {
     return cudaSuccess;
@@ -345,6 +363,10 @@ DEV_FN uint4 dev_stream16(const void *p)
     return emu_load<uint4>(p);
 }
 DEV_FN uint4 dev_load16_l2(const void *p)
+{
+    return emu_load<uint4>(p);
+}
+DEV_FN uint4 dev_load16_system(const void *p)
 {
     return emu_load<uint4>(p);
 }

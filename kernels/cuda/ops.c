@@ -155,4 +155,5 @@ __attribute__((visibility("default"))) const struct k_ops glmd_cuda_ops = {
     .attention = cuda_attention,
     .geglu = cuda_geglu,
     .gather = cuda_gather,
+    .comm = &cuda_comm_ops,
 };

@@ -1,141 +1,29 @@
 /* rowwise.cu: norms of rows, alone or behind the residual sum, and GeGLU.
- *
- * A row is one CTA's. Its values stay in registers between the sums: mean first, then the squares
- * of the differences. A thread owns pieces of 8 columns, thread by thread across the row; sums run
- * over a thread's pieces, over the lanes of a warp by butterfly and over the warps in order: an
- * order that depends on the number of columns alone.
- */
+ * */
 #include <cassert>
 #include <cstdlib>
 
 #include "base/half.h"
 #include "kernels/cuda/cuda.h"
-#include "kernels/cuda/dev.h"
-
-struct k_norm {
-    uint32_t cols;
-    float *weight, *bias; /* device, [cols] */
-};
-
-struct k_bias {
-    uint32_t cols;
-    float *values; /* device, [cols] */
-};
+#include "kernels/cuda/norm.cuh"
 
 namespace
 {
 
-enum { THREADS = 512, WARPS = THREADS / DEV_WARP, PIECE = 8, GLU_THREADS = 256 };
+enum { GLU_THREADS = 256 };
 
-struct norm_params {
-    const uint16_t *a;  /* NULL: a plain norm of x */
-    const uint16_t *x;  /* [n_rows, cols] */
-    uint16_t *residual; /* x = alpha a + x + bias goes here, with `a` */
-    uint16_t *y;
-    const float *residual_bias; /* or NULL */
-    const float *weight, *bias;
-    float alpha, eps;
-    uint32_t cols;
-};
-
-DEV_FN void unpack(float *to, uint4 v)
+template <int ITEMS> DEV_KERNEL(NORM_THREADS, 1) void norm_kernel(DEV_PARAMS(norm_params) p)
 {
-    const uint32_t w[4] = {v.x, v.y, v.z, v.w};
-    DEV_UNROLL
-    for (int i = 0; i < 4; i++) {
-        to[2 * i] = dev_half2_lo(w[i]);
-        to[2 * i + 1] = dev_half2_hi(w[i]);
-    }
-}
-
-DEV_FN uint4 pack(const float *from)
-{
-    return make_uint4(dev_half2(from[0], from[1]), dev_half2(from[2], from[3]),
-                      dev_half2(from[4], from[5]), dev_half2(from[6], from[7]));
-}
-
-DEV_FN void load8(float *to, const float *from)
-{
-    DEV_UNROLL
-    for (int i = 0; i < 2; i++) {
-        uint4 v = dev_load16(from + 4 * i);
-        to[4 * i] = dev_bits_float(v.x);
-        to[4 * i + 1] = dev_bits_float(v.y);
-        to[4 * i + 2] = dev_bits_float(v.z);
-        to[4 * i + 3] = dev_bits_float(v.w);
-    }
-}
-
-/* The same bits in all threads. `parts` [WARPS] is free again at the next barrier but one. */
-DEV_FN float row_sum(float v, dev_shared<float> parts)
-{
-    v = dev_warp_sum(v);
-    if (dev_lane() == 0)
-        parts[dev_warp()] = v;
-    dev_barrier();
-    float sum = 0.0f;
-    DEV_UNROLL
-    for (int i = 0; i < WARPS; i++) {
-        float part = parts[i];
-        sum += part;
-    }
-    return sum;
-}
-
-template <int ITEMS> DEV_KERNEL(THREADS, 1) void norm_kernel(DEV_PARAMS(norm_params) p)
-{
-    DEV_SHARED(float, parts, 2 * WARPS);
+    DEV_SHARED(float, parts, 2 * NORM_WARPS);
     const size_t row = (size_t)dev_cta_x() * p.cols;
-    float x[ITEMS][PIECE];
-    float sum = 0.0f;
+    float x[ITEMS][NORM_PIECE];
     DEV_UNROLL
     for (int i = 0; i < ITEMS; i++) {
-        uint32_t col = (i * THREADS + dev_thread()) * PIECE;
-        if (col >= p.cols)
-            continue;
-        unpack(x[i], dev_load16(p.x + row + col));
-        if (p.a) {
-            float a[PIECE], bias[PIECE] = {0, 0, 0, 0, 0, 0, 0, 0};
-            unpack(a, dev_load16(p.a + row + col));
-            if (p.residual_bias)
-                load8(bias, p.residual_bias + col);
-            DEV_UNROLL
-            for (int j = 0; j < PIECE; j++)
-                x[i][j] = dev_fma(p.alpha, a[j], x[i][j]) + bias[j];
-            dev_store16(p.residual + row + col, pack(x[i]));
-        }
-        DEV_UNROLL
-        for (int j = 0; j < PIECE; j++)
-            sum += x[i][j];
+        uint32_t col = norm_col(i);
+        if (col < p.cols)
+            norm_unpack(x[i], dev_load16(p.x + row + col));
     }
-    const float mean = dev_div(row_sum(sum, parts), (float)p.cols);
-    float squares = 0.0f;
-    DEV_UNROLL
-    for (int i = 0; i < ITEMS; i++) {
-        uint32_t col = (i * THREADS + dev_thread()) * PIECE;
-        if (col >= p.cols)
-            continue;
-        DEV_UNROLL
-        for (int j = 0; j < PIECE; j++) {
-            float d = x[i][j] - mean;
-            squares = dev_fma(d, d, squares);
-        }
-    }
-    const float variance = dev_div(row_sum(squares, parts + WARPS), (float)p.cols);
-    const float inverse = dev_rsqrt(variance + p.eps);
-    DEV_UNROLL
-    for (int i = 0; i < ITEMS; i++) {
-        uint32_t col = (i * THREADS + dev_thread()) * PIECE;
-        if (col >= p.cols)
-            continue;
-        float weight[PIECE], bias[PIECE], y[PIECE];
-        load8(weight, p.weight + col);
-        load8(bias, p.bias + col);
-        DEV_UNROLL
-        for (int j = 0; j < PIECE; j++)
-            y[j] = dev_fma((x[i][j] - mean) * inverse, weight[j], bias[j]);
-        dev_store16(p.y + row + col, pack(y));
-    }
+    norm_row<ITEMS>(p, row, x, parts);
 }
 
 struct glu_params {
@@ -152,17 +40,17 @@ DEV_FN float gelu(float x)
 
 DEV_KERNEL(GLU_THREADS, 1) void geglu_kernel(DEV_PARAMS(glu_params) p)
 {
-    uint32_t col = (dev_cta_y() * GLU_THREADS + dev_thread()) * PIECE;
+    uint32_t col = (dev_cta_y() * GLU_THREADS + dev_thread()) * NORM_PIECE;
     if (col >= p.inner)
         return;
     const uint16_t *u = p.u + (size_t)dev_cta_x() * 2 * p.inner;
-    float value[PIECE], gate[PIECE];
-    unpack(value, dev_load16(u + col));
-    unpack(gate, dev_load16(u + p.inner + col));
+    float value[NORM_PIECE], gate[NORM_PIECE];
+    norm_unpack(value, dev_load16(u + col));
+    norm_unpack(gate, dev_load16(u + p.inner + col));
     DEV_UNROLL
-    for (int i = 0; i < PIECE; i++)
+    for (int i = 0; i < NORM_PIECE; i++)
         value[i] = value[i] * gelu(gate[i]);
-    dev_store16(p.g + (size_t)dev_cta_x() * p.inner + col, pack(value));
+    dev_store16(p.g + (size_t)dev_cta_x() * p.inner + col, norm_pack(value));
 }
 
 /* Halves on the host as floats on the device. */
@@ -183,10 +71,10 @@ void run_norm(struct k_ctx *c, const norm_params &p, uint32_t n_rows, const char
 {
     struct dev_launch at = {};
     at.grid = {n_rows, 1, 1};
-    at.threads = THREADS;
+    at.threads = NORM_THREADS;
     at.stream = c->stream;
-    const uint32_t pieces = (p.cols / PIECE + THREADS - 1) / THREADS;
-    assert(p.cols % PIECE == 0 && pieces <= 8);
+    const uint32_t pieces = (p.cols / NORM_PIECE + NORM_THREADS - 1) / NORM_THREADS;
+    assert(p.cols % NORM_PIECE == 0 && pieces <= 8);
     if (pieces == 1)
         cuda_check(c, dev_run(at, norm_kernel<1>, p), what);
     else if (pieces <= 3)
@@ -277,10 +165,10 @@ void cuda_residual_norm(struct k_ctx *c, const struct k_norm *n, float eps, floa
 
 void cuda_geglu(struct k_ctx *c, const void *u, uint32_t n_rows, uint32_t inner, void *g)
 {
-    assert(inner % PIECE == 0);
+    assert(inner % NORM_PIECE == 0);
     glu_params p = {(const uint16_t *)u, (uint16_t *)g, inner};
     struct dev_launch at = {};
-    at.grid = {n_rows, (inner / PIECE + GLU_THREADS - 1) / GLU_THREADS, 1};
+    at.grid = {n_rows, (inner / NORM_PIECE + GLU_THREADS - 1) / GLU_THREADS, 1};
     at.threads = GLU_THREADS;
     at.stream = c->stream;
     cuda_check(c, dev_run(at, geglu_kernel, p), "geglu");

@@ -54,7 +54,8 @@ int properties(int device, struct cuda_properties *ret)
         return e;
     *ret = {};
     snprintf(ret->name, sizeof ret->name, "emulated GPU");
-    snprintf(ret->pci_bus, sizeof ret->pci_bus, "0000:%02x:00.0", (unsigned)device & 0xff);
+    unsigned bus = state.one_gpu ? 0 : (unsigned)device & 0xff;
+    snprintf(ret->pci_bus, sizeof ret->pci_bus, "0000:%02x:00.0", bus);
     ret->major = state.major;
     ret->minor = state.minor;
     ret->n_multiprocessors = 4;
@@ -229,6 +230,10 @@ const char *error_name(int error)
         return "cudaErrorNoKernelImageForDevice";
     case EMULATED_ILLEGAL_ADDRESS:
         return "cudaErrorIllegalAddress";
+    case EMULATED_TIMED_OUT:
+        return "cudaErrorLaunchTimeout";
+    case EMULATED_NO_PEERS:
+        return "cudaErrorPeerAccessUnsupported";
     default:
         return "cudaErrorUnknown";
     }
@@ -247,6 +252,10 @@ const char *error_text(int error)
         return "no kernel image is available for execution on the device";
     case EMULATED_ILLEGAL_ADDRESS:
         return "an illegal memory access was encountered";
+    case EMULATED_TIMED_OUT:
+        return "the launch timed out and was terminated";
+    case EMULATED_NO_PEERS:
+        return "peer access is not supported between these two devices";
     default:
         return "unknown error";
     }
@@ -270,20 +279,114 @@ int no_graph_free(struct CUgraphExec_st *)
     return 801;
 }
 
+/* What was launched has run, unless something holds the stream up. */
+int stream_ready(struct CUstream_st *, bool *ret)
+{
+    bool (*pending)(void);
+    {
+        std::lock_guard<std::mutex> hold(lock);
+        int e = result_of("stream_ready");
+        if (e)
+            return e;
+        pending = state.pending;
+    }
+    *ret = !pending || !pending();
+    return 0;
+}
+
+int reach(int device, int other, bool *ret)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    *ret = device == other || !state.no_peers;
+    return result_of("reach");
+}
+
+/* Every process is this one: a handle is the address. */
+int share(void *p, struct cuda_shared_memory *ret)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    memcpy(ret->bytes, &p, sizeof p);
+    return result_of("share");
+}
+
+int share_open(const struct cuda_shared_memory *m, void **ret)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    int e = state.no_peers ? EMULATED_NO_PEERS : result_of("share_open");
+    if (e)
+        return e;
+    memcpy(ret, m->bytes, sizeof *ret);
+    state.n_shared++;
+    return 0;
+}
+
+int share_close(void *)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    state.n_shared--;
+    return 0;
+}
+
+int pin(void *p, size_t, void **ret)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    int e = result_of("pin");
+    if (e)
+        return e;
+    *ret = p;
+    state.n_pinned++;
+    return 0;
+}
+
+int unpin(void *)
+{
+    std::lock_guard<std::mutex> hold(lock);
+    state.n_pinned--;
+    return 0;
+}
+
+uint64_t process()
+{
+    std::lock_guard<std::mutex> hold(lock);
+    return state.separate_processes ? ++state.n_processes : 1;
+}
+
 const struct cuda_driver driver = {
-    device_count, properties,
-    versions,     use,
-    memory,       alloc,
-    free_memory,  alloc_host,
-    free_host,    stream_new,
-    stream_free,  stream_wait,
-    event_new,    event_free,
-    event_record, event_wait,
-    copy,         clear,
-    no_capture,   no_capture_end,
-    no_graph,     no_graph_free,
-    last_error,   error_name,
-    error_text,   EMULATED_OUT_OF_MEMORY,
+    device_count,
+    properties,
+    versions,
+    use,
+    memory,
+    alloc,
+    free_memory,
+    alloc_host,
+    free_host,
+    stream_new,
+    stream_free,
+    stream_wait,
+    event_new,
+    event_free,
+    event_record,
+    event_wait,
+    copy,
+    clear,
+    no_capture,
+    no_capture_end,
+    no_graph,
+    no_graph_free,
+    last_error,
+    error_name,
+    error_text,
+    EMULATED_OUT_OF_MEMORY,
+    stream_ready,
+    reach,
+    share,
+    share_open,
+    share_close,
+    pin,
+    unpin,
+    process,
+    EMULATED_TIMED_OUT,
 };
 
 } // namespace
@@ -294,6 +397,11 @@ struct emulated_driver *emulated_driver_state(void)
     return &state;
 }
 
+void emulated_driver_set_patience_ms(int64_t ms)
+{
+    emu_set_together_ms(ms);
+}
+
 bool emulated_driver_works(void)
 {
     return emu_works();
@@ -302,6 +410,7 @@ bool emulated_driver_works(void)
 void emulated_driver_reset(void)
 {
     uint64_t allocated = state.allocated, host_allocated = state.host_allocated;
+    int64_t n_shared = state.n_shared, n_pinned = state.n_pinned;
     state = {};
     state.n_devices = 8;
     state.driver_version = 13000;
@@ -310,6 +419,8 @@ void emulated_driver_reset(void)
     state.memory_bytes = (size_t)1 << 30;
     state.allocated = allocated;
     state.host_allocated = host_allocated;
+    state.n_shared = n_shared;
+    state.n_pinned = n_pinned;
     ready = true;
     stuck = false;
 }

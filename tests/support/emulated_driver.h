@@ -19,7 +19,9 @@ enum {
     EMULATED_OLD_DRIVER = 35,
     EMULATED_NO_DEVICE = 100,
     EMULATED_NO_IMAGE = 209,
+    EMULATED_NO_PEERS = 217,
     EMULATED_ILLEGAL_ADDRESS = 700,
+    EMULATED_TIMED_OUT = 702,
 };
 
 struct emulated_driver {
@@ -32,7 +34,13 @@ struct emulated_driver {
      * (0 = the next one); from then on, if `sticky`, everything does. NULL = none fails. */
     const char *fail;
     int fail_after, error, sticky;
+    bool no_peers;           /* devices do not reach each other's memory */
+    bool one_gpu;            /* all devices are the same one */
+    bool separate_processes; /* whoever asks is told another number of its process */
+    bool (*pending)(void);   /* NULL, or whether the streams hold something that has not run */
     /* counted */
+    int64_t n_shared, n_pinned; /* shared memory that is open, page-locked ranges */
+    uint64_t n_processes;
     uint64_t allocated, host_allocated; /* bytes that are not freed */
     uint64_t n_allocs, n_copies, n_waits;
     int device; /* in use */
@@ -44,6 +52,9 @@ struct emulated_driver *emulated_driver_state(void);
 bool emulated_driver_works(void);
 /* Eight devices of 1 GiB, of the emulated architecture; nothing fails. */
 void emulated_driver_reset(void);
+
+/* How long a kernel that waits for other ranks' waits for them to be launched; 10 s at the start. */
+void emulated_driver_set_patience_ms(int64_t ms);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,221 @@
+/* sums.cu: see sums.h. */
+#include "kernels/cuda/sums.h"
+
+#include <cassert>
+
+#include "kernels/cuda/norm.cuh"
+
+namespace
+{
+
+enum { PARTS_THREADS = 256, SPINS_BETWEEN_LOOKS = 64 };
+
+#ifdef __CUDACC__
+const uint32_t spins_cap = ~0u;
+#else
+const uint32_t spins_cap = 4096; /* all fibers have had their turn so often */
+#endif
+
+/* ---- parts ---- */
+
+DEV_KERNEL(PARTS_THREADS, 2) void parts_kernel(DEV_PARAMS(sums_parts) p)
+{
+    const size_t i = ((size_t)dev_cta_x() * PARTS_THREADS + dev_thread()) * SUMS_PIECE;
+    if (i == 0) { /* the transfer in front of this kernel has ended */
+        uint32_t number = p.control->number + 1;
+        p.control->number = number;
+        dev_store_release(&p.signals->number, number);
+    }
+    if (i >= p.n)
+        return;
+    float sum[SUMS_PIECE];
+    norm_unpack(sum, dev_load16(p.rank == 0 ? p.x + i : p.parts + i));
+    for (uint32_t r = 1; r < p.size; r++) {
+        float v[SUMS_PIECE];
+        norm_unpack(v, dev_load16(r == p.rank ? p.x + i : p.parts + r * p.stride + i));
+        DEV_UNROLL
+        for (int j = 0; j < SUMS_PIECE; j++)
+            sum[j] += v[j];
+    }
+    dev_store16(p.x + i, norm_pack(sum));
+}
+
+/* ---- peers ---- */
+
+struct peers_params {
+    struct norm_params norm; /* x: what is summed, in place; y NULL: no norm */
+    struct sums_mailboxes m;
+    uint32_t n_rows;
+};
+
+/* Whether the flag has come. */
+DEV_FN bool wait_for_flag(const sums_mailboxes &m, const uint32_t *flag, uint32_t number)
+{
+    for (uint32_t spins = 1;; spins++) {
+        if (dev_load_acquire(flag) == number)
+            return true;
+        bool look = spins % SPINS_BETWEEN_LOOKS == 0;
+        if (spins >= m.max_spins ||
+            (look && (dev_load_acquire(&m.control->failed) || dev_load_acquire(&m.signals->stop))))
+            break;
+        dev_spin();
+    }
+    dev_store_release(&m.control->failed, 1);
+    dev_store_release(&m.signals->failed, 1);
+    return false;
+}
+
+/* Rows [cta, n_rows) in steps of the grid, to all mailboxes. */
+DEV_FN void send_rows(const peers_params &p, uint32_t number, size_t parity)
+{
+    const sums_mailboxes &m = p.m;
+    for (uint32_t row = dev_cta_x(); row < p.n_rows; row += dev_grid_x())
+        for (uint32_t col = dev_thread() * NORM_PIECE; col < m.cols;
+             col += NORM_THREADS * NORM_PIECE) {
+            uint4 v = dev_load16(p.norm.x + (size_t)row * m.cols + col);
+            for (uint32_t t = 0; t < m.n_targets; t++)
+                dev_store16(m.target[t] + parity * m.size * m.row_cap * m.cols +
+                                (size_t)row * m.cols + col,
+                            v);
+        }
+    dev_fence_system();
+    dev_barrier();
+    for (uint32_t row = dev_cta_x(); row < p.n_rows; row += dev_grid_x())
+        if (dev_thread() < m.n_targets)
+            dev_store_release(m.target_flags[dev_thread()] + parity * m.size * m.row_cap + row,
+                              number);
+}
+
+DEV_FN uint4 load_part(const peers_params &p, uint32_t rank, size_t own, size_t there)
+{
+    return rank == p.m.rank ? dev_load16(p.norm.x + own)
+                            : dev_load16_system(p.m.source[rank] + there);
+}
+
+/* A row, summed and rounded, in registers. */
+template <int ITEMS>
+DEV_INLINE void add_row(const peers_params &p, uint32_t row, size_t parity,
+                        float (&x)[ITEMS][NORM_PIECE])
+{
+    const sums_mailboxes &m = p.m;
+    const size_t own = (size_t)row * m.cols;
+    const size_t there = parity * m.size * m.row_cap * m.cols + own;
+    DEV_UNROLL
+    for (int i = 0; i < ITEMS; i++) {
+        const uint32_t col = norm_col(i);
+        if (col >= m.cols)
+            continue;
+        norm_unpack(x[i], load_part(p, 0, own + col, there + col));
+        for (uint32_t r = 1; r < m.size; r++) {
+            float v[NORM_PIECE];
+            norm_unpack(v, load_part(p, r, own + col, there + col));
+            DEV_UNROLL
+            for (int j = 0; j < NORM_PIECE; j++)
+                x[i][j] += v[j];
+        }
+        uint4 rounded = norm_pack(x[i]);
+        norm_unpack(x[i], rounded);
+        if (!p.norm.y)
+            dev_store16(p.norm.residual + own + col, rounded);
+    }
+}
+
+template <int ITEMS> DEV_KERNEL(NORM_THREADS, 1) void peers_kernel(DEV_PARAMS(peers_params) p)
+{
+    DEV_SHARED(float, parts, 2 * NORM_WARPS);
+    DEV_SHARED(uint32_t, failed, 1);
+    const sums_mailboxes &m = p.m;
+    const uint32_t number = dev_load_acquire(&m.control->number) + 1;
+    const size_t parity = number & 1;
+    if (dev_thread() == 0)
+        failed[0] = 0;
+    send_rows(p, number, parity);
+    for (uint32_t row = dev_cta_x(); row < p.n_rows; row += dev_grid_x()) {
+        const uint32_t from = dev_thread();
+        if (from < m.size && from != m.rank &&
+            !wait_for_flag(m, m.source_flags[from] + parity * m.size * m.row_cap + row, number))
+            dev_shared_atomic_max(failed, 1);
+        dev_barrier();
+        const uint32_t give_up = failed[0];
+        dev_barrier(); /* all have seen the same before the next row's waits */
+        if (give_up)
+            break;
+        float x[ITEMS][NORM_PIECE];
+        add_row<ITEMS>(p, row, parity, x);
+        if (p.norm.y)
+            norm_row<ITEMS>(p.norm, (size_t)row * m.cols, x, parts);
+    }
+    /* The last CTA ends the sum. */
+    if (dev_thread() == 0 && dev_atomic_add(&m.control->n_ended, 1) + 1 == dev_grid_x()) {
+        m.control->n_ended = 0;
+        dev_store_release(&m.control->number, number);
+        dev_store_release(&m.signals->number, number);
+    }
+}
+
+int run_peers(peers_params p, struct CUstream_st *stream)
+{
+    p.m.max_spins = p.m.max_spins < spins_cap ? p.m.max_spins : spins_cap;
+    const sums_mailboxes &m = p.m;
+    assert(p.n_rows && p.n_rows <= m.row_cap && m.cols % NORM_PIECE == 0 &&
+           m.cols <= SUMS_MAX_COLS && m.size <= SUMS_MAX_PEERS);
+    struct dev_launch at = {};
+    at.grid = {p.n_rows < m.max_ctas ? p.n_rows : m.max_ctas, 1, 1};
+    at.threads = NORM_THREADS;
+    at.stream = stream;
+    const uint32_t pieces = (m.cols / NORM_PIECE + NORM_THREADS - 1) / NORM_THREADS;
+    if (pieces == 1)
+        return dev_run_together(m.key, m.size, at, peers_kernel<1>, p);
+    if (pieces <= 3)
+        return dev_run_together(m.key, m.size, at, peers_kernel<3>, p);
+    return dev_run_together(m.key, m.size, at, peers_kernel<8>, p);
+}
+
+} // namespace
+
+static_assert((int)SUMS_MAX_COLS == (int)NORM_MAX_COLS && (int)SUMS_PIECE == (int)NORM_PIECE,
+              "one layout of a row");
+
+int sums_of_parts(const struct sums_parts *p, struct CUstream_st *stream)
+{
+    assert(p->n % SUMS_PIECE == 0 && p->stride % SUMS_PIECE == 0 && p->size <= SUMS_MAX_PARTS);
+    size_t pieces = p->n / SUMS_PIECE;
+    struct dev_launch at = {};
+    at.grid = {(unsigned)((pieces + PARTS_THREADS - 1) / PARTS_THREADS), 1, 1};
+    at.threads = PARTS_THREADS;
+    at.stream = stream;
+    return dev_run(at, parts_kernel, *p);
+}
+
+int sums_of_peers(const struct sums_mailboxes *m, uint16_t *x, uint32_t n_rows,
+                  struct CUstream_st *stream)
+{
+    peers_params p = {};
+    p.m = *m;
+    p.norm.x = x;
+    p.norm.residual = x;
+    p.norm.cols = m->cols;
+    p.n_rows = n_rows;
+    return run_peers(p, stream);
+}
+
+int sums_of_peers_norm(const struct sums_mailboxes *m, const struct k_norm *n, float eps,
+                       float alpha, const void *a, void *r, const struct k_bias *bias,
+                       uint32_t n_rows, void *y, struct CUstream_st *stream)
+{
+    assert(n->cols == m->cols && (!bias || bias->cols == n->cols) && a && y);
+    peers_params p = {};
+    p.m = *m;
+    p.norm.a = static_cast<const uint16_t *>(a);
+    p.norm.x = static_cast<const uint16_t *>(r);
+    p.norm.residual = static_cast<uint16_t *>(r);
+    p.norm.y = static_cast<uint16_t *>(y);
+    p.norm.residual_bias = bias ? bias->values : nullptr;
+    p.norm.weight = n->weight;
+    p.norm.bias = n->bias;
+    p.norm.alpha = alpha;
+    p.norm.eps = eps;
+    p.norm.cols = n->cols;
+    p.n_rows = n_rows;
+    return run_peers(p, stream);
+}
