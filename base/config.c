@@ -22,6 +22,7 @@ enum { MAX_STAGE_LAYERS = 9999 };
 static const char *const workers_choices[] = {"spawn", "external", NULL};
 static const char *const activations_choices[] = {"fp32", "fp16", "a8", NULL};
 static const char *const kv_cache_choices[] = {"auto", "fp16", "int8", NULL};
+static const char *const collectives_choices[] = {"auto", "nccl", "peer", "host", NULL};
 static const char *const tls_clients_choices[] = {"certificate", "nothing", NULL};
 static const char *const level_choices[] = {"error", "warn", "info", "debug", NULL};
 static const char *const format_choices[] = {"auto", "text", "json", "journal", NULL};
@@ -194,6 +195,14 @@ static const struct conf_option options[] = {
      "How keys and values are kept. auto: as activations are (fp32, otherwise fp16). int8: with a "
      "scale per token and head; half the memory of fp16, so that kv_bytes hold nearly twice the "
      "tokens, for a small loss of quality. All ranks must agree."},
+    {"worker.collectives", CONF_ENUM, AT(worker.collectives), "auto", 0, 0, collectives_choices,
+     "What adds up activations over the ranks of a stage that are on GPUs; the results are the "
+     "same "
+     "bit for bit. nccl: NCCL, a GPU for each rank. peer: the GPUs' memory as they see it from "
+     "each "
+     "other, or page-locked memory, on one host. host: through the CPUs, which always works and is "
+     "slow. auto: peer for small sums and nccl for large ones, as far as they are there, else "
+     "host; ranks report what it came to. All ranks must agree."},
     {"worker.threads", CONF_UINT, AT(worker.threads), "0", 0, 1024, NULL,
      "CPU threads of a rank. 0: all CPUs allowed (for spawned ranks see group.spawn)."},
     {"worker.slots", CONF_UINT, AT(worker.slots), "32", 1, 1024, NULL,

@@ -106,6 +106,7 @@ struct config {
         struct config_tls tls;
         int activations; /* enum config_activations */
         int kv_cache;    /* enum config_kv_cache */
+        int collectives; /* enum k_comm_choice */
         uint64_t threads;
         uint64_t slots;
         uint64_t kv_bytes;

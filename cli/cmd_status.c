@@ -225,6 +225,11 @@ static void print_group(const struct wire_group_status *g)
         client_print(stdout, g->last_error);
         putchar('\n');
     }
+    if (g->n_ranks && g->ranks[0].collectives[0] && g->tp_size > 1) {
+        fputs("  sums over ranks: ", stdout);
+        client_print(stdout, g->ranks[0].collectives);
+        putchar('\n');
+    }
     printf("  %4s  %-8s %-16s %-10s %10s %10s %10s  %10s %12s %8s %8s\n", "RANK", "STATE", "HOST",
            "DEVICE", "WEIGHTS", "KV CACHE", "SCRATCH", "STEP", "STEP AGE", "MS/STEP", "RESTARTS");
     for (uint32_t i = 0; i < g->n_ranks; i++)
@@ -251,7 +256,7 @@ static json_t *rank_to_json(const struct wire_rank_status *r)
 {
     return json_pack(
         "{s:I, s:I, s:s, s:s, s:I, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:I, "
-        "s:I}",
+        "s:I, s:s}",
         "rank", (json_int_t)r->rank, "stage", (json_int_t)r->stage, "state",
         wire_rank_state_name(r->state), "host", r->host, "pid", (json_int_t)r->pid, "device",
         r->device, "description", r->description, "weights_bytes", (json_int_t)r->weights_bytes,
@@ -259,7 +264,7 @@ static json_t *rank_to_json(const struct wire_rank_status *r)
         "loaded_bytes", (json_int_t)r->loaded_bytes, "total_bytes", (json_int_t)r->total_bytes,
         "step", (json_int_t)r->step, "step_age_ms", (json_int_t)r->step_age_ms, "compute_ms_avg",
         r->compute_ms_avg, "last_error", r->last_error, "restarts", (json_int_t)r->restarts,
-        "fenced_messages", (json_int_t)r->fenced_messages);
+        "fenced_messages", (json_int_t)r->fenced_messages, "collectives", r->collectives);
 }
 
 static json_t *group_to_json(const struct wire_group_status *g)

@@ -34,6 +34,7 @@ struct rank_session {
     uint64_t granted; /* 0 = none */
     bool ready;
     uint64_t known_answer;
+    char collectives[512];
     /* Heartbeat, StepDone */
     struct wire_heartbeat beat;
     double compute_ns_avg;

@@ -378,6 +378,7 @@ static void on_ready(struct rank_session *s, const struct wire_ready *r)
         return; /* of an epoch that is over */
     s->ready = true;
     s->known_answer = r->known_answer;
+    copy_text(s->collectives, sizeof s->collectives, r->collectives);
     group_joined(s->group, s);
 }
 

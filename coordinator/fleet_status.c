@@ -59,6 +59,7 @@ static void rank_status(const struct group *g, uint32_t i, int64_t now_ns,
     ret->pid = s->pid;
     ret->device = s->device;
     ret->description = s->description;
+    ret->collectives = s->ready ? s->collectives : "";
     ret->weights_bytes = s->memory.weights;
     ret->kv_bytes = s->memory.kv;
     ret->scratch_bytes = s->memory.scratch;

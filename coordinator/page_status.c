@@ -49,6 +49,7 @@ static void put_rank(struct json_out *o, const struct wire_rank_status *r)
     number(o, "pid", r->pid);
     text(o, "device", r->device);
     text(o, "description", r->description);
+    text(o, "collectives", r->collectives);
     number(o, "weights_bytes", r->weights_bytes);
     number(o, "kv_bytes", r->kv_bytes);
     number(o, "scratch_bytes", r->scratch_bytes);

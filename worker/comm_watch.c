@@ -69,6 +69,12 @@ static int watch_recv(struct comm *c, void *data, size_t bytes)
     return count(w, COMM_WATCH_LINK, began, w->inner->ops->recv(w->inner, data, bytes));
 }
 
+static int watch_state(struct comm *c)
+{
+    struct comm_watch *w = watch_of(c);
+    return w->inner->ops->state(w->inner);
+}
+
 static void watch_abort(struct comm *c)
 {
     struct comm_watch *w = watch_of(c);
@@ -89,6 +95,7 @@ static const struct comm_ops watch_ops = {
     .barrier = watch_barrier,
     .send = watch_send,
     .recv = watch_recv,
+    .state = watch_state,
     .abort = watch_abort,
     .close = watch_close,
 };

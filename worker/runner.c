@@ -7,11 +7,14 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "base/clock.h"
 #include "base/process.h"
+#include "base/utf8.h"
 #include "base/util.h"
 #include "worker/comm_watch.h"
 #include "worker/engine/comm/group.h"
@@ -74,6 +77,8 @@ static void open_engine(struct runner *r, struct runner_order *o)
 
 static void close_comm(struct runner *r)
 {
+    if (r->engine)
+        engine_drop_comm(r->engine);
     pthread_mutex_lock(&r->mutex);
     struct comm *comm = r->comm;
     r->comm = NULL;
@@ -135,6 +140,8 @@ static void join(struct runner *r, struct runner_order *o)
         o->code = engine_set_comm(r->engine, comm, &o->err);
     if (!o->code)
         o->code = engine_known_answer(r->engine, &o->known_answer, &o->err);
+    snprintf(o->collectives, sizeof o->collectives, "%s", engine_collectives(r->engine));
+    utf8_repair(o->collectives, strlen(o->collectives));
 }
 
 static void publish_stats(struct runner *r)

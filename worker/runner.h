@@ -23,10 +23,12 @@ struct runner; /* opaque */
 
 enum runner_kind {
     RUNNER_OPEN,    /* answer: code, err, loaded */
-    RUNNER_JOIN,    /* answer: code, err, known_answer */
+    RUNNER_JOIN,    /* answer: code, err, known_answer, collectives */
     RUNNER_STEP,    /* answer: code, err, bytes */
     RUNNER_STOPPED, /* the thread has ended: runner_free will not wait */
 };
+
+enum { RUNNER_WORDS = 512 };
 
 struct runner_order {
     struct mailbox_item item; /* first: the mailbox's messages are orders */
@@ -39,7 +41,8 @@ struct runner_order {
     struct err err;
     struct wire_loaded loaded; /* description: valid until runner_free */
     uint64_t known_answer;
-    struct buf bytes; /* WorkerMessage with StepDone */
+    char collectives[RUNNER_WORDS]; /* engine_collectives, valid UTF-8 */
+    struct buf bytes;               /* WorkerMessage with StepDone */
 };
 
 struct runner_config {

@@ -324,13 +324,15 @@ void session_loaded(struct session *s, const struct wire_loaded *loaded)
     send_loaded(s);
 }
 
-void session_joined(struct session *s, uint64_t epoch, uint64_t known_answer)
+void session_joined(struct session *s, uint64_t epoch, uint64_t known_answer,
+                    const char *collectives)
 {
     if (epoch != s->epoch)
         return;
     assert(s->state == SESSION_JOINING);
     s->state = SESSION_READY;
-    const struct wire_ready ready = {.epoch = epoch, .known_answer = known_answer};
+    const struct wire_ready ready = {
+        .epoch = epoch, .known_answer = known_answer, .collectives = collectives};
     send(s, &(struct wire_worker_message){.ready = &ready});
 }
 
@@ -368,7 +370,7 @@ void session_step_failed(struct session *s, uint64_t epoch, uint64_t step, int c
         failure = WIRE_FAILURE_ABORTED;
     else if (device)
         failure = WIRE_FAILURE_DEVICE;
-    else if (code == -ETIMEDOUT || code == -EIO)
+    else if (code == -ETIMEDOUT || code == -ECONNRESET || code == -EIO)
         failure = WIRE_FAILURE_PEER;
     fail(s, epoch, step, failure, message);
     if (device) /* sticky: every later call would fail as well */

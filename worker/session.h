@@ -94,7 +94,8 @@ void session_message(struct session *s, struct wire_coordinator_message *m, int6
 
 /* ---- the engine ---- */
 void session_loaded(struct session *s, const struct wire_loaded *loaded);
-void session_joined(struct session *s, uint64_t epoch, uint64_t known_answer);
+void session_joined(struct session *s, uint64_t epoch, uint64_t known_answer,
+                    const char *collectives);
 void session_join_failed(struct session *s, uint64_t epoch, int code, const char *message);
 void session_step_done(struct session *s, uint64_t epoch, uint64_t step, const void *bytes,
                        size_t size);

@@ -187,6 +187,13 @@ static void on_loaded(struct worker *w, const struct runner_order *o)
 
 static void part_stopped(void *context);
 
+static void joined(struct worker *w, const struct runner_order *o)
+{
+    if (*o->collectives)
+        log_info("epoch %llu: sums over ranks: %s", (unsigned long long)o->epoch, o->collectives);
+    session_joined(&w->session, o->epoch, o->known_answer, o->collectives);
+}
+
 void worker_answer(struct worker *w, struct runner_order *o)
 {
     struct session *s = &w->session;
@@ -198,7 +205,7 @@ void worker_answer(struct worker *w, struct runner_order *o)
         if (o->code)
             session_join_failed(s, o->epoch, o->code, o->err.message);
         else
-            session_joined(s, o->epoch, o->known_answer);
+            joined(w, o);
         break;
     case RUNNER_STEP:
         if (o->code)
@@ -446,6 +453,7 @@ static int start_runner(struct worker *w, struct err *e)
                    .n_kv_blocks = (uint32_t)c->worker.kv_blocks,
                    .memory_percent = (uint32_t)c->worker.memory_utilization,
                    .max_step_tokens = (uint32_t)c->worker.max_step_tokens,
+                   .collectives = (enum k_comm_choice)c->worker.collectives,
                    .verify = c->worker.verify},
         .listen_fd = w->identity->listen_fd,
         .post = w->ops->post,

@@ -38,6 +38,7 @@ static const struct wire_field rank_status_fields[] = {
     F_VALUE(T, loaded_bytes),  F_VALUE(T, total_bytes),     F_VALUE(T, step),
     F_VALUE(T, step_age_ms),   F_VALUE(T, compute_ms_avg),  F_VALUE(T, last_error),
     F_VALUE(T, restarts),      F_VALUE(T, fenced_messages), F_VALUE(T, stage),
+    F_VALUE(T, collectives),
 };
 WIRE_MAP(rank_status, rank_status, T);
 #undef T

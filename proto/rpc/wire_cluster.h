@@ -48,6 +48,7 @@ struct wire_rank_status {
     uint32_t restarts;
     uint64_t fenced_messages;
     uint32_t stage;
+    const char *collectives;
 };
 
 struct wire_group_status {

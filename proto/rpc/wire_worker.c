@@ -52,7 +52,8 @@ WIRE_MAP(loaded, loaded, T);
 #undef T
 
 #define T struct wire_ready
-static const struct wire_field ready_fields[] = {F_VALUE(T, epoch), F_VALUE(T, known_answer)};
+static const struct wire_field ready_fields[] = {F_VALUE(T, epoch), F_VALUE(T, known_answer),
+                                                 F_VALUE(T, collectives)};
 WIRE_MAP(ready, ready, T);
 #undef T
 

@@ -52,6 +52,7 @@ struct wire_loaded {
 struct wire_ready {
     uint64_t epoch;
     uint64_t known_answer;
+    const char *collectives;
 };
 
 enum wire_failure_code {

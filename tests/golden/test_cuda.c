@@ -11,6 +11,7 @@
 #include "base/util.h"
 #ifndef ON_A_GPU
 #include "tests/support/emulated_driver.h"
+#include "tests/support/emulated_nccl.h"
 #endif
 
 /* Emulated: a GPU for every rank. With ON_A_GPU the program has the real backend: all ranks share
@@ -105,7 +106,111 @@ static void test_same_bits(void **state)
     }
 }
 
-#ifndef ON_A_GPU
+#ifdef ON_A_GPU
+
+/* Ranks that share the GPU add up over its memory: the bits of sums through the host. */
+static void test_peers(void **state)
+{
+    (void)state;
+    static const struct golden_options cases[] = {
+        {.model = "int4-tp2", .tp = 2, .mode = K_MODE_FP16},
+        {.model = "int4-tp4", .tp = 4, .mode = K_MODE_FP16},
+    };
+    for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
+        size_t n;
+        struct run r = {cases[i], false};
+        r.o.collectives = K_COMM_HOST;
+        float *want = on_gpu(r, &n);
+        r.o.collectives = K_COMM_PEER;
+        float *got = on_gpu(r, &n);
+        same_bits(got, want, n, "peers' memory");
+        free(want);
+        free(got);
+    }
+}
+
+#else
+
+/* Whatever sums over ranks, the logits have the bits of sums through the host; and it is what was
+ * asked for that sums. */
+static void test_collectives(void **state)
+{
+    (void)state;
+    static const struct {
+        struct golden_options o;
+        bool no_peers;
+        const char *words;
+    } cases[] = {
+        {{.model = "int4-tp2", .tp = 2, .collectives = K_COMM_AUTO}, false, "peers' memory up to"},
+        {{.model = "int4-tp2", .tp = 2, .collectives = K_COMM_AUTO}, true, "page-locked host"},
+        {{.model = "int4-tp4", .tp = 4, .collectives = K_COMM_PEER}, false, "for all sums"},
+        {{.model = "int4-tp4", .tp = 4, .collectives = K_COMM_NCCL}, false, "NCCL 2.28.9"},
+        {{.model = "int4-tp4", .tp = 2, .pp = 2, .collectives = K_COMM_NCCL}, false, "NCCL 2"},
+    };
+    for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
+        size_t n;
+        struct run r = {cases[i].o, false};
+        r.o.mode = K_MODE_FP16;
+        r.o.collectives = K_COMM_HOST;
+        float *want = on_gpu(r, &n);
+        r.o.collectives = cases[i].o.collectives;
+        emulated_driver_state()->no_peers = cases[i].no_peers;
+        float *got = on_gpu(r, &n);
+        same_bits(got, want, n, cases[i].words);
+        free(want);
+        free(got);
+
+        struct golden_engine g;
+        r.o.device = "cuda";
+        r.o.n_slots = 1;
+        golden_open(&g, &r.o);
+        for (uint32_t rank = 0; rank != r.o.tp * MAX(r.o.pp, 1u); rank++) {
+            const char *found = engine_collectives(local_group_engine(g.group, rank));
+            if (!strstr(found, cases[i].words))
+                fail_msg("rank %u: \"%s\", expected \"%s\"", rank, found, cases[i].words);
+        }
+        golden_close(&g);
+        emulated_driver_reset();
+    }
+}
+
+/* A rank's sum fails: the step fails on all of them, as a peer's failure and not as a device's. */
+static void test_sums_fail(void **state)
+{
+    (void)state;
+    struct golden_engine g;
+    golden_open(&g, &(struct golden_options){.model = "int4-tp2",
+                                             .tp = 2,
+                                             .mode = K_MODE_FP16,
+                                             .device = "cuda",
+                                             .collectives = K_COMM_NCCL,
+                                             .n_slots = 1});
+    static const int32_t ids[4] = {5, 6, 7, 8}, positions[4] = {0, 1, 2, 3};
+    uint32_t blocks[GOLDEN_BLOCKS_PER_SEQ];
+    golden_blocks(0, blocks);
+    struct plan_item item = {.slot_gen = 1,
+                             .n_tokens = 4,
+                             .prefix_len = 3,
+                             .tokens = ids,
+                             .positions = positions,
+                             .blocks = blocks,
+                             .n_blocks = GOLDEN_BLOCKS_PER_SEQ,
+                             .output = PLAN_OUTPUT_SAMPLE,
+                             .sampling = {.temperature = 1.0f, .top_k = 1}};
+    golden_step(&g, &item, 1, NULL, 0, NULL, 0);
+    emulated_nccl_state()->async_error = 6;
+    struct plan plan = {.epoch = g.epoch, .step = g.step + 1, .items = &item, .n_items = 1};
+    item.slot_gen = 2;
+    const struct step_result *result;
+    struct err e = ERR_INIT;
+    int r = local_group_step(g.group, &plan, &result, &e);
+    if ((r != -ECONNRESET && r != -ECANCELED) || !strstr(e.message, "sums over 2 ranks: "))
+        fail_msg("%d: %s", r, e.message);
+    golden_close(&g);
+    emulated_nccl_reset();
+    assert_int_equal(emulated_nccl_state()->n_comms, 0);
+    assert_int_equal(emulated_driver_state()->allocated, 0);
+}
 
 /* The device fails in a step: the epoch is over, the message says where, and nothing is lost. */
 static void test_device_fails(void **state)
@@ -212,9 +317,11 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_cpu),
         cmocka_unit_test(test_same_bits),
-#ifndef ON_A_GPU
-        cmocka_unit_test(test_device_fails),
-        cmocka_unit_test(test_open_refusals),
+#ifdef ON_A_GPU
+        cmocka_unit_test(test_peers),
+#else
+        cmocka_unit_test(test_collectives),  cmocka_unit_test(test_sums_fail),
+        cmocka_unit_test(test_device_fails), cmocka_unit_test(test_open_refusals),
 #endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

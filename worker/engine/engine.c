@@ -32,6 +32,7 @@ struct engine {
     struct fake *fake; /* NULL = a real device; else it stands for all of the above */
     /* borrowed */
     struct comm *comm;
+    enum k_comm_choice collectives;
     const struct model_dir *dir;
     /* state */
     struct plan_limits limits;
@@ -283,6 +284,7 @@ int engine_open(const struct engine_config *config, struct engine **ret, struct 
     g->stage = config->stage;
     footprint_limits(a, config->n_slots, config->max_step_tokens, &g->limits);
     g->dir = config->model;
+    g->collectives = config->collectives;
     r = set_layers(&g->model, config, a, e);
     if (r == 0)
         r = fake_is_device(config->device) ? open_fake(g, config, a, e)
@@ -300,6 +302,7 @@ void engine_close(struct engine *g)
     if (!g)
         return;
     struct glm *m = &g->model;
+    comm_device_close(&m->sums);
     fake_free(g->fake);
     results_deinit(&g->results);
     batch_deinit(&g->batch);
@@ -325,9 +328,27 @@ int engine_set_comm(struct engine *g, struct comm *comm, struct err *e)
     if (comm->n_stages != (int)g->pp_size || comm->stage != (int)g->stage)
         return err_set(e, -EINVAL, "the comm is stage %d of %d, the engine is stage %u of %u",
                        comm->stage, comm->n_stages, g->stage, g->pp_size);
+    engine_drop_comm(g);
+    if (!g->fake) {
+        int r = comm_device_open(&g->model.sums, g->collectives, g->model.ops, g->model.ctx, comm,
+                                 g->limits.max_tokens, g->model.arch->hidden, e);
+        if (r < 0)
+            return r;
+    }
     g->comm = comm;
     engine_reset(g);
     return 0;
+}
+
+void engine_drop_comm(struct engine *g)
+{
+    comm_device_close(&g->model.sums);
+    g->comm = NULL;
+}
+
+const char *engine_collectives(const struct engine *g)
+{
+    return g->model.sums.words;
 }
 
 void engine_reset(struct engine *g)

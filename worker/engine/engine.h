@@ -21,6 +21,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "kernels/comm.h"
 #include "kernels/kernels.h"
 #include "model/model_dir.h"
 #include "proto/plan.h"
@@ -48,6 +49,7 @@ struct engine_config {
     uint32_t memory_percent;  /* of the device's own memory that may be taken, weights, scratch and
                                  cache together, when neither of the above is given; 0 = no limit */
     uint32_t max_step_tokens; /* 0 = max_seq, at least n_slots */
+    enum k_comm_choice collectives; /* what sums over ranks where activations are on a device */
     bool verify; /* checksums of every tensor that is read (default on in the daemon) */
     /* Called from engine_open between tensors: progress in bytes; may be NULL. A non-zero return
      * cancels the load (-ECANCELED). */
@@ -73,15 +75,20 @@ struct engine_stats {
 int engine_open(const struct engine_config *config, struct engine **ret, struct err *e);
 void engine_close(struct engine *g); /* NULL is fine; does not close the comm */
 
-/* The group's collectives; borrowed; may be set again after an epoch change (drops all slots). Must
- * have tp_size ranks and pp_size stages. Required before the first step, comm_self_new for one
- * rank.
+/* The group's collectives; borrowed until the next call or engine_drop_comm; may be set again after
+ * an epoch change (drops all slots, keeps the weights). Must have tp_size ranks and pp_size stages.
+ * Required before the first step, comm_self_new for one rank. All ranks together: with several of
+ * them on GPUs the devices' own collectives come up here, over the comm.
  */
 int engine_set_comm(struct engine *g, struct comm *comm, struct err *e);
+/* Before the comm is closed while the engine lives on. */
+void engine_drop_comm(struct engine *g);
+/* What sums over ranks, and why, since the last engine_set_comm; "" before. */
+const char *engine_collectives(const struct engine *g);
 
 /* Runs one step. The result is valid until the next call. -EINVAL: the plan contradicts the
- * engine's slots (nothing ran); -EIO, -ETIMEDOUT, -ECANCELED: the device or a peer failed, the
- * epoch is over. */
+ * engine's slots (nothing ran); -EIO: the device failed; -ETIMEDOUT, -ECONNRESET, -ECANCELED: a
+ * peer did, or the comm was aborted. The epoch is over then. */
 int engine_step(struct engine *g, const struct plan *plan, const struct step_result **ret,
                 struct err *e);
 

@@ -9,6 +9,7 @@
 #include "worker/engine/glm.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,6 +46,12 @@ struct k_rope *glm_rope_new(const struct arch *a, const struct k_ops *ops, struc
     return rope;
 }
 
+/* A peer is gone: not to be taken for a failure of this rank's device (-EIO). */
+static int peer_failed(int r)
+{
+    return r == -EIO ? -ECONNRESET : r;
+}
+
 /* x[n] = sum of x over ranks. `what` and `layer` name the place in the error message. */
 static int sum_over_ranks(struct glm *m, struct comm *comm, void *x, size_t n, const char *what,
                           uint32_t layer, struct err *e)
@@ -54,11 +61,15 @@ static int sum_over_ranks(struct glm *m, struct comm *comm, void *x, size_t n, c
         return aborted < 0 ? err_set(e, aborted, "after %s %u: %s", what, layer, err_name(aborted))
                            : 0;
     }
+    if (m->sums.comm) { /* what goes wrong there is found when the step is waited for */
+        m->sums.ops->sum(m->sums.comm, x, (uint32_t)(n / m->arch->hidden), m->arch->hidden);
+        return 0;
+    }
     float *host = m->ops->host_view(m->ctx, x);
     float *data = host ? host : m->ws.staging;
     if (!host)
         m->ops->download(m->ctx, data, x, n);
-    int r = comm->ops->all_reduce(comm, data, n);
+    int r = peer_failed(comm->ops->all_reduce(comm, data, n));
     if (r < 0)
         return err_set(e, r, "sum over %u ranks after %s %u: %s", m->tp_size, what, layer,
                        err_name(r));
@@ -67,11 +78,30 @@ static int sum_over_ranks(struct glm *m, struct comm *comm, void *x, size_t n, c
     return 0;
 }
 
-static int check_device(struct glm *m, struct err *e)
+/* The device has done what it was given, sums over ranks included. */
+static int check_device(struct glm *m, struct comm *comm, struct err *e)
 {
     char message[256];
+    int failed = peer_failed(comm_device_wait(&m->sums, comm, e));
     int r = m->ops->sync(m->ctx, message, sizeof message);
-    return r < 0 ? err_set(e, r, "device: %s", message) : 0;
+    return r < 0 ? err_set(e, r, "device: %s", message) : failed;
+}
+
+/* The sum of r over ranks, then r = alpha * a + r + bias, y = norm(r). */
+static int sum_residual_norm(struct glm *m, struct comm *comm, const struct k_norm *norm,
+                             const void *a, const struct k_bias *bias, uint32_t n_rows, void *y,
+                             const char *what, uint32_t layer, struct err *e)
+{
+    const float eps = m->arch->norm_eps, alpha = (float)m->arch->residual_alpha;
+    void *r = m->ws.r;
+    if (m->sums.comm) {
+        m->sums.ops->sum_residual_norm(m->sums.comm, norm, eps, alpha, a, r, bias, n_rows, y);
+        return 0;
+    }
+    int failed = sum_over_ranks(m, comm, r, (size_t)n_rows * m->arch->hidden, what, layer, e);
+    if (failed == 0)
+        m->ops->residual_norm(m->ctx, norm, eps, alpha, a, r, bias, n_rows, y);
+    return failed;
 }
 
 /* ---- rows that come and go ---- */
@@ -106,7 +136,7 @@ static uint32_t rows_at_border(const struct glm_batch *b, uint32_t layer)
 
 static int link_failed(int r, const char *what, struct err *e)
 {
-    return err_set(e, r, "%s: %s", what, err_name(r));
+    return err_set(e, peer_failed(r), "%s: %s", what, err_name(peer_failed(r)));
 }
 
 /* a[0 .. rows) from the stage before. */
@@ -136,7 +166,7 @@ static int send_rows(struct glm *m, uint32_t rows, struct comm *comm, struct err
     float *data = host ? host : m->ws.staging;
     if (!host)
         m->ops->download(m->ctx, data, m->ws.a, n);
-    int r = check_device(m, e);
+    int r = check_device(m, comm, e);
     if (r < 0)
         return r;
     int64_t begin_ns = clock_now_ns();
@@ -195,8 +225,6 @@ static int run_layer(struct glm *m, const struct glm_batch *batch, uint32_t laye
     const uint32_t idx = layer - m->layer_begin; /* in this stage's weights and cache */
     const struct glm_layer *l = &m->weights.layers[idx];
     const size_t n = (size_t)n_rows * arch->hidden;
-    const float eps = arch->norm_eps;
-    const float alpha = (float)arch->residual_alpha;
     const struct k_attn_params attn = {.n_heads = arch->n_heads / m->tp_size,
                                        .n_kv_heads = arch->n_kv_heads / m->tp_size,
                                        .head_dim = arch->head_dim,
@@ -207,21 +235,21 @@ static int run_layer(struct glm *m, const struct glm_batch *batch, uint32_t laye
     op->rope_kv(c, &attn, m->rope, ws->qkv, batch->positions, batch->seqs, n_seqs, m->kv, ws->q);
     op->attention(c, &attn, ws->q, batch->seqs, n_seqs, m->kv, ws->context);
     op->linear(c, l->dense, ws->context, n_rows, ws->r);
-    int r = sum_over_ranks(m, comm, ws->r, n, "attention of layer", layer, e);
+    int r = sum_residual_norm(m, comm, l->post_norm, ws->a, l->dense_bias, n_rows, ws->b,
+                              "attention of layer", layer, e);
     if (r < 0)
         return r;
-    op->residual_norm(c, l->post_norm, eps, alpha, ws->a, ws->r, l->dense_bias, n_rows, ws->b);
 
     /* r = alpha b + MLP(b); a = LN of what comes next (r) */
     op->linear(c, l->h_to_4h, ws->b, n_rows, ws->u);
     op->geglu(c, ws->u, n_rows, arch->inner / m->tp_size, ws->g);
     op->linear(c, l->four_h_to_h, ws->g, n_rows, ws->r);
-    r = sum_over_ranks(m, comm, ws->r, n, "the MLP of layer", layer, e);
-    if (r < 0)
-        return r;
     const struct k_norm *next =
         layer + 1 < m->layer_end ? m->weights.layers[idx + 1].input_norm : m->weights.exit_norm;
-    op->residual_norm(c, next, eps, alpha, ws->b, ws->r, l->four_h_to_h_bias, n_rows, ws->a);
+    r = sum_residual_norm(m, comm, next, ws->b, l->four_h_to_h_bias, n_rows, ws->a,
+                          "the MLP of layer", layer, e);
+    if (r < 0)
+        return r;
 
     if (m->capture && n_rows <= m->capture_rows)
         op->download(c, m->capture + layer * n, ws->r, n);
@@ -257,7 +285,7 @@ int glm_forward(struct glm *m, const struct glm_batch *batch, struct comm *comm,
     }
     if (r == 0 && !is_last(m))
         r = send_rows(m, rows_at_border(batch, m->layer_end), comm, e);
-    return r < 0 ? r : check_device(m, e);
+    return r < 0 ? r : check_device(m, comm, e);
 }
 
 int glm_head(struct glm *m, const uint32_t *rows, uint32_t n, struct comm *comm, struct err *e)
@@ -274,10 +302,10 @@ int glm_head(struct glm *m, const uint32_t *rows, uint32_t n, struct comm *comm,
         m->ops->linear(m->ctx, m->weights.embedding, ws->head_x, n, ws->head_out);
         m->ops->download(m->ctx, own, ws->head_out, part);
     }
-    int r = check_device(m, e);
+    int r = check_device(m, comm, e);
     if (r < 0 || m->tp_size == 1)
         return r;
-    r = comm->ops->all_gather(comm, own, part * sizeof *own, ws->logits);
+    r = peer_failed(comm->ops->all_gather(comm, own, part * sizeof *own, ws->logits));
     return r < 0 ? err_set(e, r, "gathering the logits of %u ranks: %s", m->tp_size, err_name(r))
                  : 0;
 }

@@ -22,6 +22,7 @@
 #include "kernels/kernels.h"
 #include "model/arch.h"
 #include "worker/engine/comm/comm.h"
+#include "worker/engine/comm/device.h"
 #include "worker/engine/weights.h"
 #include "worker/engine/workspace.h"
 
@@ -35,7 +36,8 @@ struct glm {                 /* one rank of the model on a device; owned by the 
     struct workspace ws;
     struct k_rope *rope;
     struct k_kv *kv;
-    float *capture; /* borrowed; NULL = off. [n_layers, rows, H] */
+    struct comm_device sums; /* over ranks, where the device does them itself */
+    float *capture;          /* borrowed; NULL = off. [n_layers, rows, H] */
     uint32_t capture_rows;
     uint64_t link_wait_ns; /* spent in messages from and to other stages; only grows */
 };

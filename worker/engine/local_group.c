@@ -16,7 +16,7 @@
 /* A rank that fails aborts the comm, so this only ends what a bug would make endless. */
 #define COMM_TIMEOUT_NS (600 * NSEC_PER_SEC)
 
-enum job_kind { JOB_OPEN, JOB_STEP, JOB_KNOWN_ANSWER, JOB_RESET, JOB_QUIT };
+enum job_kind { JOB_OPEN, JOB_JOIN, JOB_STEP, JOB_KNOWN_ANSWER, JOB_RESET, JOB_QUIT };
 
 struct outcome { /* of a job on a rank; written by its thread, read when the job is done */
     int result;
@@ -110,6 +110,9 @@ static void run_job(struct local_rank *rank, struct job *job, struct outcome *o)
     switch (job->kind) {
     case JOB_OPEN:
         o->result = open_rank(rank, &o->error);
+        break;
+    case JOB_JOIN:
+        o->result = engine_set_comm(rank->engine, rank->comm, &o->error);
         break;
     case JOB_STEP:
         o->result = run_step(rank, job, o);
@@ -255,9 +258,7 @@ static int make_comms(struct local_group *g, struct err *e)
     free(stage_comms);
     if (r < 0)
         return err_set(e, r, "collectives of %u ranks: %s", g->n_ranks, err_name(r));
-    for (uint32_t i = 0; i != g->n_ranks && r == 0; i++)
-        r = engine_set_comm(g->ranks[i].engine, g->ranks[i].comm, e);
-    return r;
+    return 0;
 }
 
 static int init_ranks(struct local_group *g, struct err *e)
@@ -304,6 +305,8 @@ int local_group_open(const struct engine_config *config, struct local_group **re
         r = collect(g, run_everywhere(g, JOB_OPEN, NULL), e);
     if (r == 0)
         r = make_comms(g, e);
+    if (r == 0)
+        r = collect(g, run_everywhere(g, JOB_JOIN, NULL), e);
     if (r < 0) {
         local_group_close(g);
         return r;

@@ -242,7 +242,8 @@ void rank_beat(struct fake_rank *r)
 
 void rank_ready(struct fake_rank *r, uint64_t epoch, uint64_t answer)
 {
-    const struct wire_ready m = {.epoch = epoch, .known_answer = answer};
+    const struct wire_ready m = {
+        .epoch = epoch, .known_answer = answer, .collectives = "host: tests"};
     rank_say(r, &(struct wire_worker_message){.ready = &m});
 }
 

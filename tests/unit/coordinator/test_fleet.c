@@ -279,6 +279,9 @@ static void test_step_deadline(void **state)
     struct world *w = world_new(2);
     struct fake_rank r[2];
     uint64_t epoch = world_form(w, r, 2);
+    struct fleet_group_status status;
+    fleet_status(w->fleet, 0, world_now, &status);
+    assert_string_equal(status.ranks[1].collectives, "host: tests");
     world_send_step(w, 0, 1);
     rank_done(&r[0], epoch, 1, 9);
     for (int i = 0; i != 99; i++) {

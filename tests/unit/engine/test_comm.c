@@ -296,16 +296,23 @@ static void test_abort(void **state)
         group_init(&g, (enum transport)t, 2, LONG_NS);
         group_run(&g, nothing);
         struct pending p = {.comm = g.members[0].comm};
+        struct comm *peer = g.members[1].comm;
         pthread_t thread;
         int64_t begin_ns = clock_now_ns();
+        assert_int_equal(p.comm->ops->state(p.comm), 0);
+        assert_int_equal(peer->ops->state(peer), 0);
         assert_int_equal(pthread_create(&thread, NULL, reduce_once, &p), 0);
         p.comm->ops->abort(p.comm);
         pthread_join(thread, NULL);
         assert_int_equal(p.result, -ECANCELED);
         assert_int_equal(p.comm->ops->barrier(p.comm), -ECANCELED);
         p.comm->ops->abort(p.comm); /* idempotent */
-        /* The peer learns of it when it calls, without waiting. */
-        struct comm *peer = g.members[1].comm;
+        assert_int_equal(p.comm->ops->state(p.comm), -ECANCELED);
+        /* The peer sees it when it looks; over TCP as soon as the connection has ended there. */
+        while (peer->ops->state(peer) == 0)
+            assert_true(clock_now_ns() - begin_ns < LONG_NS / 2);
+        assert_int_equal(peer->ops->state(peer), t == TCP ? -EIO : -ECANCELED);
+        /* And learns of it when it calls, without waiting. */
         int r = peer->ops->barrier(peer);
         if (t == TCP)
             assert_int_equal(r, -EIO);

@@ -199,7 +199,7 @@ void fake_ready(struct fake *f)
     expect(f, "hello loaded");
     say_grant(f, 7, 0);
     expect(f, "join:7");
-    session_joined(&f->session, 7, 42);
+    session_joined(&f->session, 7, 42, "host: shm");
     expect(f, "ready:7");
 }
 

@@ -82,7 +82,7 @@ static void refuses_steps_before_ready(void **state)
     say_grant(&f, 7, 0);
     say_step(&f, 7, 1);
     expect(&f, "hello loaded join:7 failed:7:1:PROTOCOL abort");
-    session_joined(&f.session, 7, 1); /* too late: the epoch is over here */
+    session_joined(&f.session, 7, 1, "host: shm"); /* too late: the epoch is over here */
     expect(&f, "");
 }
 
@@ -129,7 +129,7 @@ static void drops_steps_of_an_epoch_that_ended_here(void **state)
     expect(&f, "");
     assert_int_equal(f.session.n_fenced, 1);
     say_grant(&f, 8, 0);
-    session_joined(&f.session, 8, 42);
+    session_joined(&f.session, 8, 42, "host: shm");
     say_step(&f, 8, 1);
     expect(&f, "join:8 ready:8 step:8:1");
 }
@@ -156,7 +156,7 @@ static void a_grant_ends_the_epoch_before(void **state)
     expect(&f, "step:7:1 abort join:9");
     done(&f, 7, 1);
     expect(&f, "");
-    session_joined(&f.session, 9, 42);
+    session_joined(&f.session, 9, 42, "host: shm");
     say_step(&f, 9, 1);
     done(&f, 9, 1);
     expect(&f, "ready:9 step:9:1 done");
@@ -237,7 +237,7 @@ static void stages(void **state)
         fail_msg("%s", f.failure);
     g.n_peers = 6;
     say(&f, &(struct wire_coordinator_message){.grant = &g}, 0);
-    session_joined(&f.session, 7, 99);
+    session_joined(&f.session, 7, 99, "host: shm");
     expect(&f, "join:7 ready:7");
     for (uint64_t step = 1; step != 6; step++)
         say_step(&f, 7, step);
@@ -320,6 +320,7 @@ static void translates_engine_errors(void **state)
         {-ECANCELED, true, "step:7:1 failed:7:1:ABORTED abort"},
         {-ETIMEDOUT, true, "step:7:1 failed:7:1:PEER abort"},
         {-EIO, true, "step:7:1 failed:7:1:PEER abort"},
+        {-ECONNRESET, false, "step:7:1 failed:7:1:PEER abort"},
         {-EIO, false, "step:7:1 failed:7:1:DEVICE abort exit:71"},
         {-ENOMEM, true, "step:7:1 failed:7:1:INTERNAL abort"},
     };

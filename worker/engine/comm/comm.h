@@ -32,7 +32,7 @@ struct comm;
 enum { COMM_MAX_RANKS = 64, COMM_MAX_STAGES = 64 };
 
 struct comm_ops {
-    const char *name; /* "self", "inproc", "shm", "tcp", "nccl" */
+    const char *name; /* "self", "inproc", "shm", "tcp" */
     /* In place, n floats, over the ranks of the stage. */
     int (*all_reduce)(struct comm *c, float *data, size_t n);
     /* dst holds size * bytes; rank r's part lies at r * bytes. src may be dst + rank * bytes. */
@@ -43,6 +43,9 @@ struct comm_ops {
     int (*send)(struct comm *c, const void *data, size_t bytes);
     /* The next message of the previous stage, which must have `bytes` bytes; else -EIO. */
     int (*recv)(struct comm *c, void *data, size_t bytes);
+    /* 0, or what the next call would fail with because this rank or a peer has ended the comm; any
+     * thread, at once. For whoever waits for something else, as a device that sums over ranks. */
+    int (*state)(struct comm *c);
     void (*abort)(struct comm *c); /* thread-safe, idempotent */
     void (*close)(struct comm *c); /* drops what has been sent and not received */
 };
@@ -51,6 +54,7 @@ struct comm { /* head of every implementation */
     const struct comm_ops *ops;
     int rank, size;      /* within the stage */
     int stage, n_stages; /* send and recv: only with n_stages > 1 */
+    int64_t timeout_ns;  /* longest wait in a call; 0: nobody to wait for */
 };
 
 /* One rank: every call is a no-op or a copy. */

@@ -53,6 +53,13 @@ static int grid_recv(struct comm *c, void *data, size_t bytes)
     return checked(g->links->ops->recv(g->links, data, bytes), g->stage);
 }
 
+static int grid_state(struct comm *c)
+{
+    struct comm_grid *g = grid_of(c);
+    int r = checked(g->links->ops->state(g->links), g->stage);
+    return r < 0 ? r : checked(g->stage->ops->state(g->stage), g->links);
+}
+
 static void grid_abort(struct comm *c)
 {
     struct comm_grid *g = grid_of(c);
@@ -75,6 +82,7 @@ static const struct comm_ops ops = {
     .barrier = grid_barrier,
     .send = grid_send,
     .recv = grid_recv,
+    .state = grid_state,
     .abort = grid_abort,
     .close = grid_close,
 };
@@ -91,7 +99,8 @@ int comm_grid_new(struct comm *stage_comm, struct comm *links, struct comm **ret
                             .rank = stage_comm->rank,
                             .size = stage_comm->size,
                             .stage = links->stage,
-                            .n_stages = links->n_stages};
+                            .n_stages = links->n_stages,
+                            .timeout_ns = stage_comm->timeout_ns};
     g->stage = stage_comm;
     g->links = links;
     *ret = &g->base;

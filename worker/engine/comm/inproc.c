@@ -102,6 +102,11 @@ static int inproc_barrier(struct comm *c)
     return wait_all(group_of(c));
 }
 
+static int inproc_state(struct comm *c)
+{
+    return atomic_load(&group_of(c)->barrier.failed);
+}
+
 static void inproc_abort(struct comm *c)
 {
     comm_barrier_fail(&group_of(c)->barrier, -ECANCELED);
@@ -120,6 +125,7 @@ static const struct comm_ops ops = {
     .all_reduce = inproc_all_reduce,
     .all_gather = inproc_all_gather,
     .barrier = inproc_barrier,
+    .state = inproc_state,
     .abort = inproc_abort,
     .close = inproc_close,
 };
@@ -145,7 +151,8 @@ int comm_inproc_new(int size, int64_t timeout_ns, struct comm **ret)
             free(g);
             return -ENOMEM;
         }
-        c->base = (struct comm){.ops = &ops, .rank = rank, .size = size, .n_stages = 1};
+        c->base = (struct comm){
+            .ops = &ops, .rank = rank, .size = size, .n_stages = 1, .timeout_ns = timeout_ns};
         c->group = g;
         ret[rank] = &c->base;
     }

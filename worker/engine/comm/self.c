@@ -50,6 +50,7 @@ static const struct comm_ops ops = {
     .all_reduce = self_all_reduce,
     .all_gather = self_all_gather,
     .barrier = self_barrier,
+    .state = state,
     .abort = self_abort,
     .close = self_close,
 };

@@ -107,6 +107,11 @@ static int shm_barrier(struct comm *c)
     return wait_all(shm_of(c));
 }
 
+static int shm_state(struct comm *c)
+{
+    return atomic_load(&shm_of(c)->segment.header->barrier.failed);
+}
+
 static void shm_abort(struct comm *c)
 {
     comm_barrier_fail(&shm_of(c)->segment.header->barrier, -ECANCELED);
@@ -124,6 +129,7 @@ static const struct comm_ops ops = {
     .all_reduce = shm_all_reduce,
     .all_gather = shm_all_gather,
     .barrier = shm_barrier,
+    .state = shm_state,
     .abort = shm_abort,
     .close = shm_close,
 };
@@ -142,7 +148,8 @@ int comm_shm_new(const char *name, const uint8_t token[16], int rank, int size, 
     struct comm_shm *s = calloc(1, sizeof *s);
     if (!s)
         return err_set(e, -ENOMEM, "out of memory");
-    s->base = (struct comm){.ops = &ops, .rank = rank, .size = size, .n_stages = 1};
+    s->base = (struct comm){
+        .ops = &ops, .rank = rank, .size = size, .n_stages = 1, .timeout_ns = timeout_ns};
     s->slot_bytes = slot_bytes;
     s->spins = comm_barrier_spins(size);
     s->timeout_ns = timeout_ns;

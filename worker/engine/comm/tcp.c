@@ -271,6 +271,24 @@ static int tcp_barrier(struct comm *c)
     return exchange(t);
 }
 
+/* A peer that has ended the comm has closed its connections. */
+static int tcp_state(struct comm *c)
+{
+    struct comm_tcp *t = tcp_of(c);
+    int failed = atomic_load(&t->failed);
+    if (failed)
+        return failed;
+    struct pollfd p[COMM_MAX_RANKS];
+    for (int peer = 0; peer != c->size; peer++)
+        p[peer] = (struct pollfd){.fd = t->fds[peer], .events = POLLRDHUP};
+    if (poll(p, (nfds_t)c->size, 0) <= 0)
+        return 0;
+    for (int peer = 0; peer != c->size; peer++)
+        if (p[peer].fd >= 0 && p[peer].revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL))
+            return fail(t, -EIO);
+    return 0;
+}
+
 static void tcp_abort(struct comm *c)
 {
     struct comm_tcp *t = tcp_of(c);
@@ -298,6 +316,7 @@ static const struct comm_ops ops = {
     .all_reduce = tcp_all_reduce,
     .all_gather = tcp_all_gather,
     .barrier = tcp_barrier,
+    .state = tcp_state,
     .abort = tcp_abort,
     .close = tcp_close,
 };
@@ -312,7 +331,8 @@ int comm_tcp_new(int listen_fd, const char *const *peers, const uint8_t token[16
     struct comm_tcp *t = calloc(1, sizeof *t);
     if (!t)
         return err_set(e, -ENOMEM, "out of memory");
-    t->base = (struct comm){.ops = &ops, .rank = rank, .size = size, .n_stages = 1};
+    t->base = (struct comm){
+        .ops = &ops, .rank = rank, .size = size, .n_stages = 1, .timeout_ns = timeout_ns};
     t->timeout_ns = timeout_ns;
     for (int i = 0; i != COMM_MAX_RANKS; i++)
         t->fds[i] = -1;

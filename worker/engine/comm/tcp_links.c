@@ -156,6 +156,7 @@ static const struct comm_ops ops = {
     .barrier = comm_links_barrier,
     .send = comm_links_send,
     .recv = comm_links_recv,
+    .state = comm_links_barrier, /* which does not wait */
     .abort = comm_links_abort,
     .close = tcp_links_close,
 };

@@ -1,0 +1,74 @@
+/* device.c: see device.h. */
+#include "worker/engine/comm/device.h"
+
+#include <errno.h>
+#include <stdio.h>
+
+static int all_gather(void *context, const void *src, size_t bytes, void *dst)
+{
+    struct comm *host = context;
+    return host->ops->all_gather(host, src, bytes, dst);
+}
+
+static int state(void *context)
+{
+    struct comm *host = context;
+    return host->ops->state(host);
+}
+
+int comm_device_open(struct comm_device *d, enum k_comm_choice choice, const struct k_ops *ops,
+                     struct k_ctx *ctx, struct comm *host, uint32_t max_rows, uint32_t cols,
+                     struct err *e)
+{
+    comm_device_close(d);
+    if (host->size == 1) {
+        snprintf(d->words, sizeof d->words, "none: one rank in a stage");
+        return 0;
+    }
+    if (!ops->comm) {
+        if (choice == K_COMM_NCCL || choice == K_COMM_PEER)
+            return err_set(e, -EINVAL,
+                           "collectives %s: backend %s has none of its own; choose auto or host",
+                           k_comm_choice_name(choice), ops->name);
+        snprintf(d->words, sizeof d->words, "host: %s", host->ops->name);
+        return 0;
+    }
+    const struct k_comm_group group = {.rank = host->rank,
+                                       .size = host->size,
+                                       .timeout_ns = host->timeout_ns,
+                                       .context = host,
+                                       .all_gather = all_gather,
+                                       .state = state};
+    char why[COMM_DEVICE_WORDS - 64] = "";
+    int r = ops->comm->open(ctx, choice, &group, max_rows, cols, &d->comm, why, sizeof why);
+    if (r == 0) {
+        d->ops = ops->comm;
+        snprintf(d->words, sizeof d->words, "%s", d->ops->describe(d->comm));
+        return 0;
+    }
+    d->comm = NULL;
+    if (r != -ENOTSUP) {
+        if (r != -EINVAL && r != -ENODEV) /* those come to all ranks alike */
+            host->ops->abort(host);
+        return err_set(e, r, "collectives: %s", why);
+    }
+    snprintf(d->words, sizeof d->words, "host: %s; %s", host->ops->name, why);
+    return 0;
+}
+
+void comm_device_close(struct comm_device *d)
+{
+    if (d->comm)
+        d->ops->close(d->comm);
+    *d = (struct comm_device){0};
+}
+
+int comm_device_wait(struct comm_device *d, struct comm *host, struct err *e)
+{
+    char why[256] = "";
+    int r = d->comm ? d->ops->wait(d->comm, why, sizeof why) : 0;
+    if (r == 0)
+        return 0;
+    host->ops->abort(host);
+    return err_set(e, r, "sums over %d ranks: %s", host->size, why);
+}
