@@ -1,13 +1,13 @@
 /* cpu-speed.c: how fast the CPU products are, beside what this machine can do at the same moment.
  *
- * Prints the ceilings of this run (reading memory, float multiply-adds, 8-bit dots), then for each
- * GLM-130B matrix, tensor-parallel degree and batch the time, the weight bytes and operations per
- * second, and the share of the nearer ceiling: what memory and arithmetic allow for that row.
- * Weights are random; several copies are used in turn so that none stays in the cache. Times are
- * best and median. Ceilings and rows are measured with the same threads.
+ * For each GLM-130B matrix, tensor-parallel degree and batch: the time, the weight bytes and
+ * operations per second, the same of the ceilings (reading memory; multiplying in registers), and
+ * the share of the nearer ceiling: what memory and arithmetic allow for that row. Each product is
+ * followed by a short measurement of both ceilings with the same threads, and the share is the
+ * median over these pairs: whatever else the machine does meets all three. Weights are random;
+ * several copies are used in turn so that none stays in the cache.
  */
-#include "kernels/cpu/mem.h"
-#include "kernels/cpu/pool.h"
+#include "cpu-ceilings.h"
 #include "kernels/kernels.h"
 
 #include <assert.h>
@@ -17,16 +17,10 @@
 #include <string.h>
 #include <time.h>
 
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
-
 enum {
-    COPY_BYTES = 160 << 20,
-    READ_BYTES = 512 << 20,
+    COPY_BYTES = 320 << 20,
     MAX_SAMPLES = 1000,
     MAX_LIST = 16,
-    READ_ROUNDS = 20
 };
 
 struct settings {
@@ -36,10 +30,6 @@ struct settings {
     uint32_t n_threads, group_cols; /* group_cols 0: one group per row */
     double seconds;                 /* per row of the table */
     uint32_t tp[MAX_LIST], batch[MAX_LIST];
-};
-
-struct ceilings {
-    double read_gbs, fma_gops, dot8_gops; /* multiply and add count as 2; 0 = not measured */
 };
 
 static double now(void)
@@ -55,204 +45,19 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* --- ceilings --- */
-
-struct read_job {
-    const uint64_t *data;
-    bool wide; /* AVX-512 */
-    uint64_t sums[1024];
-};
-
-static uint64_t read_plain(const uint64_t *data, uint64_t first, uint64_t end)
-{
-    uint64_t sum[8] = {0};
-    for (uint64_t i = first; i < end; i++) {
-        __builtin_prefetch(data + i * 8 + 512);
-        for (uint64_t k = 0; k < 8; k++)
-            sum[k] += data[i * 8 + k];
-    }
-    return sum[0] ^ sum[1] ^ sum[2] ^ sum[3] ^ sum[4] ^ sum[5] ^ sum[6] ^ sum[7];
-}
-
-#ifdef __x86_64__
-__attribute__((target("avx512f"))) static uint64_t read_512(const uint64_t *data, uint64_t first,
-                                                            uint64_t end)
-{
-    __m512i sum[4] = {{0}, {0}, {0}, {0}};
-    for (uint64_t i = first; i + 4 <= end; i += 4) {
-#pragma GCC unroll 4
-        for (uint64_t k = 0; k < 4; k++) {
-            __builtin_prefetch(data + (i + k) * 8 + 512);
-            sum[k] = _mm512_add_epi64(sum[k], _mm512_load_si512(data + (i + k) * 8));
-        }
-    }
-    sum[0] = _mm512_xor_si512(_mm512_xor_si512(sum[0], sum[1]), _mm512_xor_si512(sum[2], sum[3]));
-    return (uint64_t)_mm512_reduce_add_epi64(sum[0]);
-}
-#else
-#define read_512 read_plain
-#endif
-
-static void read_share(void *arg, uint32_t thread, uint32_t n_threads)
-{
-    struct read_job *j = arg;
-    uint64_t first, end; /* cache lines */
-    pool_share(READ_BYTES / 64, thread, n_threads, &first, &end);
-    j->sums[thread] = (j->wide ? read_512 : read_plain)(j->data, first, end);
-}
-
-enum { PEAK_LOOPS = 1 << 21, PEAK_SUMS = 12 };
-
-/* Multiply-adds in registers; returns the operations of one call. Results go to *sink, so that
- * nothing is left out. */
-typedef double (*peak_fn)(float *sink);
-
-#ifdef __x86_64__
-__attribute__((target("avx512f"))) static double peak_fma_512(float *sink)
-{
-    __m512 sum[PEAK_SUMS], a = _mm512_set1_ps(*sink), b = _mm512_set1_ps(0.5f);
-    for (int i = 0; i < PEAK_SUMS; i++)
-        sum[i] = _mm512_set1_ps((float)i);
-    for (int n = 0; n < PEAK_LOOPS; n++)
-#pragma GCC unroll 12
-        for (int i = 0; i < PEAK_SUMS; i++)
-            sum[i] = _mm512_fmadd_ps(sum[i], b, a);
-    for (int i = 1; i < PEAK_SUMS; i++)
-        sum[0] = _mm512_add_ps(sum[0], sum[i]);
-    *sink = _mm512_reduce_add_ps(sum[0]);
-    return 32.0 * PEAK_SUMS * PEAK_LOOPS;
-}
-
-__attribute__((target("avx512f,avx512vnni"))) static double peak_dot_512(float *sink)
-{
-    __m512i sum[PEAK_SUMS], a = _mm512_set1_epi32((int)*sink);
-    for (int i = 0; i < PEAK_SUMS; i++)
-        sum[i] = _mm512_set1_epi32(i);
-    for (int n = 0; n < PEAK_LOOPS; n++)
-#pragma GCC unroll 12
-        for (int i = 0; i < PEAK_SUMS; i++)
-            sum[i] = _mm512_dpbusd_epi32(sum[i], a, a);
-    for (int i = 1; i < PEAK_SUMS; i++)
-        sum[0] = _mm512_add_epi32(sum[0], sum[i]);
-    *sink = (float)_mm512_reduce_add_epi32(sum[0]);
-    return 128.0 * PEAK_SUMS * PEAK_LOOPS;
-}
-
-__attribute__((target("avx2,fma"))) static double peak_fma_256(float *sink)
-{
-    __m256 sum[PEAK_SUMS], a = _mm256_set1_ps(*sink), b = _mm256_set1_ps(0.5f);
-    for (int i = 0; i < PEAK_SUMS; i++)
-        sum[i] = _mm256_set1_ps((float)i);
-    for (int n = 0; n < PEAK_LOOPS; n++)
-#pragma GCC unroll 12
-        for (int i = 0; i < PEAK_SUMS; i++)
-            sum[i] = _mm256_fmadd_ps(sum[i], b, a);
-    for (int i = 1; i < PEAK_SUMS; i++)
-        sum[0] = _mm256_add_ps(sum[0], sum[i]);
-    float lanes[8];
-    _mm256_storeu_ps(lanes, sum[0]);
-    *sink = lanes[0] + lanes[7];
-    return 16.0 * PEAK_SUMS * PEAK_LOOPS;
-}
-
-__attribute__((target("avx2"))) static double peak_dot_256(float *sink)
-{
-    __m256i sum[PEAK_SUMS], a = _mm256_set1_epi8((char)*sink), one = _mm256_set1_epi16(1);
-    for (int i = 0; i < PEAK_SUMS; i++)
-        sum[i] = _mm256_set1_epi32(i);
-    for (int n = 0; n < PEAK_LOOPS; n++) {
-        __asm__ volatile("" : "+x"(a)); /* not the same product every time */
-#pragma GCC unroll 12
-        for (int i = 0; i < PEAK_SUMS; i++) {
-            __m256i pairs = _mm256_maddubs_epi16(_mm256_xor_si256(a, sum[i]), a);
-            sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(pairs, one));
-        }
-    }
-    for (int i = 1; i < PEAK_SUMS; i++)
-        sum[0] = _mm256_add_epi32(sum[0], sum[i]);
-    *sink = (float)_mm256_extract_epi32(sum[0], 3);
-    return 64.0 * PEAK_SUMS * PEAK_LOOPS;
-}
-#endif
-
-struct peak_job {
-    peak_fn fn;
-    float sinks[1024 * 16]; /* a cache line per thread */
-    double operations;
-};
-
-static void peak_share(void *arg, uint32_t thread, uint32_t n_threads)
-{
-    struct peak_job *j = arg;
-    double operations = j->fn(&j->sinks[(size_t)thread * 16]);
-    if (!thread)
-        j->operations = operations * n_threads;
-}
-
-static double measure_peak(struct pool *pool, peak_fn fn)
-{
-    struct peak_job *j = calloc(1, sizeof *j);
-    double best = 0;
-    for (int i = 0; j && fn && i < 5; i++) {
-        double start = now();
-        j->fn = fn;
-        pool_run(pool, peak_share, j);
-        double rate = j->operations / (now() - start) / 1e9;
-        best = rate > best ? rate : best;
-    }
-    free(j);
-    return best;
-}
-
-static double measure_read(struct pool *pool)
-{
-    struct read_job *j = calloc(1, sizeof *j);
-    uint64_t *data = mem_alloc(READ_BYTES);
-    double best = 0;
-    if (j && data) {
-        memset(data, 1, READ_BYTES);
-        j->data = data;
-#ifdef __x86_64__
-        j->wide = __builtin_cpu_supports("avx512f");
-#endif
-        for (int i = 0; i < READ_ROUNDS; i++) {
-            double start = now();
-            pool_run(pool, read_share, j);
-            double rate = READ_BYTES / (now() - start) / 1e9;
-            best = rate > best ? rate : best;
-        }
-    }
-    mem_free(data);
-    free(j);
-    return best;
-}
-
-static struct ceilings measure_ceilings(struct pool *pool)
-{
-    struct ceilings c = {.read_gbs = measure_read(pool)};
-#ifdef __x86_64__
-    if (__builtin_cpu_supports("avx512f"))
-        c.fma_gops = measure_peak(pool, peak_fma_512);
-    else if (__builtin_cpu_supports("fma"))
-        c.fma_gops = measure_peak(pool, peak_fma_256);
-    if (__builtin_cpu_supports("avx512vnni"))
-        c.dot8_gops = measure_peak(pool, peak_dot_512);
-    else if (__builtin_cpu_supports("avx2"))
-        c.dot8_gops = measure_peak(pool, peak_dot_256);
-#else
-    (void)measure_peak;
-#endif
-    return c;
-}
-
 /* --- products --- */
 
-/* What the arithmetic of a row may reach: 16-bit dots have half the rate of 8-bit ones. */
-static double arithmetic_ceiling(const struct ceilings *c, const struct settings *s)
+static bool uses_fma(const struct settings *s)
 {
-    if (s->weight == K_WEIGHT_F16 || s->mode == K_MODE_FP32)
-        return c->fma_gops;
-    return s->mode == K_MODE_FP16 ? c->dot8_gops / 2 : c->dot8_gops;
+    return s->weight == K_WEIGHT_F16 || s->mode == K_MODE_FP32;
+}
+
+/* What arithmetic may reach at the moment: 16-bit dots have half the rate of 8-bit ones. */
+static double probe_arithmetic(struct probes *p, const struct settings *s)
+{
+    if (uses_fma(s))
+        return probe_fma(p);
+    return s->mode == K_MODE_FP16 ? probe_dot8(p) / 2 : probe_dot8(p);
 }
 
 static uint32_t bits_of(enum k_weight type)
@@ -277,11 +82,11 @@ static void fill_random(uint8_t *p, size_t n, enum k_weight type)
 
 struct bench {
     const struct settings *s;
-    const struct ceilings *ceil;
+    struct probes *probes;
     const struct k_ops *ops;
     struct k_ctx *c;
     struct k_linear *copies[64];
-    uint32_t n_copies, rows, cols, n_groups;
+    uint32_t n_copies, rows, cols, n_groups, n_threads;
     float *x, *y;
 };
 
@@ -320,30 +125,40 @@ static int make_copies(struct bench *b)
     return b->n_copies == wanted || b->n_copies == 64 ? 0 : -1;
 }
 
+static double median(double *values, int n)
+{
+    qsort(values, (size_t)n, sizeof *values, compare);
+    return values[n / 2];
+}
+
+/* Products and ceilings take turns: the share of a row is the median over neighbours. */
 static void measure_batch(struct bench *b, const char *name, uint32_t tp, uint32_t batch)
 {
-    static double samples[MAX_SAMPLES];
-    int n = 0;
+    static double times[MAX_SAMPLES], shares[MAX_SAMPLES], read[MAX_SAMPLES], peak[MAX_SAMPLES];
+    const uint32_t threads = b->n_threads;
+    int n = 0, by_memory = 0;
     double start = now();
-    assert(b->n_copies);
-    while ((now() - start < b->s->seconds || n < 4) && n < MAX_SAMPLES) {
-        double t = now();
-        b->ops->linear(b->c, b->copies[(uint32_t)n % b->n_copies], b->x, batch, b->y);
-        samples[n++] = now() - t;
-    }
-    qsort(samples, (size_t)n, sizeof *samples, compare);
-    assert(b->ceil->read_gbs > 0);
     double bytes = (double)b->rows * b->cols * bits_of(b->s->weight) / 8 +
                    (b->s->weight == K_WEIGHT_F16 ? 0 : 2.0 * b->rows * b->n_groups);
     double operations = 2.0 * batch * b->rows * b->cols;
-    double by_memory = bytes / (b->ceil->read_gbs * 1e9);
-    double arithmetic = arithmetic_ceiling(b->ceil, b->s);
-    double by_arithmetic = arithmetic > 0 ? operations / (arithmetic * 1e9) : 0;
-    double least = by_memory > by_arithmetic ? by_memory : by_arithmetic;
-    printf("%-6s %3u %6u x %-6u %5u %10.3f %10.3f %8.1f %9.1f %7.2f %7.2f %s\n", name, tp, b->rows,
-           b->cols, batch, samples[0] * 1e3, samples[n / 2] * 1e3, bytes / samples[0] / 1e9,
-           operations / samples[0] / 1e9, least / samples[0], least / samples[n / 2],
-           by_memory > by_arithmetic ? "memory" : "arithmetic");
+    assert(b->n_copies);
+    while ((now() - start < b->s->seconds || n < 5) && n < MAX_SAMPLES) {
+        double t = bench_now(threads);
+        b->ops->linear(b->c, b->copies[(uint32_t)n % b->n_copies], b->x, batch, b->y);
+        times[n] = bench_now(threads) - t;
+        read[n] = probe_read(b->probes);
+        peak[n] = probe_arithmetic(b->probes, b->s);
+        double memory_s = bytes / (read[n] * 1e9);
+        double arithmetic_s = peak[n] > 0 ? operations / (peak[n] * 1e9) : 0;
+        by_memory += memory_s > arithmetic_s;
+        shares[n] = (memory_s > arithmetic_s ? memory_s : arithmetic_s) / times[n];
+        n++;
+    }
+    double typical = median(times, n), share = median(shares, n);
+    printf("%-6s %3u %6u x %-6u %5u %10.3f %10.3f %8.1f %9.1f %8.1f %9.1f %7.2f %s\n", name, tp,
+           b->rows, b->cols, batch, times[0] * 1e3, typical * 1e3, bytes / typical / 1e9,
+           operations / typical / 1e9, median(read, n), median(peak, n), share,
+           by_memory * 2 > n ? "memory" : "arithmetic");
     fflush(stdout);
 }
 
@@ -366,8 +181,8 @@ static int measure_shape(struct bench *b, const char *name, uint32_t tp, uint32_
 static int measure_all(struct bench *b)
 {
     int e = 0;
-    printf("matrix  tp     out x in     batch    best ms  median ms     GB/s   Gop/s    share "
-           "(best, median) of the nearer ceiling\n");
+    printf("matrix  tp     out x in     batch    best ms  median ms     GB/s     Gop/s  of GB/s  "
+           "of Gop/s   share of the nearer ceiling\n");
     for (int i = 0; !e && b->s->tp[i]; i++) {
         uint32_t tp = b->s->tp[i];
         e = measure_shape(b, "qkv", tp, 36864 / tp, 12288) ||
@@ -496,17 +311,22 @@ static int run(const struct settings *s)
         return 1;
     }
     int e = pool_new(s->n_threads, &pool);
+    if (!e) {
+        b.n_threads = pool_threads(pool);
+        b.probes = probes_new(pool);
+    }
     b.x = ops->alloc(b.c, (size_t)max_rows * 32768 * sizeof(float));
     b.y = ops->alloc(b.c, (size_t)max_rows * 65536 * sizeof(float));
-    if (!e && b.x && b.y) {
+    if (!e && b.probes && b.x && b.y) {
         for (size_t i = 0; i < (size_t)max_rows * 32768; i++)
             b.x[i] = (float)((i * 7919) % 2001) / 1000.0f - 1.0f;
-        struct ceilings ceil = measure_ceilings(pool);
-        b.ceil = &ceil;
         printf("%s, %u-bit weights, group %u (0 = row)\n", ops->describe(b.c), bits_of(s->weight),
                s->group_cols);
-        printf("ceilings: read %.1f GB/s, FP32 multiply-add %.0f Gop/s, 8-bit dot %.0f Gop/s\n",
-               ceil.read_gbs, ceil.fma_gops, ceil.dot8_gops);
+        printf("times: %s; ceilings: reading memory, %s in registers, both beside each product\n",
+               b.n_threads == 1 ? "processor time" : "wall time",
+               uses_fma(s)              ? "FP32 multiply-add"
+               : s->mode == K_MODE_FP16 ? "16-bit dots"
+                                        : "8-bit dots");
         e = measure_all(&b);
     } else {
         fprintf(stderr, "cpu-speed: out of memory\n");
@@ -515,6 +335,7 @@ static int run(const struct settings *s)
     ops->free(b.c, b.x);
     ops->free(b.c, b.y);
     ops->close(b.c);
+    probes_free(b.probes);
     pool_free(pool);
     return e ? 1 : 0;
 }

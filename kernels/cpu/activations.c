@@ -15,11 +15,9 @@
 /* Block values below this count as zero, so that 1 / scale stays finite. */
 #define TINY 1e-30f
 
-/* The columns of word w of a step of 8. */
+/* 16 bits: the columns of word w of a step of 8. */
 static const uint8_t order_i16_i4[4][2] = {{1, 5}, {0, 4}, {3, 7}, {2, 6}};
 static const uint8_t order_i16_i8[4][2] = {{0, 2}, {1, 3}, {4, 6}, {5, 7}};
-static const uint8_t order_i8_i4[2][4] = {{1, 3, 5, 7}, {0, 2, 4, 6}};
-static const uint8_t order_i8_i8[2][4] = {{0, 1, 2, 3}, {4, 5, 6, 7}};
 
 struct place {
     struct pack_block b;
@@ -115,26 +113,44 @@ CPU_RANGE_FN(pack_i16, cpu_product)
     }
 }
 
+/* Bytes k0..k7 of a step -> the words (k1, k3, k5, k7) and (k0, k2, k4, k6). */
+VEC_FN void split_step(uint64_t bytes, uint32_t *odd, uint32_t *even)
+{
+    uint64_t part[2] = {bytes >> 8, bytes};
+    for (int i = 0; i < 2; i++) {
+        part[i] &= UINT64_C(0x00ff00ff00ff00ff);
+        part[i] = (part[i] | part[i] >> 8) & UINT64_C(0x0000ffff0000ffff);
+        part[i] |= part[i] >> 16;
+    }
+    *odd = (uint32_t)part[0];
+    *even = (uint32_t)part[1];
+}
+
 CPU_RANGE_FN(pack_i8, cpu_product)
 {
     const struct pack_shape *s = &j->l->shape;
-    const uint8_t(*order)[4] = j->l->type == K_WEIGHT_I4 ? order_i8_i4 : order_i8_i8;
+    const bool split = j->l->type == K_WEIGHT_I4;
     for (uint64_t item = first; item < end; item++) {
         struct place p = find_place(j, item);
         uint32_t *out =
             (uint32_t *)j->data + ((size_t)p.row0 * s->k_pad + (size_t)p.b.k0 * p.n_rows) / 4;
         for (uint32_t r = 0; r < p.n_rows; r++) {
             int32_t q[PACK_BLOCK], sum;
+            int8_t bytes[PACK_BLOCK];
             j->scale[p.scale_idx + r] = quantize(j->x + (size_t)(p.row0 + r) * s->cols + p.b.col0,
                                                  p.b.valid, CPU_I8_MAX, q, &sum);
             j->zero[p.scale_idx + r] = sum * zero_point(j);
-            for (uint32_t step = 0; step < p.b.len / 8; step++)
-                for (uint32_t w = 0; w < 2; w++) {
-                    uint32_t word = 0;
-                    for (int i = 0; i < 4; i++)
-                        word |= (uint32_t)(q[step * 8 + order[w][i]] & 0xff) << 8 * i;
-                    out[(size_t)(step * 2 + w) * p.n_rows + r] = word;
-                }
+            for (int i = 0; i < PACK_BLOCK; i += VEC)
+                vi_store_i8(bytes + i, vi_load(q + i));
+            uint32_t *to = out + r;
+            for (uint32_t k = 0; k < p.b.len; k += 8, to += (size_t)2 * p.n_rows) {
+                uint32_t words[2];
+                memcpy(words, bytes + k, sizeof words);
+                if (split)
+                    split_step((uint64_t)words[1] << 32 | words[0], &words[0], &words[1]);
+                to[0] = words[0];
+                to[p.n_rows] = words[1];
+            }
         }
     }
 }

@@ -110,8 +110,8 @@ struct cpu_attention_job {
  * any disjoint ranges: the result does not depend on the cut. */
 struct cpu_kernels {
     const char *name;
-    uint32_t tile_rows;      /* of a product */
-    uint32_t attention_rows; /* of an attention item */
+    uint32_t tile_rows[CPU_N_FORMATS]; /* of a product */
+    uint32_t attention_rows;           /* of an attention item */
 
     /* items: (tile, block) in this order */
     void (*pack[CPU_N_FORMATS])(const struct cpu_product *j, uint64_t first, uint64_t end);

@@ -149,6 +149,7 @@ void cpu_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32
 {
     assert(n_rows <= c->max_rows);
     enum cpu_format format = format_of(c, l->type);
+    const uint32_t tile_rows = c->kernels->tile_rows[format];
     for (uint32_t row = 0; row < n_rows; row += CPU_PASS_ROWS) {
         uint32_t n = n_rows - row < CPU_PASS_ROWS ? n_rows - row : CPU_PASS_ROWS;
         size_t scale_at, zero_at;
@@ -160,7 +161,7 @@ void cpu_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32
             .x = (const float *)x + (size_t)row * l->shape.cols,
             .y = (float *)y + (size_t)row * l->shape.rows,
             .n_rows = n,
-            .n_tiles = (n + c->kernels->tile_rows - 1) / c->kernels->tile_rows,
+            .n_tiles = (n + tile_rows - 1) / tile_rows,
             .data = scratch,
             .scale = (float *)(scratch + scale_at),
             .zero = (int32_t *)(scratch + zero_at),

@@ -12,6 +12,8 @@ struct tile {
     const uint8_t *panel;
     uint32_t panel_idx;
     uint32_t row0, rows;
+    const uint8_t *ahead; /* lines to bring into the second-level cache on the way, or NULL */
+    uint32_t ahead_lines; /* for each block */
 };
 
 typedef void (*tile_fn)(const struct tile *t);
@@ -47,11 +49,46 @@ VEC_FN void tile_walk(const struct cpu_product *j, uint64_t first, uint64_t end,
     for (uint64_t p = first; p < end;) {
         uint32_t n = end - p >= step ? step : 1;
         for (uint32_t i = 0; i < j->n_tiles; i++) {
-            struct tile t = {j, j->l->panels + p * panel_bytes, (uint32_t)p, cpu_tile_row(j, i), 0};
+            struct tile t = {.j = j,
+                             .panel = j->l->panels + p * panel_bytes,
+                             .panel_idx = (uint32_t)p,
+                             .row0 = cpu_tile_row(j, i)};
             t.rows = cpu_tile_row(j, i + 1) - t.row0;
             (n == 1 ? one : wide)[t.rows - 1](&t);
         }
         p += n;
+    }
+}
+
+/* Bytes of panels that are kept in the second-level cache beside a tile of activations, and as many
+ * of the next panels on their way. */
+enum { TILE_GROUP_BYTES = 512 << 10 };
+
+/* The same for tiles of one panel. The rows of a long batch do not fit beside the weights, so that
+ * a tile visits a group of panels before the next one comes; each visit brings in a part of the
+ * next group, because waiting for memory and multiplying take about the same time at 16 rows. */
+VEC_FN void tile_walk_groups(const struct cpu_product *j, uint64_t first, uint64_t end,
+                             const tile_fn *fns)
+{
+    const struct pack_shape *s = &j->l->shape;
+    uint64_t group = s->panel_bytes < TILE_GROUP_BYTES ? TILE_GROUP_BYTES / s->panel_bytes : 1;
+    const uint64_t lines = (s->panel_bytes + 63) / 64;
+    for (uint64_t p0 = first; p0 < end; p0 += group) {
+        uint64_t n = end - p0 < group ? end - p0 : group;
+        for (uint32_t i = 0; i < j->n_tiles; i++)
+            for (uint64_t p = p0; p < p0 + n; p++) {
+                struct tile t = {.j = j,
+                                 .panel = j->l->panels + p * s->panel_bytes,
+                                 .panel_idx = (uint32_t)p,
+                                 .row0 = cpu_tile_row(j, i)};
+                t.rows = cpu_tile_row(j, i + 1) - t.row0;
+                if (j->n_tiles > 1 && p + n < end) {
+                    uint64_t part = (lines + j->n_tiles - 1) / j->n_tiles;
+                    t.ahead = t.panel + n * s->panel_bytes + i * part * 64;
+                    t.ahead_lines = (uint32_t)((part + s->n_blocks - 1) / s->n_blocks);
+                }
+                fns[t.rows - 1](&t);
+            }
     }
 }
 
@@ -60,6 +97,14 @@ VEC_FN void tile_walk(const struct cpu_product *j, uint64_t first, uint64_t end,
 #define TILE_SIZES(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 #else
 #define TILE_SIZES(X) X(1) X(2) X(3) X(4)
+#endif
+
+#ifdef CPU_ISA_avx512vnni
+#define TILE_INT_SIZES(X)                                                                          \
+    TILE_SIZES(X)                                                                                  \
+    X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(24)
+#else
+#define TILE_INT_SIZES(X) TILE_SIZES(X)
 #endif
 
 #endif

@@ -38,9 +38,10 @@ VEC_I2(vi_sub, _mm256_sub_epi32)
 VEC_I2(vi_and, _mm256_and_si256)
 VEC_I2(vi_max, _mm256_max_epi32)
 
-#define vi_sll(x, n)    ((vi){_mm256_slli_epi32((x).a, n), _mm256_slli_epi32((x).b, n)})
-#define vi_srl(x, n)    ((vi){_mm256_srli_epi32((x).a, n), _mm256_srli_epi32((x).b, n)})
-#define VEC_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T0)
+#define vi_sll(x, n)       ((vi){_mm256_slli_epi32((x).a, n), _mm256_slli_epi32((x).b, n)})
+#define vi_srl(x, n)       ((vi){_mm256_srli_epi32((x).a, n), _mm256_srli_epi32((x).b, n)})
+#define VEC_PREFETCH(p)    _mm_prefetch((const char *)(p), _MM_HINT_T0)
+#define VEC_PREFETCH_L2(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 
 VEC_FN vf vf_zero(void)
 {

@@ -7,33 +7,34 @@
 typedef __m512 vf;
 typedef __m512i vi;
 
-#define vf_zero()        _mm512_setzero_ps()
-#define vf_set1(x)       _mm512_set1_ps(x)
-#define vi_zero()        _mm512_setzero_si512()
-#define vi_set1(x)       _mm512_set1_epi32(x)
-#define vf_load(p)       _mm512_loadu_ps(p)
-#define vf_store(p, a)   _mm512_storeu_ps(p, a)
-#define vi_load(p)       _mm512_loadu_si512(p)
-#define vi_store(p, a)   _mm512_storeu_si512(p, a)
-#define vf_add(a, b)     _mm512_add_ps(a, b)
-#define vf_sub(a, b)     _mm512_sub_ps(a, b)
-#define vf_mul(a, b)     _mm512_mul_ps(a, b)
-#define vf_div(a, b)     _mm512_div_ps(a, b)
-#define vf_max(a, b)     _mm512_max_ps(a, b)
-#define vf_min(a, b)     _mm512_min_ps(a, b)
-#define vf_fma(a, b, c)  _mm512_fmadd_ps(a, b, c)
-#define vf_rint(a)       _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT)
-#define vi_from_float(a) _mm512_cvtps_epi32(a)
-#define vf_from_int(a)   _mm512_cvtepi32_ps(a)
-#define vf_from_bits(a)  _mm512_castsi512_ps(a)
-#define vi_bits(a)       _mm512_castps_si512(a)
-#define vi_add(a, b)     _mm512_add_epi32(a, b)
-#define vi_sub(a, b)     _mm512_sub_epi32(a, b)
-#define vi_and(a, b)     _mm512_and_si512(a, b)
-#define vi_max(a, b)     _mm512_max_epi32(a, b)
-#define vi_sll(a, n)     _mm512_slli_epi32(a, n)
-#define vi_srl(a, n)     _mm512_srli_epi32(a, n)
-#define VEC_PREFETCH(p)  _mm_prefetch((const char *)(p), _MM_HINT_T0)
+#define vf_zero()          _mm512_setzero_ps()
+#define vf_set1(x)         _mm512_set1_ps(x)
+#define vi_zero()          _mm512_setzero_si512()
+#define vi_set1(x)         _mm512_set1_epi32(x)
+#define vf_load(p)         _mm512_loadu_ps(p)
+#define vf_store(p, a)     _mm512_storeu_ps(p, a)
+#define vi_load(p)         _mm512_loadu_si512(p)
+#define vi_store(p, a)     _mm512_storeu_si512(p, a)
+#define vf_add(a, b)       _mm512_add_ps(a, b)
+#define vf_sub(a, b)       _mm512_sub_ps(a, b)
+#define vf_mul(a, b)       _mm512_mul_ps(a, b)
+#define vf_div(a, b)       _mm512_div_ps(a, b)
+#define vf_max(a, b)       _mm512_max_ps(a, b)
+#define vf_min(a, b)       _mm512_min_ps(a, b)
+#define vf_fma(a, b, c)    _mm512_fmadd_ps(a, b, c)
+#define vf_rint(a)         _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT)
+#define vi_from_float(a)   _mm512_cvtps_epi32(a)
+#define vf_from_int(a)     _mm512_cvtepi32_ps(a)
+#define vf_from_bits(a)    _mm512_castsi512_ps(a)
+#define vi_bits(a)         _mm512_castps_si512(a)
+#define vi_add(a, b)       _mm512_add_epi32(a, b)
+#define vi_sub(a, b)       _mm512_sub_epi32(a, b)
+#define vi_and(a, b)       _mm512_and_si512(a, b)
+#define vi_max(a, b)       _mm512_max_epi32(a, b)
+#define vi_sll(a, n)       _mm512_slli_epi32(a, n)
+#define vi_srl(a, n)       _mm512_srli_epi32(a, n)
+#define VEC_PREFETCH(p)    _mm_prefetch((const char *)(p), _MM_HINT_T0)
+#define VEC_PREFETCH_L2(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 
 VEC_FN __mmask16 vec_mask(int n)
 {
@@ -100,6 +101,22 @@ VEC_FN vf vf_round_half(vf a)
 VEC_FN vi vi_dot8_small(vi acc, vi u, vi s)
 {
     return vi_dot8(acc, u, s);
+}
+
+/* Dots with one word of activations for all lanes. As text, because the compiler broadcasts into a
+ * register and copies sums around until those of a large tile no longer fit. */
+#define VEC_HAVE_DOT_WORD
+
+VEC_FN vi vi_dot16_word(vi acc, vi w, const uint32_t *x)
+{
+    __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*x));
+    return acc;
+}
+
+VEC_FN vi vi_dot8_word(vi acc, vi u, const uint32_t *x)
+{
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*x));
+    return acc;
 }
 
 #else

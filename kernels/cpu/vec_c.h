@@ -254,6 +254,7 @@ VEC_FN vi vi_dot8_small(vi acc, vi u, vi s)
     return vi_dot8(acc, u, s);
 }
 
-#define VEC_PREFETCH(p) ((void)(p))
+#define VEC_PREFETCH(p)    ((void)(p))
+#define VEC_PREFETCH_L2(p) ((void)(p))
 
 #endif
