@@ -51,7 +51,8 @@ static inline const char *k_comm_choice_name(enum k_comm_choice choice)
 /* What the ranks have in common already; borrowed until close. */
 struct k_comm_group {
     int rank, size;
-    int64_t timeout_ns; /* longest wait for the others: to join, and without progress in a step */
+    int64_t timeout_ns;      /* longest wait without progress in a step */
+    int64_t join_timeout_ns; /* for what is joined to come up */
     void *context;
     /* As comm_ops.all_gather: dst [size * bytes]. 0, or the group's failure. */
     int (*all_gather)(void *context, const void *src, size_t bytes, void *dst);

@@ -357,7 +357,8 @@ static int comm_open(struct k_ctx *c, enum k_comm_choice choice, const struct k_
                      size_t size)
 {
     assert(group->size > 1 && group->size <= COMM_MAX_SIZE && group->rank >= 0 &&
-           group->rank < group->size && group->timeout_ns > 0 && max_rows && cols && !c->comm);
+           group->rank < group->size && group->timeout_ns > 0 && group->join_timeout_ns > 0 &&
+           max_rows && cols && !c->comm);
     message[0] = '\0';
     struct k_comm *m = calloc(1, sizeof *m);
     if (!m) {

@@ -31,10 +31,10 @@ static const char *words(struct nccl_group *g, int error, char *buffer, size_t s
 }
 
 /* What a call came back with, once it is known. 0, or -EIO, -ETIMEDOUT, the group's failure. */
-static int settle(struct k_comm *m, int result, char *why, size_t size)
+static int settle(struct k_comm *m, int result, int64_t timeout_ns, char *why, size_t size)
 {
     struct nccl_group *g = &m->nccl;
-    int64_t deadline_ns = comm_now_ns() + m->group.timeout_ns;
+    int64_t deadline_ns = comm_now_ns() + timeout_ns;
     while (result == NCCL_IN_PROGRESS) {
         int ended = m->group.state(m->group.context);
         if (ended) {
@@ -47,8 +47,7 @@ static int settle(struct k_comm *m, int result, char *why, size_t size)
         if (result != NCCL_IN_PROGRESS)
             break;
         if (comm_now_ns() >= deadline_ns) {
-            snprintf(why, size, "NCCL did not get ready within %.1f s",
-                     (double)m->group.timeout_ns / 1e9);
+            snprintf(why, size, "NCCL did not get ready within %.1f s", (double)timeout_ns / 1e9);
             return -ETIMEDOUT;
         }
         comm_pause(POLL_NS);
@@ -112,7 +111,7 @@ static int join(struct k_comm *m, struct nccl_id id, char *why, size_t size)
         words(g, result, why, size);
         return -EIO;
     }
-    return settle(m, result, why, size);
+    return settle(m, result, m->group.join_timeout_ns, why, size);
 }
 
 int nccl_join(struct k_comm *m, char *why, size_t size)
@@ -159,7 +158,7 @@ void nccl_leave(struct k_comm *m)
 static bool enqueued(struct k_comm *m, int result)
 {
     char why[256] = "";
-    int r = settle(m, result, why, sizeof why);
+    int r = settle(m, result, m->group.timeout_ns, why, sizeof why);
     if (r)
         comm_fail(m, r, "%s", why);
     return r == 0;

@@ -59,6 +59,8 @@ def test_status_is_health(server):
     result = glmd("status")
     assert "ready" in result.stdout.lower() and "rank" in result.stdout.lower()
     status = json.loads(glmd("status", "--json").stdout)
+    assert all(r["collectives"].startswith(("host: ", "none: "))
+               for g in status["groups"] for r in g["ranks"])
     assert status["groups"]
     loop = status["loop"]
     assert sorted(loop) == ["plan_ns", "result_ns", "steps", "update_ns", "updates"]

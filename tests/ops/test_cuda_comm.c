@@ -66,6 +66,7 @@ static int join(struct rank *r)
     const struct k_comm_group g = {.rank = r->number,
                                    .size = r->group->size,
                                    .timeout_ns = r->group->timeout_ns,
+                                   .join_timeout_ns = r->group->timeout_ns,
                                    .context = r,
                                    .all_gather = rank_gather,
                                    .state = rank_state};
@@ -437,6 +438,7 @@ static int join_otherwise(struct rank *r)
         const struct k_comm_group group = {.rank = 1,
                                            .size = g.size,
                                            .timeout_ns = g.timeout_ns,
+                                           .join_timeout_ns = g.timeout_ns,
                                            .context = r,
                                            .all_gather = rank_gather,
                                            .state = rank_state};

@@ -4,6 +4,13 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "base/clock.h"
+#include "base/util.h"
+
+/* NCCL takes some seconds to find its ways between many GPUs; a rank that has died is seen earlier.
+ */
+#define LEAST_JOIN_NS (30 * NSEC_PER_SEC)
+
 static int all_gather(void *context, const void *src, size_t bytes, void *dst)
 {
     struct comm *host = context;
@@ -36,6 +43,7 @@ int comm_device_open(struct comm_device *d, enum k_comm_choice choice, const str
     const struct k_comm_group group = {.rank = host->rank,
                                        .size = host->size,
                                        .timeout_ns = host->timeout_ns,
+                                       .join_timeout_ns = MAX(host->timeout_ns, LEAST_JOIN_NS),
                                        .context = host,
                                        .all_gather = all_gather,
                                        .state = state};
