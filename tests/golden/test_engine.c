@@ -498,6 +498,12 @@ static void test_memory(void **state)
     assert_non_null(strstr(engine_describe(g), "cpu"));
     engine_close(g);
 
+    /* Sums over ranks that this device has no way to do are refused, never done otherwise. */
+    config.collectives = K_COMM_NCCL;
+    assert_int_equal(engine_open(&config, &g, &e), -EINVAL);
+    assert_non_null(strstr(e.message, "worker.collectives: nccl is for GPUs, this device is cpu"));
+    config.collectives = K_COMM_HOST;
+
     /* A cache by bytes: half of it has half the blocks. */
     config.kv_bytes = (size_t)m.kv / 2;
     assert_int_equal(engine_open(&config, &g, &e), 0);

@@ -104,6 +104,10 @@ static int open_device(struct engine *g, const struct engine_config *c, const st
     const struct k_ops *ops = k_backend(cuda ? "cuda" : c->device, message, sizeof message);
     if (!ops)
         return err_set(e, -ENODEV, "backend %s: %s", c->device, message);
+    if (!ops->comm && (c->collectives == K_COMM_NCCL || c->collectives == K_COMM_PEER))
+        return err_set(e, -EINVAL,
+                       "worker.collectives: %s is for GPUs, this device is %s: choose auto or host",
+                       k_comm_choice_name(c->collectives), c->device);
     struct k_open_params p = {.device = c->device,
                               .mode = c->mode,
                               .n_threads = c->n_threads,

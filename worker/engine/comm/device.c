@@ -1,6 +1,7 @@
 /* device.c: see device.h. */
 #include "worker/engine/comm/device.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 
@@ -33,10 +34,7 @@ int comm_device_open(struct comm_device *d, enum k_comm_choice choice, const str
         return 0;
     }
     if (!ops->comm) {
-        if (choice == K_COMM_NCCL || choice == K_COMM_PEER)
-            return err_set(e, -EINVAL,
-                           "collectives %s: backend %s has none of its own; choose auto or host",
-                           k_comm_choice_name(choice), ops->name);
+        assert(choice == K_COMM_AUTO || choice == K_COMM_HOST); /* engine_open */
         snprintf(d->words, sizeof d->words, "host: %s", host->ops->name);
         return 0;
     }
