@@ -116,39 +116,48 @@ static int parse_args(int argc, char **argv, struct keys *k)
     return -1;
 }
 
+static int append_hex(struct buf *b, const uint8_t *bytes, size_t n)
+{
+    int r = 0;
+    for (size_t i = 0; i != n && r == 0; i++)
+        r = buf_printf(b, "%02x", bytes[i]);
+    return r;
+}
+
 /* "glmd-" and 64 hexadecimal digits. */
-static int make_key(char ret[6 + 2 * KEY_BYTES], struct err *e)
+static int make_key(struct buf *ret, struct err *e)
 {
     uint8_t bytes[KEY_BYTES];
     int r = random_bytes(bytes, sizeof bytes);
     if (r < 0)
         return err_set(e, r, "the system has no randomness to give");
-    int n = sprintf(ret, "glmd-");
-    for (size_t i = 0; i != sizeof bytes; i++)
-        n += sprintf(ret + n, "%02x", bytes[i]);
+    r = buf_append_str(ret, "glmd-");
+    if (r == 0)
+        r = append_hex(ret, bytes, sizeof bytes);
     explicit_bzero(bytes, sizeof bytes);
-    return 0;
+    return r < 0 ? err_set(e, r, "out of memory") : 0;
 }
 
-static int make_line(const struct keys *k, const char *key, char ret[LINE_BYTES], struct err *e)
+static int make_line(const struct keys *k, const struct buf *key, struct buf *ret, struct err *e)
 {
     uint8_t hash[EVP_MAX_MD_SIZE];
     unsigned n_hash = 0;
-    if (EVP_Digest(key, strlen(key), hash, &n_hash, EVP_sha256(), NULL) != 1)
+    if (EVP_Digest(key->data, key->size, hash, &n_hash, EVP_sha256(), NULL) != 1)
         return err_set(e, -EIO, "the library cannot make a SHA-256");
-    int n = snprintf(ret, LINE_BYTES, "%s sha256:", k->name);
-    for (unsigned i = 0; i != n_hash; i++)
-        n += sprintf(ret + n, "%02x", hash[i]);
-    if (k->admin)
-        n += sprintf(ret + n, " admin");
-    for (size_t i = 0; i != ARRAY_LEN(limits); i++) {
+    int r = buf_printf(ret, "%s sha256:", k->name);
+    if (r == 0)
+        r = append_hex(ret, hash, n_hash);
+    if (r == 0 && k->admin)
+        r = buf_append_str(ret, " admin");
+    for (size_t i = 0; r == 0 && i != ARRAY_LEN(limits); i++) {
         if (k->limits[i])
-            n += sprintf(ret + n, " %s=%" PRIu64, limits[i].field, k->limits[i]);
+            r = buf_printf(ret, " %s=%" PRIu64, limits[i].field, k->limits[i]);
     }
-    if (k->priority)
-        n += sprintf(ret + n, " priority=%" PRId32, k->priority);
-    strcpy(ret + n, "\n");
-    return 0;
+    if (r == 0 && k->priority)
+        r = buf_printf(ret, " priority=%" PRId32, k->priority);
+    if (r == 0)
+        r = buf_append_str(ret, "\n");
+    return r < 0 ? err_set(e, r, "out of memory") : 0;
 }
 
 /* Whether a line of the file begins with this name. */
@@ -194,20 +203,26 @@ int cmd_keys(int argc, char **argv)
 {
     struct keys k = {0};
     struct err e = ERR_INIT;
-    char key[6 + 2 * KEY_BYTES], line[LINE_BYTES];
+    struct buf key = {0}, line = {0};
     int code = parse_args(argc, argv, &k);
     if (code >= 0)
         return code;
-    int r = make_key(key, &e);
+    int r = make_key(&key, &e);
     if (r == 0)
-        r = make_line(&k, key, line, &e);
+        r = make_line(&k, &key, &line, &e);
     if (r == 0 && k.file)
-        r = add_line(&k, line, &e);
-    if (r < 0)
-        return cli_failed(argv[0], &e);
-    if (!k.file)
-        fprintf(stderr, "%s", line);
-    puts(key);
-    explicit_bzero(key, sizeof key);
-    return fflush(stdout) == EOF ? EXIT_FAILED : EXIT_OK;
+        r = add_line(&k, line.data, &e);
+    if (r < 0) {
+        code = cli_failed(argv[0], &e);
+    } else {
+        if (!k.file)
+            fputs(line.data, stderr);
+        puts(key.data);
+        code = fflush(stdout) == EOF ? EXIT_FAILED : EXIT_OK;
+    }
+    if (key.data)
+        explicit_bzero(key.data, key.size);
+    buf_deinit(&key);
+    buf_deinit(&line);
+    return code;
 }

@@ -113,10 +113,11 @@ int rpc_channel_authorize(struct rpc_channel *ch, const char *key)
     }
     if (n == 0 || n > MAX_KEY_BYTES)
         return -EINVAL;
-    char *value = malloc(sizeof "Bearer " + n);
+    size_t size = sizeof "Bearer " + n;
+    char *value = malloc(size);
     if (!value)
         return -ENOMEM;
-    sprintf(value, "Bearer %s", key);
+    snprintf(value, size, "Bearer %s", key);
     free(ch->authorization);
     ch->authorization = value;
     return 0;

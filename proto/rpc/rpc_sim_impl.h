@@ -103,7 +103,7 @@ struct rpc_call {
     void *user;
     char path[128], peer_name[80];
     char header_key[32], header_value[160]; /* "" = none */
-    int64_t opened_ns, deadline_ns;        /* 0 = none */
+    int64_t opened_ns, deadline_ns;         /* 0 = none */
     size_t max_message_bytes;
 
     struct message_list queue; /* not sent yet */

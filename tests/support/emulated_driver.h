@@ -53,7 +53,8 @@ bool emulated_driver_works(void);
 /* Eight devices of 1 GiB, of the emulated architecture; nothing fails. */
 void emulated_driver_reset(void);
 
-/* How long a kernel that waits for other ranks' waits for them to be launched; 10 s at the start. */
+/* How long a kernel that waits for other ranks' waits for them to be launched; 10 s at the start.
+ */
 void emulated_driver_set_patience_ms(int64_t ms);
 
 #ifdef __cplusplus

@@ -24,9 +24,9 @@ static void put_hash(const char *key, char ret[80])
 {
     uint8_t hash[AUTH_HASH_BYTES];
     assert_int_equal(auth_hash(key, strlen(key), hash), 0);
-    int n = sprintf(ret, "sha256:");
+    snprintf(ret, 80, "sha256:");
     for (size_t i = 0; i != sizeof hash; i++)
-        n += sprintf(ret + n, "%02x", hash[i]);
+        snprintf(ret + 7 + 2 * i, 80 - 7 - 2 * i, "%02x", hash[i]);
 }
 
 /* A new file each time, as an editor or a package would replace it. */
@@ -166,7 +166,8 @@ static void test_wrong_files(void **state)
         size_t n = 0;
         for (const char *p = cases[i].text; *p;) { /* HASH stands for the hash */
             bool is_hash = strncmp(p, "HASH", 4) == 0;
-            n += (size_t)sprintf(text + n, "%.*s", is_hash ? 80 : 1, is_hash ? hash : p);
+            n += (size_t)snprintf(text + n, sizeof text - n, "%.*s", is_hash ? 80 : 1,
+                                  is_hash ? hash : p);
             p += is_hash ? 4 : 1;
         }
         struct auth_key **keys;
