@@ -402,6 +402,13 @@ void emulated_driver_set_patience_ms(int64_t ms)
     emu_set_together_ms(ms);
 }
 
+void emulated_driver_set_order(uint64_t seed)
+{
+    struct emu_options o = {};
+    o.seed = seed;
+    emu_set_options(&o);
+}
+
 bool emulated_driver_works(void)
 {
     return emu_works();

@@ -56,6 +56,8 @@ void emulated_driver_reset(void);
 /* How long a kernel that waits for other ranks' waits for them to be launched; 10 s at the start.
  */
 void emulated_driver_set_patience_ms(int64_t ms);
+/* Another order of CTAs and warps; 0, as at the start: in order. */
+void emulated_driver_set_order(uint64_t seed);
 
 #ifdef __cplusplus
 }
