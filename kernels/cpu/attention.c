@@ -76,14 +76,30 @@ struct rows {
     float inverse[ATTENTION_ROWS]; /* 1 / sum of the exponentials */
 };
 
+/* The group behind g, to be brought in while g is worked on; the last one is its own successor. */
+VEC_FN struct group next_group(const struct rows *a, uint32_t g, int R)
+{
+    uint32_t next = g + 1 < a->n_groups[R - 1] ? g + 1 : g;
+    return find_group(a->kv, a->layer, a->kv_head, a->blocks, next);
+}
+
+/* Several rows over integers are bound by the conversions. */
+VEC_FN bool bring_in(enum k_kv_type type, int R)
+{
+    return type != K_KV_I8 || R == 1;
+}
+
 VEC_FN void score_rows(const struct rows *a, enum k_kv_type type, int R)
 {
     const uint32_t dim = a->dim_pad;
     for (uint32_t g = 0; g < a->n_groups[R - 1]; g++) {
         struct group at = find_group(a->kv, a->layer, a->kv_head, a->blocks, g);
+        const uint8_t *next = next_group(a, g, R).k;
         vf sum[ATTENTION_ROWS][2];
         TILE_UNROLL for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = vf_zero();
         for (uint32_t d = 0; d < dim; d += 2) {
+            if (bring_in(type, R))
+                VEC_PREFETCH(next + (size_t)d * VEC * a->kv->value_bytes);
             vf k0 = load_cached(type, at.k, (size_t)d * VEC);
             vf k1 = load_cached(type, at.k, (size_t)(d + 1) * VEC);
             TILE_UNROLL for (int r = 0; r < R; r++)
@@ -143,11 +159,15 @@ VEC_FN void weigh_columns(const struct rows *a, enum k_kv_type type, int R, int 
         vf_zero();
     for (uint32_t g = 0; g < a->n_groups[R - 1]; g++) {
         struct group at = find_group(a->kv, a->layer, a->kv_head, a->blocks, g);
+        const uint8_t *next = next_group(a, g, R).v + d * a->kv->value_bytes;
         if (type == K_KV_I8 && d == 0)
             scale_weights(a, &at, g, R);
         int common = tokens_seen(&at, a->visible[0]);
         for (int t = 0; t < common; t++) {
             vf v[ATTENTION_WIDE];
+            if (bring_in(type, R))
+                TILE_UNROLL for (int c = 0; c < C; c += 2) VEC_PREFETCH(
+                    next + ((size_t)t * a->dim_pad + (size_t)c * VEC) * a->kv->value_bytes);
             TILE_UNROLL for (int c = 0; c < C; c++) v[c] =
                 load_cached(type, at.v, (size_t)t * a->dim_pad + d + (size_t)c * VEC);
             TILE_UNROLL for (int r = 0; r < R; r++)

@@ -95,8 +95,7 @@ struct cpu_rope_job {
     float *q;
 };
 
-/* Item i of an attention: head i % n_heads and, counted over all sequences, row tile i / n_heads.
- */
+/* Items of an attention, in this order: (sequence, head, row tile). */
 struct cpu_attention_job {
     struct k_attn_params p;
     const float *q;

@@ -87,21 +87,26 @@ static uint32_t row_tiles(const struct k_ctx *c, const struct k_seq *seq)
     return (seq->n_rows + c->kernels->attention_rows - 1) / c->kernels->attention_rows;
 }
 
-/* A thread's items only grow, so that the sequence is found by walking on from the last one. */
+/* A thread's items only grow, so that the sequence is found by walking on from the last one. All
+ * tiles of a head follow each other: its keys and values stay in the cache. */
 static void attention_share(void *arg, uint32_t thread, uint32_t n_threads)
 {
     struct attention_share *s = arg;
     const struct k_ctx *c = s->c;
     const uint32_t tile_rows = c->kernels->attention_rows;
     float *scores = (float *)c->scores + thread * c->scores_per_thread;
-    uint32_t seq_idx = 0, seq_tile0 = 0, item;
+    uint32_t seq_idx = 0, seq_item0 = 0, item;
     (void)n_threads;
     while ((item = atomic_fetch_add(&s->next, 1)) < s->n_items) {
-        uint32_t tile = item / s->job.p.n_heads, head = item % s->job.p.n_heads;
-        while (tile - seq_tile0 >= row_tiles(c, &s->job.seqs[seq_idx]))
-            seq_tile0 += row_tiles(c, &s->job.seqs[seq_idx++]);
+        uint32_t tiles;
+        while (tiles = row_tiles(c, &s->job.seqs[seq_idx]),
+               item - seq_item0 >= tiles * s->job.p.n_heads) {
+            seq_item0 += tiles * s->job.p.n_heads;
+            seq_idx++;
+        }
         const struct k_seq *seq = &s->job.seqs[seq_idx];
-        uint32_t row = (tile - seq_tile0) * tile_rows;
+        uint32_t head = (item - seq_item0) / tiles;
+        uint32_t row = (item - seq_item0) % tiles * tile_rows;
         uint32_t n = seq->n_rows - row < tile_rows ? seq->n_rows - row : tile_rows;
         c->kernels->attention(&s->job, seq, head, row, n, scores);
     }
