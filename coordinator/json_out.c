@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 void json_raw_bytes(struct json_out *o, const char *bytes, size_t n)
@@ -93,21 +94,24 @@ void json_bool(struct json_out *o, bool v)
     json_raw(o, v ? "true" : "false");
 }
 
-static void number(struct json_out *o, double v, int digits)
+void json_float(struct json_out *o, float v)
 {
     char text[40];
-    int n = snprintf(text, sizeof text, "%.*g", digits, isfinite(v) ? v : -9999.0);
+    int n = snprintf(text, sizeof text, "%.9g", isfinite(v) ? (double)v : -9999.0);
     json_raw_bytes(o, text, (size_t)n);
 }
 
-void json_float(struct json_out *o, float v)
-{
-    number(o, (double)v, 9);
-}
-
+/* Few are written: as short as reads back the same. */
 void json_double(struct json_out *o, double v)
 {
-    number(o, v, 17);
+    char text[40];
+    int n = 0;
+    double finite = isfinite(v) ? v : -9999.0, back = NAN;
+    for (int digits = 15; digits <= 17 && back != finite; digits++) {
+        n = snprintf(text, sizeof text, "%.*g", digits, finite);
+        back = strtod(text, NULL);
+    }
+    json_raw_bytes(o, text, (size_t)n);
 }
 
 void json_ids(struct json_out *o, const int32_t *ids, size_t n)
