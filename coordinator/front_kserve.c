@@ -2,8 +2,9 @@
  * business, what a call does front.c's.
  *
  *   ModelInfer        one request, one answer; a failure is the call's status
- *   ModelStreamInfer  any number of requests side by side (MAX_REQUESTS: then no more are read);
- *                     a failure is an answer with error_message, and the stream goes on
+ *   ModelStreamInfer  any number of requests side by side (MAX_REQUESTS, or
+ *                     unread answers: then no more are read); a failure is an answer with
+ * error_message, and the stream goes on
  */
 #include <errno.h>
 #include <stdio.h>
@@ -52,6 +53,16 @@ static void finish_ok(struct kserve_rpc *k)
     finish(k, &(struct front_end){.status = RPC_OK});
 }
 
+/* Reads on while there is room for requests that run, and for answers that wait to be read. */
+static void pace(struct kserve_rpc *k)
+{
+    size_t most = (size_t)k->coordinator->config->coordinator.limits.max_stream_bytes;
+    if (k->n_calls >= MAX_REQUESTS || rpc_queued_bytes(k->rpc) > most)
+        rpc_pause(k->rpc);
+    else
+        rpc_resume(k->rpc);
+}
+
 /* ---- requests that run ---- */
 
 static void call_unlink(struct kserve_call *c)
@@ -83,7 +94,7 @@ static void call_over(struct kserve_call *c)
     if (k->method == INFER || (k->half_closed && k->n_calls == 0))
         finish_ok(k);
     else
-        rpc_resume(k->rpc);
+        pace(k);
 }
 
 /* A stream goes on when one of its requests fails. */
@@ -158,8 +169,7 @@ static struct kserve_call *call_open(struct kserve_rpc *k, const struct kserve_r
     if (k->calls)
         k->calls->prev = call;
     k->calls = call;
-    if (++k->n_calls == MAX_REQUESTS)
-        rpc_pause(k->rpc);
+    k->n_calls++;
     return call;
 }
 
@@ -181,6 +191,8 @@ static void on_infer(struct kserve_rpc *k, const struct wire_kserve_infer_reques
         coordinator_pump(k->coordinator);
     else
         tell_error(k, w->id, &refused);
+    if (!k->answered)
+        pace(k);
 }
 
 /* ---- the server and its model ---- */
@@ -350,6 +362,8 @@ static void on_drained(struct rpc_call *rpc)
         if (c) /* still there */
             front_drained(c->front);
     }
+    if (!k->answered)
+        pace(k);
 }
 
 static void on_done(struct rpc_call *rpc, enum rpc_status status, const char *message)

@@ -222,6 +222,24 @@ def test_a_stream_outlives_the_failure_of_a_request(server, stub, kserve):
     assert list(call) == [] and call.code() == grpc.StatusCode.OK
 
 
+def test_a_stream_whose_answers_are_not_read_is_not_read_either(server, stub, kserve):
+    n, before = 150, server.status().requests.rejected
+
+    def taken():
+        return server.status().requests.rejected - before
+
+    bad = [request(kserve, id=f"{i}" + "x" * 200_000, temperature=-1.0)
+           for i in range(n)]
+    call = stub.ModelStreamInfer(iter(bad), timeout=DEADLINE_S)
+    server.wait(lambda: taken() > 0, "the first request")
+    for _ in range(300):  # time enough to take all of them
+        stub.ServerLive(kserve.ServerLiveRequest(), timeout=DEADLINE_S)
+    assert taken() < n // 2, "gRPC holds some megabytes, the server 256 KiB more"
+    answers = list(call)
+    assert [r.infer_response.id for r in answers] == [r.id for r in bad]
+    assert call.code() == grpc.StatusCode.OK
+
+
 BAD = {
     "unknown model": (grpc.StatusCode.NOT_FOUND, "model",
                       lambda r: setattr(r, "model_name", "gpt")),
