@@ -75,6 +75,9 @@ int http_server_new(const struct http_config *config, struct http_server **ret);
 int http_server_listen(struct http_server *s, const char *address, const struct http_tls *tls,
                        int *ret_port, struct err *e);
 uint32_t http_server_connections(const struct http_server *s);
+/* What a timer does every 100 ms: ends what is late, keeps streams alive. For programs that cannot
+ * wait for it (fuzz_http.c). */
+void http_server_sweep(struct http_server *s, int64_t now_ns);
 /* No new connections; calls that are open may end until grace_ns is over, then they are cut off.
  * on_stopped runs from the loop; the server is gone then. */
 void http_server_shutdown(struct http_server *s, int64_t grace_ns,
@@ -118,6 +121,8 @@ void http_begin(struct http_call *c, unsigned status, const char *content_type,
 void http_send(struct http_call *c, const void *data, size_t size); /* copies */
 size_t http_queued_bytes(const struct http_call *c);
 void http_finish(struct http_call *c);
+/* The connection closes behind the answer, also where its head does not say so. */
+void http_close_after(struct http_call *c);
 /* Breaks the connection, past everything queued: the client can tell that the answer is not whole.
  */
 void http_cancel(struct http_call *c);

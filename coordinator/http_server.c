@@ -266,10 +266,8 @@ static void stop_listening(struct http_server *s)
         unlink(s->socket_path);
 }
 
-static void on_sweep(uv_timer_t *t)
+void http_server_sweep(struct http_server *s, int64_t now)
 {
-    struct http_server *s = t->data;
-    int64_t now = clock_now_ns();
     if (s->stopped)
         return;
     if (s->stopping)
@@ -283,6 +281,11 @@ static void on_sweep(uv_timer_t *t)
     }
     if (s->stopping && (s->n_calls == 0 || now >= s->stop_ns))
         stop_daemon(s);
+}
+
+static void on_sweep(uv_timer_t *t)
+{
+    http_server_sweep(t->data, clock_now_ns());
 }
 
 /* ---- start ---- */
