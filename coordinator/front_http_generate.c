@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/util.h"
 #include "coordinator/front_http_internal.h"
 
@@ -41,6 +42,7 @@ static void fail(struct http_front *f, const struct openai_error *e)
         http_front_error(f, e);
     } else {
         f->ended = true;
+        http_close_after(f->http); /* nobody takes it for a whole answer */
         if (openai_reply_fail(f->reply, e, &out) == 0) {
             http_send(f->http, out.data, out.size);
             http_finish(f->http);
@@ -207,6 +209,17 @@ static int make_reply(struct http_front *f)
     return f->pieces ? openai_reply_new(f->request, &identity, &f->reply) : -ENOMEM;
 }
 
+/* Somebody expects something of them. */
+static void note_unknown(const struct http_front *f)
+{
+    const struct openai_request *q = f->request;
+    if (!q->n_unknown)
+        return;
+    f->server->coordinator->metrics.unknown_fields += q->n_unknown;
+    log_event(LOG_LEVEL_DEBUG, LOG(.request = f->request_id),
+              "http: %s: ignored %u unknown fields: %s", f->route->path, q->n_unknown, q->unknown);
+}
+
 void http_front_generate(struct http_front *f)
 {
     size_t size;
@@ -217,9 +230,12 @@ void http_front_generate(struct http_front *f)
     if (http_header(f->http, "x-request-id"))
         settings.request_id = f->request_id;
     if (openai_parse(&settings, f->route->openai, body, size, &f->request, &error) < 0) {
+        front_refuse(f->server->coordinator, -EINVAL, error.message, &refused);
+        f->server->coordinator->counters.total++;
         http_front_error(f, &error);
         return;
     }
+    note_unknown(f);
     size_t n = strlen(f->request->request_id);
     if (!settings.request_id && n > 0 && n < sizeof f->request_id)
         memcpy(f->request_id, f->request->request_id, n + 1);

@@ -204,6 +204,11 @@ void http_finish(struct http_call *c)
     wake(c);
 }
 
+void http_close_after(struct http_call *c)
+{
+    c->closing = true;
+}
+
 void http_cancel(struct http_call *c)
 {
     if (c->cancelled)
@@ -257,7 +262,7 @@ static struct MHD_Response *make_response(struct http_call *c)
         MHD_add_response_header(r, "Content-Type", c->content_type);
     for (size_t i = 0; i != c->n_fields; i++)
         MHD_add_response_header(r, c->fields[i].name, c->fields[i].value);
-    if (c->server->stopping || c->conn->crowded)
+    if (c->server->stopping || c->conn->crowded || c->closing)
         MHD_add_response_header(r, "Connection", "close");
     return r;
 }
@@ -402,6 +407,8 @@ void http_on_completed(void *server, struct MHD_Connection *mhd, void **call,
     s->n_calls--;
     c->finished = true;
     c->suspended = false;
+    if (c->closing)
+        http_conn_cut(c->conn);
     tell_done(c, code == MHD_REQUEST_TERMINATED_COMPLETED_OK && !c->cancelled);
     for (size_t i = 0; i != c->n_fields; i++) {
         free(c->fields[i].name);

@@ -67,6 +67,7 @@ struct http_call {
     bool finished;   /* nothing will be added to the answer */
     bool suspended;  /* MHD waits for us */
     bool cancelled;  /* the connection is to break */
+    bool closing;    /* the connection is to end behind the answer */
     bool told;       /* on_done was called: the user has let go */
 };
 

@@ -24,6 +24,7 @@ enum metric {
     METRIC_REQUESTS,
     METRIC_REQUESTS_REJECTED,
     METRIC_REQUESTS_FINISHED,
+    METRIC_UNKNOWN_FIELDS,
     METRIC_REQUESTS_REPLAYED,
     METRIC_REQUESTS_RUNNING,
     METRIC_REQUESTS_WAITING,
@@ -165,7 +166,7 @@ struct metrics_cancel {
 
 struct coordinator_metrics { /* zeros and metrics_init */
     uint64_t finished[METRICS_ENDS], rejected[METRICS_REJECTS];
-    uint64_t prompt_tokens, generation_tokens;
+    uint64_t prompt_tokens, generation_tokens, unknown_fields;
     struct metrics_histogram kept[N_KEPT];
     struct metrics_cancel cancels[METRICS_MAX_CANCELS];
     uint32_t n_cancels;

@@ -115,6 +115,7 @@ static void put_requests(struct scrape *s)
     metrics_begin(&s->w, METRIC_REQUESTS_FINISHED);
     for (int i = METRICS_END_STOP; i != METRICS_ENDS; i++)
         metrics_put_count(&s->w, m->finished[i], metrics_end_name((enum metrics_end)i));
+    put_one(s, METRIC_UNKNOWN_FIELDS, m->unknown_fields);
     put_one(s, METRIC_REQUESTS_REPLAYED, s->all.n_resumed);
     put_one(s, METRIC_REQUESTS_RUNNING, s->all.n_running);
     put_one(s, METRIC_REQUESTS_WAITING, s->all.n_waiting);

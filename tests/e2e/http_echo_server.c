@@ -10,6 +10,7 @@
  *   /small   a body of at most 10 bytes  /stream   ?n=N blocks of ?size=S bytes, as they are read
  *   /early   answered before its body    /tick     ?n=N events, one every 10 ms
  *   /break   a stream that breaks        /answer   lets the calls of /wait be answered
+ *   /last    like /tick, and the connection ends behind it
  */
 #include <signal.h>
 #include <stdio.h>
@@ -80,7 +81,9 @@ static void on_tick(uv_timer_t *t)
     uv_timer_stop(t);
     if (is(s->call, "/break"))
         http_cancel(s->call);
-    else
+    else if (is(s->call, "/last"))
+        http_close_after(s->call);
+    if (!is(s->call, "/break"))
         http_finish(s->call);
 }
 
@@ -153,7 +156,8 @@ static void on_request(struct http_call *c, void *context)
                 text(app.waiting[i], 200, "at last\n");
         }
         text(c, 200, "done\n");
-    } else if (is(c, "/stream") || is(c, "/tick") || is(c, "/idle") || is(c, "/break")) {
+    } else if (is(c, "/stream") || is(c, "/tick") || is(c, "/idle") || is(c, "/break") ||
+               is(c, "/last")) {
         start_stream(c);
     } else {
         info(c);

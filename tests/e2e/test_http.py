@@ -49,6 +49,12 @@ def running(c):
     return sum(g.running for g in c.status().groups) + c.status().waiting
 
 
+def counted(c, sample):
+    [line] = [line for line in get(c.http_port, "/metrics").body.decode().splitlines()
+              if line.startswith(sample + " ")]
+    return float(line.split()[-1])
+
+
 def wait_idle(c):
     c.wait(lambda: running(c) == 0, "no requests")
 
@@ -302,6 +308,17 @@ def test_bad_requests(server, path, body, status, param):
     assert get(server.http_port, "/health").status == 200
 
 
+def test_what_is_ignored_or_refused_is_counted(server):
+    names = ("glmd_unknown_fields_total", "glmd_requests_total",
+             'glmd_requests_rejected_total{reason="invalid"}')
+    before = [counted(server, name) for name in names]
+    complete(server, frobnicate=1, Temperature=2)
+    assert [counted(server, name) for name in names] == [before[0] + 2, before[1] + 1, before[2]]
+    assert post(server.http_port, "/v1/completions", b"{").status == 400
+    assert [counted(server, name) for name in names] == [before[0] + 2, before[1] + 2,
+                                                         before[2] + 1]
+
+
 def test_body_too_long(server):
     answer = post(server.http_port, "/v1/completions", {"prompt": "x" * 5_000_000})
     assert answer.status == 413, answer.body
@@ -360,6 +377,10 @@ def test_deadline(slow):
                             {"X-Request-Timeout": "0.5"})
     assert status == 200 and "[DONE]" not in pieces
     assert json.loads(pieces[-1])["error"]["code"] == "deadline_exceeded"
+    with open_stream(c.http_port, "/v1/completions", {"prompt": PROMPT, "max_tokens": 1000},
+                     ["X-Request-Timeout: 0.5"]) as s:
+        data = b"".join(iter(lambda: s.recv(65536), b""))  # to the end of the connection
+    assert b"deadline_exceeded" in data and data.endswith(b"0\r\n\r\n"), data[-300:]
     wait_idle(c)
     bad = post(c.http_port, "/v1/completions", {"prompt": "a"}, {"X-Request-Timeout": "soon"})
     assert bad.status == 400
@@ -450,6 +471,7 @@ def test_slow_reader_waits_and_others_do_not(cluster):
                                                        "ignore_eos": True})
         assert answer.json["usage"]["completion_tokens"] == 50
     c.wait(lambda: running(c) == 0, "the end of what nobody reads")
+    assert counted(c, 'glmd_requests_finished_total{reason="slow_reader"}') == 1
     s.close()
 
 

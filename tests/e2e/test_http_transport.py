@@ -377,6 +377,14 @@ def test_stream_ends(server):
     server.seen("done /tick 1")
 
 
+def test_a_connection_that_ends_behind_its_stream(server):
+    with server.connect() as s:
+        s.sendall(get("/last?n=3"))
+        data = read_all(s)
+    assert data.count(b"data:") == 3 and data.endswith(b"0\r\n\r\n"), data
+    server.seen("done /last 1")
+
+
 def test_events_are_not_held_back(server):
     """Each within a moment of being sent: no delay by Nagle's algorithm or by buffers."""
     with server.connect() as s:
