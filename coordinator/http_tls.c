@@ -85,7 +85,7 @@ static int load_key(const char *file, struct generation *g, struct err *e)
     int code = gnutls_privkey_init(&g->key);
     if (code >= 0)
         code = gnutls_privkey_import_x509_raw(g->key, &pem, GNUTLS_X509_FMT_PEM, NULL, 0);
-    memset(pem.data, 0, pem.size);
+    explicit_bzero(pem.data, pem.size); /* no dead store */
     gnutls_free(pem.data);
     return code < 0 ? err_set(e, -EINVAL, "key %s: %s", file, gnutls_strerror(code)) : 0;
 }
