@@ -172,22 +172,28 @@ static int on_filled(void *context, const uint8_t *data, size_t size, struct err
 
 /* ---- results ---- */
 
+/* Of a Fill: what its last message says. */
+static void set_filled(struct text_call *t, const struct wire_fill_response *last)
+{
+    struct glmd_result *r = &t->result;
+    r->n_texts = last ? last->n_results : 0;
+    if (!r->n_texts)
+        return;
+    r->blanks = last->results[0].blanks;
+    r->n_blanks = last->results[0].n_blanks;
+    for (size_t i = 0; i != r->n_texts; i++) {
+        t->texts[i].text = last->results[i].text;
+        t->texts[i].score = last->results[i].score;
+    }
+}
+
 static void set_texts(struct text_call *t, bool fill)
 {
     struct glmd_result *r = &t->result;
-    if (fill && t->last) {
-        r->n_texts = t->last->n_results;
-        r->blanks = t->last->results[0].blanks;
-        r->n_blanks = t->last->results[0].n_blanks;
-    }
-    for (size_t i = 0; i != r->n_texts; i++) {
-        if (fill) {
-            t->texts[i].text = t->last->results[i].text;
-            t->texts[i].score = t->last->results[i].score;
-        } else {
-            t->texts[i].text = t->growing[i].data ? t->growing[i].data : "";
-        }
-    }
+    if (fill)
+        set_filled(t, t->last);
+    for (size_t i = 0; !fill && i != r->n_texts; i++)
+        t->texts[i].text = t->growing[i].data ? t->growing[i].data : "";
     r->texts = t->texts;
     r->request_id = t->request_id ? t->request_id : "";
     t->request = NULL;
