@@ -2,8 +2,10 @@
 keys or certificates, and new certificates are taken while everything runs."""
 
 import hashlib
+import http.client
 import os
 import signal
+import ssl
 import subprocess
 
 import grpc
@@ -48,6 +50,20 @@ def attempt(api, channel):
         return e.code()
 
 
+def https(c, certs, path, own=True, key=None):
+    """(status, body); raises ssl.SSLError where the server is not whom certs' authority knows."""
+    context = ssl.create_default_context(cafile=str(certs / "ca.crt"))
+    context.check_hostname = False
+    if own:
+        context.load_cert_chain(certs / "client.crt", certs / "client.key")
+    connection = http.client.HTTPSConnection("127.0.0.1", c.http_port, timeout=60, context=context)
+    connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
+    answer = connection.getresponse()
+    found = answer.status, answer.read()
+    connection.close()
+    return found
+
+
 @pytest.fixture
 def certs(tmp_path):
     return make_certs(tmp_path / "certs")
@@ -64,6 +80,12 @@ def test_workers_and_clients_show_certificates(cluster, model, api, certs, tmp_p
     with secure(c.target, certs, own=False) as channel:
         assert attempt(api, channel) == grpc.StatusCode.UNAVAILABLE
     assert attempt(api, c.channel) == grpc.StatusCode.UNAVAILABLE  # plaintext
+    assert https(c, certs, "/v1/models")[0] == 200
+    assert https(c, certs, "/v1/models", own=False)[0] == 403
+    with pytest.raises((http.client.HTTPException, OSError)):
+        plain = http.client.HTTPConnection("127.0.0.1", c.http_port, timeout=60)
+        plain.request("GET", "/v1/models")
+        plain.getresponse()
     # a worker with a certificate of somebody else is not let in
     stranger = make_certs(tmp_path / "stranger")
     name = c.start_worker(0, name="stranger", sets=(
@@ -90,6 +112,9 @@ def test_clients_with_keys_instead(cluster, model, api, certs, tmp_path):
         ids = stub.Tokenize(api.TokenizeRequest(text="a"), timeout=20,
                             metadata=[("authorization", "Bearer secret")]).ids
         assert len(ids) > 0
+    assert https(c, certs, "/health", own=False)[0] == 200
+    assert https(c, certs, "/v1/models", own=False)[0] == 401
+    assert https(c, certs, "/v1/models", own=False, key="secret")[0] == 200
 
 
 def test_new_certificates_while_it_runs(cluster, model, api, certs, tmp_path):
@@ -107,6 +132,9 @@ def test_new_certificates_while_it_runs(cluster, model, api, certs, tmp_path):
         os.replace(fresh, file)
     with secure(c.target, new) as channel:
         c.wait(lambda: attempt(api, channel) != grpc.StatusCode.UNAVAILABLE, "new certificates")
+    assert https(c, new, "/health", own=False)[0] in (200, 403)  # it is the server that is checked
+    with pytest.raises(ssl.SSLError):
+        https(c, old, "/health")
     with secure(c.target, old) as channel:
         assert attempt(api, channel) == grpc.StatusCode.UNAVAILABLE
     c.processes["worker0"].kill()
