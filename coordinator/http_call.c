@@ -337,7 +337,7 @@ static enum MHD_Result take_head(struct http_call *c, const char *version)
     if (status)
         return refuse(c, status, why);
     if (c->server->certs && http_certs_trust(c->server->certs) &&
-        !http_certs_client_ok(c->conn->mhd))
+        !http_certs_client_ok(c->server->certs, c->conn->mhd))
         return refuse(c, 403, "a client certificate is needed");
     c->promised = length;
     http_set_max_body(c, c->max_body);

@@ -133,6 +133,6 @@ extern const void *const http_certs_callback;
 /* PEM of the authorities of clients, NULL = clients need no certificate. */
 const char *http_certs_trust(const struct http_certs *c);
 /* Whether the client has shown a certificate that they signed. */
-bool http_certs_client_ok(struct MHD_Connection *mhd);
+bool http_certs_client_ok(struct http_certs *c, struct MHD_Connection *mhd);
 
 #endif

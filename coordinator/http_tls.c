@@ -35,9 +35,10 @@ struct generation {
 };
 
 struct http_certs {
-    char *cert_file, *key_file;
-    char *trust; /* PEM; NULL = none */
-    struct stamp cert_stamp, key_stamp;
+    char *cert_file, *key_file, *ca_file; /* ca_file NULL = clients need no certificate */
+    char *trust;                          /* PEM at the start, for MHD; NULL = none */
+    gnutls_x509_trust_list_t trusted;     /* what clients' certificates are held against */
+    struct stamp cert_stamp, key_stamp, ca_stamp;
     struct generation *current;
 };
 
@@ -149,6 +150,45 @@ static int load(struct http_certs *c, struct err *e)
     return 0;
 }
 
+/* The authorities of clients, in the place of those from before. */
+static int load_trust(struct http_certs *c, struct err *e)
+{
+    gnutls_datum_t pem = {0};
+    gnutls_x509_trust_list_t list = NULL;
+    c->ca_stamp = stamp_of(c->ca_file);
+    int r = read_pem("certificates", c->ca_file, &pem, e);
+    if (r < 0)
+        return r;
+    int n = gnutls_x509_trust_list_init(&list, 0);
+    if (n >= 0)
+        n = gnutls_x509_trust_list_add_trust_mem(list, &pem, NULL, GNUTLS_X509_FMT_PEM, 0, 0);
+    if (n > 0 && !c->trust && !(c->trust = text_dup((const char *)pem.data, pem.size)))
+        n = GNUTLS_E_MEMORY_ERROR;
+    gnutls_free(pem.data);
+    if (n <= 0) {
+        if (list)
+            gnutls_x509_trust_list_deinit(list, 1);
+        return err_set(e, -EINVAL, "certificates %s: %s", c->ca_file,
+                       n < 0 ? gnutls_strerror(n) : "there are none");
+    }
+    if (c->trusted)
+        gnutls_x509_trust_list_deinit(c->trusted, 1);
+    c->trusted = list;
+    return 0;
+}
+
+static void refresh_trust(struct http_certs *c)
+{
+    struct stamp ca = stamp_of(c->ca_file);
+    struct err e = ERR_INIT;
+    if (same(&ca, &c->ca_stamp))
+        return;
+    if (load_trust(c, &e) < 0)
+        log_warn("http: %s; the authorities from before are used", e.message);
+    else
+        log_info("http: new authorities of clients from %s", c->ca_file);
+}
+
 static void free_retired(struct http_certs *c)
 {
     int64_t now = clock_now_ns();
@@ -210,12 +250,8 @@ int http_certs_new(const struct http_tls *tls, struct http_certs **ret, struct e
     c->key_file = strdup(tls->key_file);
     int r = c->cert_file && c->key_file ? load(c, e) : err_set(e, -ENOMEM, "out of memory");
     if (r == 0 && tls->ca_file && *tls->ca_file) {
-        gnutls_datum_t pem = {0};
-        r = read_pem("certificates", tls->ca_file, &pem, e);
-        c->trust = r == 0 ? text_dup(pem.data, pem.size) : NULL;
-        gnutls_free(pem.data);
-        if (r == 0 && !c->trust)
-            r = err_set(e, -ENOMEM, "out of memory");
+        c->ca_file = strdup(tls->ca_file);
+        r = c->ca_file ? load_trust(c, e) : err_set(e, -ENOMEM, "out of memory");
     }
     if (r < 0)
         http_certs_free(c);
@@ -236,7 +272,10 @@ void http_certs_free(struct http_certs *c)
     }
     free(c->cert_file);
     free(c->key_file);
+    free(c->ca_file);
     free(c->trust);
+    if (c->trusted)
+        gnutls_x509_trust_list_deinit(c->trusted, 1);
     free(c);
 }
 
@@ -245,10 +284,27 @@ const char *http_certs_trust(const struct http_certs *c)
     return c->trust;
 }
 
-bool http_certs_client_ok(struct MHD_Connection *mhd)
+/* Not what MHD was started with: the file may have been replaced since. */
+bool http_certs_client_ok(struct http_certs *c, struct MHD_Connection *mhd)
 {
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_GNUTLS_SESSION);
-    unsigned status = 0;
-    return info && gnutls_certificate_verify_peers2(info->tls_session, &status) >= 0 && status == 0;
+    unsigned n = 0, n_read = 0, status = ~0U;
+    const gnutls_datum_t *chain = info ? gnutls_certificate_get_peers(info->tls_session, &n) : NULL;
+    gnutls_x509_crt_t certs[MAX_CHAIN];
+    refresh_trust(c);
+    bool ok = chain && n > 0 && n <= MAX_CHAIN;
+    while (ok && n_read != n) {
+        ok = gnutls_x509_crt_init(&certs[n_read]) >= 0;
+        if (ok)
+            n_read++;
+        if (ok)
+            ok = gnutls_x509_crt_import(certs[n_read - 1], &chain[n_read - 1],
+                                        GNUTLS_X509_FMT_DER) >= 0;
+    }
+    if (ok)
+        ok = gnutls_x509_trust_list_verify_crt(c->trusted, certs, n, 0, &status, NULL) >= 0;
+    for (unsigned i = 0; i != n_read; i++)
+        gnutls_x509_crt_deinit(certs[i]);
+    return ok && status == 0;
 }

@@ -132,11 +132,14 @@ def test_new_certificates_while_it_runs(cluster, model, api, certs, tmp_path):
         os.replace(fresh, file)
     with secure(c.target, new) as channel:
         c.wait(lambda: attempt(api, channel) != grpc.StatusCode.UNAVAILABLE, "new certificates")
-    assert https(c, new, "/health", own=False)[0] in (200, 403)  # it is the server that is checked
+    assert https(c, new, "/v1/models")[0] == 200
     with pytest.raises(ssl.SSLError):
-        https(c, old, "/health")
+        https(c, old, "/v1/models")
+    assert https(c, new, "/v1/models", own=False)[0] == 403
     with secure(c.target, old) as channel:
         assert attempt(api, channel) == grpc.StatusCode.UNAVAILABLE
+    (old / "ca.crt").write_bytes((new / "ca.crt").read_bytes())
+    assert https(c, old, "/v1/models")[0] == 403, "a client of the old authority"
     c.processes["worker0"].kill()
     c.start_worker(0, name="worker0-again")
     c.wait(lambda: c.logs().count("ready: ") >= 2, "the group with its new rank", "coordinator")
