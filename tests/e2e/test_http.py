@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from conftest import SOURCE
+from conftest import SANITIZED, SOURCE
 from http_client import call, events, get, open_stream, post
 
 DEMO = SOURCE / "deploy/demo/model"
@@ -448,10 +448,15 @@ def test_client_leaves(slow, stream):
                         {"prompt": prompts, "max_tokens": 1000, "ignore_eos": True,
                          "stream": stream})
         c.wait(lambda: running(c) == n, f"{n} requests")
+        begun = c.status().groups[0].decode_tokens
+        c.wait(lambda: c.status().groups[0].decode_tokens > begun + 3 * n, "some tokens of each")
         s.close()
         left = time.monotonic()
         wait_idle(c)
         assert time.monotonic() - left < 1
+    c.wait(lambda: counted(c, "glmd_cancel_to_free_seconds_count") == 4, "four cancellations")
+    mean = counted(c, "glmd_cancel_to_free_seconds_sum") / 4
+    assert 0 < mean < (1 if SANITIZED else 0.1), "the steps that were out, of 20 ms, take less"
 
 
 def test_slow_reader_waits_and_others_do_not(cluster):
