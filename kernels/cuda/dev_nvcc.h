@@ -310,24 +310,25 @@ DEV_FN __half2 dev_as_half2(uint32_t v)
                           __ushort_as_half((uint16_t)(v >> 16)));
 }
 
+/* Each is rounded by itself: without .rn ptxas may fuse a product and a sum. */
 DEV_FN uint32_t dev_half2_sub(uint32_t a, uint32_t b)
 {
     uint32_t r;
-    asm("sub.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
     return r;
 }
 
 DEV_FN uint32_t dev_half2_add(uint32_t a, uint32_t b)
 {
     uint32_t r;
-    asm("add.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
     return r;
 }
 
 DEV_FN uint32_t dev_half2_mul(uint32_t a, uint32_t b)
 {
     uint32_t r;
-    asm("mul.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
     return r;
 }
 

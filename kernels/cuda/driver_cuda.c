@@ -143,7 +143,10 @@ static int stream_ready(struct CUstream_st *s, bool *ret)
 {
     cudaError_t e = cudaStreamQuery(s);
     *ret = e != cudaErrorNotReady;
-    return *ret ? (int)e : 0;
+    if (*ret)
+        return (int)e;
+    (void)cudaGetLastError(); /* "not ready" is kept as the last error, too */
+    return 0;
 }
 
 static int reach(int device, int other, bool *ret)

@@ -43,8 +43,9 @@ enum {
     MAX_COPIES = 256,        /* of a thread, not yet waited for */
     MAX_GROUPS = 64,
     MAX_STATICS = 32,
-    SPINS = 1 << 22, /* without anything else happening: nobody will end the wait */
-    STATIC_LIMIT = 48 << 10,
+    SPINS = 1 << 22,         /* without anything else happening: nobody will end the wait */
+    STATIC_LIMIT = 48 << 10, /* with dynamic ones, where nobody asked for more */
+    INVALID_VALUE = 1,       /* cudaErrorInvalidValue */
 #if EMU_ARCH >= 900
     SHARED_LIMIT = 227 << 10,
 #elif EMU_ARCH >= 860
@@ -424,26 +425,45 @@ int run_all()
     }
 }
 
+std::mutex allowing;
+std::map<const void *, size_t> allowed_shared;
+
 bool plausible(const struct emu_call *c)
 {
+    const size_t shared = c->allowed ? c->allowed : (size_t)STATIC_LIMIT;
     const struct dev_launch *at = &c->at;
     const char *problem = nullptr;
     if (!at->threads || at->threads % DEV_WARP || at->threads > MAX_THREADS)
         problem = "threads";
     else if (!at->grid.x || !at->grid.y || !at->grid.z || at->grid.y > 65535 || at->grid.z > 65535)
         problem = "grid";
-    else if (at->shared > (size_t)SHARED_LIMIT)
+    else if (at->shared > shared)
         problem = "shared memory";
     if (problem)
         snprintf(emu.message, sizeof emu.message,
                  "launch: impossible %s: %u threads, grid %u x %u x %u, %zu bytes shared (at most "
-                 "%d)",
-                 problem, at->threads, at->grid.x, at->grid.y, at->grid.z, at->shared,
-                 (int)SHARED_LIMIT);
+                 "%zu)",
+                 problem, at->threads, at->grid.x, at->grid.y, at->grid.z, at->shared, shared);
     return !problem;
 }
 
 } // namespace
+
+int emu_allow_shared(const void *function, size_t bytes)
+{
+    if (bytes > (size_t)SHARED_LIMIT)
+        return INVALID_VALUE;
+    std::lock_guard<std::mutex> guard(allowing);
+    allowed_shared[function] = bytes;
+    return 0;
+}
+
+size_t emu_allowed_shared(const void *function)
+{
+    std::lock_guard<std::mutex> guard(allowing);
+    auto found = allowed_shared.find(function);
+    return found == allowed_shared.end() ? 0 : found->second;
+}
 
 int emu_run(const struct emu_call *calls, unsigned n)
 {
@@ -642,8 +662,10 @@ long emu_static_offset(size_t bytes, size_t align, int line)
     if (f->n_statics == c->n_statics) {
         c->statics[c->n_statics].bytes = bytes;
         c->statics[c->n_statics++].line = line;
-        if (base + at + bytes > (size_t)SHARED_LIMIT)
-            emu_fail("more than %d bytes of shared memory", (int)SHARED_LIMIT);
+        const size_t most = c->call->allowed ? (size_t)SHARED_LIMIT : (size_t)STATIC_LIMIT;
+        if (base + at + bytes > most)
+            emu_fail("more than %zu bytes of shared memory, static and dynamic: %zu", most,
+                     base + at + bytes);
         c->memory.resize(base + at + bytes, 0xff);
         c->shadows.resize((base + at + bytes + 3) / 4, {});
     } else if (c->statics[f->n_statics].line != line || c->statics[f->n_statics].bytes != bytes) {

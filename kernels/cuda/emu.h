@@ -9,7 +9,8 @@
  * - a warp operation or barrier that not all threads reach, or different ones;
  * - shared memory out of bounds, misaligned, or touched by two threads without a barrier (inside a
  *   warp: dev_warp_sync) between a write and the other access;
- * - misaligned 128-bit accesses of global memory; more shared memory or threads than there are.
+ * - misaligned 128-bit accesses of global memory; more shared memory or threads than there are;
+ *   more than 48 KiB of shared memory, static and dynamic together, without dev_allow_shared.
  * Shared memory starts as NaNs (all bits set), and so does memory from emu_alloc, which ends at a
  * page that must not be touched. The target of an asynchronous copy stays NaNs until it is waited
  * for.
@@ -93,11 +94,14 @@ struct emu_call {
     struct dev_launch at;
     void (*run)(const void *kernel, const void *params);
     const void *kernel, *params;
-    size_t static_limit;
+    size_t allowed; /* bytes of dynamic shared memory; 0: what there is without asking */
 };
 
 /* All calls at once, in one schedule: 0, or -1 with what went wrong in emu_message(). */
 int emu_run(const struct emu_call *calls, unsigned n);
+/* dev_allow_shared, and what it allowed `function`; 0: it was never asked. */
+int emu_allow_shared(const void *function, size_t bytes);
+size_t emu_allowed_shared(const void *function);
 const char *emu_message(void);
 [[noreturn]] void emu_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Prints emu_message() and aborts. */
@@ -116,7 +120,8 @@ template <class P, class Q>
 static inline int emu_try_launch(const struct dev_launch &at, void (*kernel)(P), const Q &params)
 {
     emu_kernel<P> k = {kernel};
-    struct emu_call call = {at, emu_kernel<P>::run, &k, &params, 0};
+    struct emu_call call = {at, emu_kernel<P>::run, &k, &params,
+                            emu_allowed_shared(reinterpret_cast<const void *>(kernel))};
     return emu_run(&call, 1);
 }
 
@@ -145,15 +150,16 @@ static inline cudaError_t dev_run_together(uint64_t key, unsigned size, const st
                                            void (*kernel)(P), const Q &params)
 {
     emu_kernel<P> k = {kernel};
-    struct emu_call call = {at, emu_kernel<P>::run, &k, &params, 0};
+    struct emu_call call = {at, emu_kernel<P>::run, &k, &params,
+                            emu_allowed_shared(reinterpret_cast<const void *>(kernel))};
     if (emu_run_together(key, size, &call) != 0)
         emu_die();
     return cudaSuccess;
 }
 
-template <class P> static inline cudaError_t dev_allow_shared(void (*)(P), size_t)
+template <class P> static inline cudaError_t dev_allow_shared(void (*kernel)(P), size_t bytes)
 {
-    return cudaSuccess;
+    return emu_allow_shared(reinterpret_cast<const void *>(kernel), bytes);
 }
 
 /* ---- where a thread is ---- */

@@ -148,7 +148,8 @@ int products_init(struct cuda_products *p, const struct linear_device *device)
     for (const struct variant *v : tables)
         for (; v->function; v++) {
             assert(!v->shared || v->shared == linear_gemm_shared(v->bits, v->tokens));
-            if (v->shared > 48 << 10 && v->shared + 1024 <= device->shared_bytes)
+            /* what a kernel has of static memory counts, too: 48 KiB are too much already */
+            if (v->shared + 1024 > 48 << 10 && v->shared + 1024 <= device->shared_bytes)
                 note(p, dev_allow_shared(v->function, v->shared));
         }
     if (device->library_rows) {

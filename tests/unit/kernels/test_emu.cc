@@ -291,6 +291,31 @@ void test_ctas(void **)
     assert_int_equal(emu_try_launch(launch_of(4, 32), wait_kernel, w), -1);
 }
 
+DEV_KERNEL(32, 1) void static_kernel(DEV_PARAMS(fault_params))
+{
+    DEV_SHARED(uint32_t, word, 1);
+    if (dev_thread() == 0)
+        word[0] = 1;
+}
+
+/* 48 KiB are there for the asking of nobody, static shared memory included; then what was asked for
+ * is the limit. */
+void test_shared_limit(void **)
+{
+    fault_params p = {};
+    struct dev_launch at = launch_of(1, 32);
+    at.shared = (48 << 10) - 16;
+    assert_int_equal(emu_try_launch(at, static_kernel, p), 0);
+    at.shared = 48 << 10;
+    assert_int_equal(emu_try_launch(at, static_kernel, p), -1);
+    print_message("  %s\n", emu_message());
+    assert_int_equal(dev_allow_shared(static_kernel, 48 << 10), cudaSuccess);
+    assert_int_equal(emu_try_launch(at, static_kernel, p), 0);
+    at.shared += 16;
+    assert_int_equal(emu_try_launch(at, static_kernel, p), -1);
+    assert_int_not_equal(dev_allow_shared(static_kernel, 300 << 10), cudaSuccess);
+}
+
 void test_faults(void **)
 {
     struct emu_options o = {0, 1};
@@ -330,6 +355,7 @@ int main(void)
         cmocka_unit_test(test_mma),
         cmocka_unit_test(test_ctas),
         cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_shared_limit),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }
