@@ -133,7 +133,7 @@ int auth_reload(struct auth *a, struct err *e)
 {
     struct auth_key **keys;
     struct stat seen;
-    size_t n;
+    size_t n = 0;
     if (!a->file)
         return 0;
     int r = load(a->file, &seen, &keys, &n, e);

@@ -160,9 +160,11 @@ int auth_parse(const char *text, size_t size, const char *file, struct auth_key 
                size_t *ret_n, struct err *e)
 {
     struct place p = {.file = file};
-    struct auth_key **keys = alloc_array(AUTH_MAX_KEYS, sizeof *keys);
+    struct auth_key **keys = alloc_array(AUTH_MAX_KEYS, sizeof(struct auth_key *));
     size_t n = 0;
-    int r = keys ? 0 : err_set(e, -ENOMEM, "out of memory");
+    int r = 0;
+    if (!keys)
+        return err_set(e, -ENOMEM, "out of memory");
     for (size_t at = 0; r == 0 && at < size;) {
         const char *end = memchr(text + at, '\n', size - at);
         size_t len = end ? (size_t)(end - text) - at : size - at;
@@ -171,7 +173,7 @@ int auth_parse(const char *text, size_t size, const char *file, struct auth_key 
         at += len + 1;
     }
     if (r < 0) {
-        for (size_t i = 0; keys && i != n; i++)
+        for (size_t i = 0; i != n; i++)
             free(keys[i]);
         free(keys);
         return r;

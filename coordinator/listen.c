@@ -141,24 +141,36 @@ int listen_open(struct coordinator *c, struct rpc_runtime *runtime, struct err *
     return r == 0 ? start_all(c, e) : r;
 }
 
-static void on_server_stopped(void *context)
+static void server_stopped(struct coordinator *c)
 {
-    struct coordinator *c = context;
     assert(c->n_servers > 0);
     if (--c->n_servers == 0)
         c->on_stopped(c->stopped_context);
 }
 
+static void on_server_stopped(void *context)
+{
+    struct coordinator *c = context;
+    c->server = NULL; /* sessions of ranks may outlive it, on the workers' server */
+    server_stopped(c);
+}
+
+static void on_other_stopped(void *context)
+{
+    server_stopped(context);
+}
+
 void listen_close(struct coordinator *c, int64_t grace_ns)
 {
-    struct rpc_server *servers[] = {c->worker_server != c->server ? c->worker_server : NULL,
-                                    c->admin_server, c->server};
-    for (size_t i = 0; i != ARRAY_LEN(servers); i++)
-        c->n_servers += servers[i] != NULL;
+    struct rpc_server *clients = c->server, *admin = c->admin_server;
+    struct rpc_server *workers = c->worker_server != c->server ? c->worker_server : NULL;
+    c->n_servers = (clients != NULL) + (admin != NULL) + (workers != NULL);
     if (c->n_servers == 0)
         c->on_stopped(c->stopped_context);
-    for (size_t i = 0; i != ARRAY_LEN(servers); i++) {
-        if (servers[i])
-            rpc_server_shutdown(servers[i], grace_ns, on_server_stopped, c);
-    }
+    if (workers)
+        rpc_server_shutdown(workers, grace_ns, on_other_stopped, c);
+    if (admin)
+        rpc_server_shutdown(admin, grace_ns, on_other_stopped, c);
+    if (clients)
+        rpc_server_shutdown(clients, grace_ns, on_server_stopped, c);
 }
