@@ -69,6 +69,8 @@ struct rpc_limits {
     size_t max_message_bytes; /* received and sent; 0 = 4 MiB, at most 64 MiB */
     size_t
         max_calls; /* server: calls at once, more are refused with RESOURCE_EXHAUSTED; 0 = 1024 */
+    int64_t first_message_ns; /* server: a call that has brought no message for so long ends with
+                                 DEADLINE_EXCEEDED (methods with max_calls aside); 0 = 30 s */
 };
 
 /* NULL or "" for all certificate files: plaintext. Server: cert + key, and ca to demand client

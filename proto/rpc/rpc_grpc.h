@@ -130,6 +130,8 @@ struct rpc_call {
     /* server: filled in by gRPC */
     grpc_call_details details;
     grpc_metadata_array metadata;
+    int64_t accepted_ns; /* server */
+    bool heard;          /* a message has come, or the end of them */
     int64_t deadline_ns;
 
     /* client: filled in by gRPC */
@@ -170,7 +172,8 @@ struct rpc_server {
     size_t n_accepting;                          /* call objects that wait inside gRPC */
     bool started, stopping, drained;
     struct event shutdown_event;
-    uv_timer_t grace; /* until this ends, open calls may go on */
+    int64_t first_message_ns;
+    uv_timer_t grace; /* looks for silent calls; in the end: until this, open calls may go on */
     bool grace_closed;
     void (*on_stopped)(void *context);
     void *on_stopped_context;

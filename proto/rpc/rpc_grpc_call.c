@@ -264,6 +264,7 @@ static void on_received(struct event *e, bool ok)
 {
     struct rpc_call *c = event_owner(e, struct rpc_call, receive_event);
     c->receiving = false;
+    c->heard = true;
     grpc_byte_buffer *buffer = c->incoming;
     c->incoming = NULL;
     if (buffer && wants_messages(c)) {

@@ -20,7 +20,8 @@
 #include "proto/rpc/status_details.h"
 
 /* When a call that found the server full may be worth another try. */
-#define FULL_RETRY_NS NSEC_PER_SEC
+#define FULL_RETRY_NS    NSEC_PER_SEC
+#define FIRST_MESSAGE_NS (30 * NSEC_PER_SEC)
 
 static void accept_next(struct rpc_server *s);
 static void on_accepted(struct event *e, bool ok);
@@ -72,6 +73,8 @@ int rpc_server_new(struct rpc_runtime *r, const struct rpc_limits *limits, struc
     s->max_message_bytes =
         limits && limits->max_message_bytes ? limits->max_message_bytes : RPC_DEFAULT_MESSAGE_BYTES;
     s->max_calls = limits && limits->max_calls ? limits->max_calls : RPC_DEFAULT_MAX_CALLS;
+    s->first_message_ns =
+        limits && limits->first_message_ns ? limits->first_message_ns : FIRST_MESSAGE_NS;
     assert(s->max_message_bytes <= RPC_MAX_QUEUED_BYTES && s->max_calls <= RPC_MAX_CALLS);
     int code = uv_timer_init(r->loop, &s->grace);
     if (code) {
@@ -150,6 +153,23 @@ int rpc_server_listen(struct rpc_server *s, const char *address, const struct rp
     return 0;
 }
 
+/* Calls that say nothing take the places of others. */
+static void end_silent(struct call_list *l, int64_t before_ns)
+{
+    for (struct rpc_call *c = l->first; c; c = c->next) {
+        if (!c->heard && c->accepted_ns < before_ns)
+            rpc_finish(c, RPC_DEADLINE_EXCEEDED, "the call brought no message in time");
+    }
+}
+
+static void on_sweep(uv_timer_t *timer)
+{
+    struct rpc_server *s = timer->data;
+    int64_t before_ns = clock_now_ns() - s->first_message_ns;
+    end_silent(&s->calls, before_ns);
+    end_silent(&s->builtin_calls, before_ns);
+}
+
 int rpc_server_start(struct rpc_server *s)
 {
     runtime_assert_loop(s->runtime);
@@ -158,6 +178,9 @@ int rpc_server_start(struct rpc_server *s)
     grpc_server_start(s->server);
     for (int i = 0; i < RPC_ACCEPT_DEPTH; i++)
         accept_next(s);
+    uint64_t period_ms = (uint64_t)(s->first_message_ns / NSEC_PER_MSEC / 4) + 1;
+    s->grace.data = s;
+    uv_timer_start(&s->grace, on_sweep, period_ms, period_ms);
     return s->n_accepting ? 0 : -ENOMEM;
 }
 
@@ -266,6 +289,7 @@ static void on_accepted(struct event *e, bool ok)
     if (!s->stopping)
         accept_next(s);
     c->started = true;
+    c->accepted_ns = clock_now_ns();
     c->path = grpc_slice_to_c_string(c->details.method);
     c->deadline_ns = deadline_from(c->details.deadline);
     grpc_op op = {.op = GRPC_OP_RECV_CLOSE_ON_SERVER};
@@ -350,6 +374,7 @@ void rpc_server_shutdown(struct rpc_server *s, int64_t grace_ns, void (*on_stopp
     s->on_stopped = on_stopped;
     s->on_stopped_context = context;
     s->grace.data = s;
+    uv_timer_stop(&s->grace);
     if (s->services.health)
         health_stop(s->services.health);
     if (s->services.reflection)

@@ -209,7 +209,12 @@ static const char *file(const char *argument)
 static int serve(int argc, char **argv)
 {
     static const char *const services[] = {"glmd.v1.Inference"};
-    static const struct rpc_limits limits = {.max_message_bytes = 4 << 20, .max_calls = 1000};
+    const char *first_ms = getenv("RPC_FIRST_MS");
+    const struct rpc_limits limits = {
+        .max_message_bytes = 4 << 20,
+        .max_calls = 1000,
+        .first_message_ns = first_ms ? strtol(first_ms, NULL, 10) * NSEC_PER_MSEC : 0,
+    };
     struct rpc_tls tls = {0};
     struct err e = ERR_INIT;
     int port = 0;

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 
 import grpc
 import pytest
@@ -28,9 +29,9 @@ BIG = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length",
 
 
 class Server:
-    def __init__(self, address="127.0.0.1:0", *tls):
+    def __init__(self, address="127.0.0.1:0", *tls, **env):
         self.process = subprocess.Popen([SERVER, address, *map(str, tls)], stdout=subprocess.PIPE,
-                                        text=True)
+                                        text=True, env={**os.environ, **env})
         self.terminated = False
         self.lines = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -209,6 +210,26 @@ def test_deadline(server):
         code, _ = code_of(unary(c, "Hold"), b"", timeout=0.3)
         assert code == grpc.StatusCode.DEADLINE_EXCEEDED
         assert server.done("/test.Test/Hold")[0] == "CANCELLED"
+
+
+def test_a_call_without_a_message_ends():
+    server, said = Server(RPC_FIRST_MS="200"), threading.Event()
+
+    def nothing():
+        said.wait(DEADLINE_S)
+        yield b""
+
+    with server.channel() as c:
+        for path in ("/test.Test/Echo", "/grpc.health.v1.Health/Watch"):
+            code, details = code_of(c.stream_stream(path), nothing(), timeout=DEADLINE_S)
+            assert code == grpc.StatusCode.DEADLINE_EXCEEDED and "no message" in details, path
+        call = unary_stream(c, "Stream")(struct.pack("<QQ", 10**9, 100))  # this one has
+        start = time.monotonic()
+        while time.monotonic() - start < 0.6:
+            next(call)
+        call.cancel()
+    said.set()
+    server.stop()
 
 
 def test_client_killed(server):
