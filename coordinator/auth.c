@@ -131,7 +131,7 @@ static struct auth_key *find_name(const struct auth *a, const char *name)
 
 int auth_reload(struct auth *a, struct err *e)
 {
-    struct auth_key **keys;
+    struct auth_key **keys = NULL;
     struct stat seen;
     size_t n = 0;
     if (!a->file)
