@@ -186,7 +186,8 @@ static bool without_nccl(const struct k_comm *m, char *why, size_t size)
             return true;
         }
         for (int j = 0; j < i; j++) {
-            if (strcmp(f->host, m->facts[j].host) || strcmp(f->pci_bus, m->facts[j].pci_bus))
+            if (strcmp(f->host, m->facts[j].host) != 0 ||
+                strcmp(f->pci_bus, m->facts[j].pci_bus) != 0)
                 continue;
             snprintf(why, size, "ranks %d and %d share the GPU %s, which NCCL refuses", j, i,
                      f->pci_bus);

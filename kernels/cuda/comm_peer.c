@@ -292,6 +292,7 @@ static int test_sum(struct k_comm *m, uint16_t *host, uint16_t *device, uint32_t
 {
     struct k_ctx *c = m->c;
     size_t n = (size_t)n_rows * m->cols;
+    assert(host);
     for (size_t i = 0; i < n; i++)
         host[i] = test_value((uint32_t)(i / m->cols), (uint32_t)(i % m->cols),
                              (uint32_t)m->group.rank, round);
