@@ -53,7 +53,8 @@ static const struct conf_option options[] = {
      "A separate address for operators: unix:/PATH, or HOST:PORT on the loopback interface. Set: "
      "Drain, Abort and Why are served there alone; through a Unix socket without an API key, its "
      "file "
-     "permissions decide. Empty: they are served at coordinator.listen."},
+     "permissions decide. Empty: they are served at coordinator.listen, if that is such an "
+     "address or keys are in force."},
     {"coordinator.keys", CONF_STRING, AT(coordinator.keys), "", 0, 1024, NULL,
      "File of API keys, made with `glmd keys`: who may use the server, and how much. It is read "
      "again when it changes. Empty: everybody who reaches the server may do everything."},

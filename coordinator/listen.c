@@ -46,7 +46,9 @@ static int open_servers(struct coordinator *c, struct rpc_runtime *runtime, stru
     const struct config *f = c->config;
     const struct rpc_limits limits = {.max_calls = (size_t)f->coordinator.limits.max_connections};
     bool admin = *f->coordinator.admin_listen;
-    size_t n = front_methods(c, !admin, c->methods);
+    /* What operators do is not for everybody who reaches an address of the network. */
+    bool trusted = config_is_local(f->coordinator.listen) || auth_has_keys(c->auth);
+    size_t n = front_methods(c, !admin && trusted, c->methods);
     assert(n < ARRAY_LEN(c->methods));
     c->methods[n] = session_method(c);
 

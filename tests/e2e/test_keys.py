@@ -198,3 +198,12 @@ def test_the_tool_sends_its_key(keyed, tmp_path):
     assert "API key of an operator" in glmd(*abort, check=False).stderr
     file.write_text("not printable: \x01\n")
     assert "printable ASCII" in glmd(*command, "--api-key-file", file, check=False).stderr
+
+
+def test_operators_calls_are_not_for_everybody_on_a_network(cluster, model):
+    c = cluster(model("ckpt-fp16-tp1"), ready=False, coordinator__listen="0.0.0.0:0",
+                cluster__plaintext="true")
+    c.wait_ready()
+    abort = c.api.AbortRequest(request_id="none")
+    assert code_of(c.cluster.Abort, abort, None)[0] == grpc.StatusCode.UNIMPLEMENTED
+    assert "everybody who reaches" in c.logs()

@@ -43,8 +43,8 @@ static void set_common(struct sim *s, struct config *c, const struct common *x)
 {
     if (config_init(c) < 0)
         world_fail(&s->world, "configuration: out of memory");
-    set_text(s, c, "coordinator.listen", "10.0.0.1:8130");
-    set_text(s, c, "worker.coordinator", "10.0.0.1:8130");
+    set_text(s, c, "coordinator.listen", "127.0.0.1:8130");
+    set_text(s, c, "worker.coordinator", "127.0.0.1:8130");
     set_text(s, c, "worker.health_listen", "");
     set_text(s, c, "group.workers", "external");
     set_text(s, c, "worker.activations", x->activations);
