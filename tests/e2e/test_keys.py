@@ -1,6 +1,8 @@
 """API keys: who may call what, what a key may use, and a key file that changes under way."""
 
 import hashlib
+import http.client
+import json
 import os
 import subprocess
 
@@ -207,3 +209,28 @@ def test_operators_calls_are_not_for_everybody_on_a_network(cluster, model):
     abort = c.api.AbortRequest(request_id="none")
     assert code_of(c.cluster.Abort, abort, None)[0] == grpc.StatusCode.UNIMPLEMENTED
     assert "everybody who reaches" in c.logs()
+
+
+def test_limits_of_a_key_over_http(keyed):
+    c = keyed(line("user", USER, "context=20 tokens_per_minute=30"), line("ops", OPS, "admin"))
+
+    def complete(max_tokens, key=USER):
+        connection = http.client.HTTPConnection("127.0.0.1", c.http_port, timeout=60)
+        headers = {"Content-Type": "application/json"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        connection.request("POST", "/v1/completions", headers=headers, body=json.dumps(
+            {"prompt": "a river", "max_tokens": max_tokens, "ignore_eos": True}))
+        response = connection.getresponse()
+        body = json.loads(response.read())
+        connection.close()
+        return response.status, response.getheader("Retry-After"), body
+
+    assert complete(4)[0] == 200
+    assert complete(4, None)[0] == 401 and complete(4, STRANGER)[0] == 401
+    status, retry, body = complete(64)
+    assert (status, retry) == (403, None) and "20 tokens" in body["error"]["message"]
+    answers = [complete(10) for _ in range(6)]
+    refused = [(retry, body) for status, retry, body in answers if status == 429]
+    assert answers[0][0] == 200 and refused, [a[0] for a in answers]
+    assert 1 <= int(refused[0][0]) <= 60 and "30 tokens a minute" in refused[0][1]["error"]["message"]
