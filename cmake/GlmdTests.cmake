@@ -52,11 +52,12 @@ endfunction()
 # sources (kernels/cuda, .cu and .cuh) on the emulated GPU, once per emulated architecture
 # (NAME_750: no asynchronous copies, k8 products; NAME_800). LIBS may hold "@ARCH@".
 set(GLMD_EMULATED_ARCHS 750 800)
+file(GLOB GLMD_EMU_SOURCES CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/kernels/cuda/emu*.cc")
 function(glmd_emulated_test name)
   cmake_parse_arguments(A "LONG" "" "SOURCES;ROOMS;LIBS" ${ARGN})
   foreach(arch ${GLMD_EMULATED_ARCHS})
     if(NOT TARGET glmd_emu_${arch})
-      add_library(glmd_emu_${arch} STATIC "${CMAKE_SOURCE_DIR}/kernels/cuda/emu.cc")
+      add_library(glmd_emu_${arch} STATIC ${GLMD_EMU_SOURCES})
       glmd_rooms(glmd_emu_${arch} kernels half)
       target_link_libraries(glmd_emu_${arch} PUBLIC glmd_flags)
       target_compile_definitions(glmd_emu_${arch} PUBLIC EMU_ARCH=${arch})
