@@ -49,7 +49,7 @@ static const char usage[] =
     "      --num-warmups N          requests before the measurement; default 0\n"
     "      --json FILE              results as JSON (- = standard output)\n"
     "      --svg FILE               plots\n"
-    "  -h, --help\n" CLIENT_HELP;
+    "  -h, --help\n";
 
 enum { DISTRIBUTION_POINTS = 200, RATE_POINTS = 100 };
 
@@ -66,6 +66,8 @@ struct serve {
     bool sample, ignore_end, stop_at_end;
     struct objectives objectives;
     const char *json, *svg;
+    int argc; /* borrowed: the command line, while it is read */
+    char **argv;
     /* owned */
     struct dataset prompts;
     struct load_result load;
@@ -77,44 +79,6 @@ struct serve {
 };
 
 /* ---- options ---- */
-
-enum {
-    OPT_NUM_PROMPTS = 256,
-    OPT_RATE,
-    OPT_CONCURRENCY,
-    OPT_DATASET,
-    OPT_INPUT_LEN,
-    OPT_OUTPUT_LEN,
-    OPT_RANGE,
-    OPT_SEED,
-    OPT_SAMPLE,
-    OPT_IGNORE_END,
-    OPT_STOP_AT_END,
-    OPT_GOODPUT,
-    OPT_WARMUPS,
-    OPT_JSON,
-    OPT_SVG
-};
-
-static const struct option options[] = {
-    {"num-prompts", required_argument, NULL, OPT_NUM_PROMPTS},
-    {"request-rate", required_argument, NULL, OPT_RATE},
-    {"max-concurrency", required_argument, NULL, OPT_CONCURRENCY},
-    {"dataset", required_argument, NULL, OPT_DATASET},
-    {"random-input-len", required_argument, NULL, OPT_INPUT_LEN},
-    {"random-output-len", required_argument, NULL, OPT_OUTPUT_LEN},
-    {"random-range-ratio", required_argument, NULL, OPT_RANGE},
-    {"seed", required_argument, NULL, OPT_SEED},
-    {"sample", no_argument, NULL, OPT_SAMPLE},
-    {"ignore-end", no_argument, NULL, OPT_IGNORE_END},
-    {"stop-at-end", no_argument, NULL, OPT_STOP_AT_END},
-    {"goodput", required_argument, NULL, OPT_GOODPUT},
-    {"num-warmups", required_argument, NULL, OPT_WARMUPS},
-    {"json", required_argument, NULL, OPT_JSON},
-    {"svg", required_argument, NULL, OPT_SVG},
-    {"help", no_argument, NULL, 'h'},
-    CLIENT_OPTIONS,
-    {0}};
 
 static int take_objective(struct objectives *o, const char *text)
 {
@@ -134,88 +98,63 @@ static int take_objective(struct objectives *o, const char *text)
     return cli_usage_error(verb, "--goodput %s: expected ttft:MS, tpot:MS or e2e:MS", text);
 }
 
-/* What follows --goodput up to the next option are objectives, too. */
-static int take_objectives(struct objectives *o, int argc, char **argv)
+/* "ttft:500"; more of them may follow as words of their own. */
+static int take_goodput(void *context, const char *name, const char *text)
 {
-    int code = take_objective(o, optarg);
-    while (code == 0 && optind < argc && strchr(argv[optind], ':') && argv[optind][0] != '-')
-        code = take_objective(o, argv[optind++]);
+    (void)name;
+    struct serve *s = context;
+    int code = take_objective(&s->objectives, text);
+    while (code == 0 && optind < s->argc && strchr(s->argv[optind], ':') &&
+           s->argv[optind][0] != '-')
+        code = take_objective(&s->objectives, s->argv[optind++]);
     return code;
 }
 
-static int take_rate(struct serve *s, const char *text)
+static int take_rate(void *context, const char *name, const char *text)
 {
+    struct serve *s = context;
     s->rate = 0;
     if (strcmp(text, "inf") == 0)
         return 0;
-    return cli_option_double(verb, "--request-rate", text, 1e-6, 1e6, &s->rate);
+    return cli_option_double(name, "--request-rate", text, 1e-6, 1e6, &s->rate);
 }
 
-/* 0 or an exit code. */
-static int take_option(struct serve *s, int c, int argc, char **argv)
+static int take_dataset(void *context, const char *name, const char *text)
 {
-    int code = client_option(&s->target, c, optarg);
-    if (code >= 0)
-        return code;
-    switch (c) {
-    case OPT_NUM_PROMPTS:
-        return cli_option_u32(verb, "--num-prompts", optarg, 1, 1000000, &s->dataset.n);
-    case OPT_RATE:
-        return take_rate(s, optarg);
-    case OPT_CONCURRENCY:
-        return cli_option_u32(verb, "--max-concurrency", optarg, 1, 65536, &s->max_concurrency);
-    case OPT_DATASET:
-        s->dataset.file = strcmp(optarg, "random") == 0 ? NULL : optarg;
-        return 0;
-    case OPT_INPUT_LEN:
-        return cli_option_u32(verb, "--random-input-len", optarg, 1, 1048576,
-                              &s->dataset.input_len);
-    case OPT_OUTPUT_LEN:
-        return cli_option_u32(verb, "--random-output-len", optarg, 1, 1048576,
-                              &s->dataset.output_len);
-    case OPT_RANGE:
-        return cli_option_double(verb, "--random-range-ratio", optarg, 0, 1, &s->dataset.range);
-    case OPT_SEED:
-        return cli_option_u32(verb, "--seed", optarg, 0, UINT32_MAX, &s->dataset.seed);
-    case OPT_SAMPLE:
-        s->sample = true;
-        return 0;
-    case OPT_IGNORE_END:
-        s->ignore_end = true;
-        return 0;
-    case OPT_STOP_AT_END:
-        s->stop_at_end = true;
-        return 0;
-    case OPT_GOODPUT:
-        return take_objectives(&s->objectives, argc, argv);
-    case OPT_WARMUPS:
-        return cli_option_u32(verb, "--num-warmups", optarg, 0, 10000, &s->warmups);
-    case OPT_JSON:
-        s->json = optarg;
-        return 0;
-    case OPT_SVG:
-        s->svg = optarg;
-        return 0;
-    default:
-        return EXIT_USAGE;
-    }
+    (void)name;
+    struct serve *s = context;
+    s->dataset.file = strcmp(text, "random") == 0 ? NULL : text;
+    return 0;
 }
 
 /* -1: go on; otherwise an exit code. */
 static int parse_args(struct serve *s, int argc, char **argv)
 {
+    struct dataset_options *d = &s->dataset;
+    const struct cli_option own[] = {
+        CLI_U32("num-prompts", &d->n, 1, 1000000),
+        CLI_TAKE("request-rate", take_rate, s),
+        CLI_U32("max-concurrency", &s->max_concurrency, 1, 65536),
+        CLI_TAKE("dataset", take_dataset, s),
+        CLI_U32("random-input-len", &d->input_len, 1, 1048576),
+        CLI_U32("random-output-len", &d->output_len, 1, 1048576),
+        CLI_DOUBLE("random-range-ratio", &d->range, 0, 1),
+        CLI_U32("seed", &d->seed, 0, UINT32_MAX),
+        CLI_FLAG("sample", &s->sample),
+        CLI_FLAG("ignore-end", &s->ignore_end),
+        CLI_FLAG("stop-at-end", &s->stop_at_end),
+        CLI_TAKE("goodput", take_goodput, s),
+        CLI_U32("num-warmups", &s->warmups, 0, 10000),
+        CLI_TEXT("json", &s->json),
+        CLI_TEXT("svg", &s->svg),
+    };
     client_target_init(&s->target, verb);
-    s->dataset = (struct dataset_options){.n = 100, .input_len = 128, .output_len = 64};
-    optind = 1;
-    for (int c; (c = getopt_long(argc, argv, "h" CLIENT_SHORT_OPTIONS, options, NULL)) != -1;) {
-        if (c == 'h') {
-            fputs(usage, stdout);
-            return EXIT_OK;
-        }
-        int code = take_option(s, c, argc, argv);
-        if (code)
-            return code;
-    }
+    *d = (struct dataset_options){.n = 100, .input_len = 128, .output_len = 64};
+    s->argc = argc;
+    s->argv = argv;
+    int code = client_parse(argc, argv, usage, own, ARRAY_LEN(own), &s->target);
+    if (code >= 0)
+        return code;
     if (optind != argc)
         return cli_usage_error(verb, "%s: expected options only", argv[optind]);
     if (s->ignore_end && s->stop_at_end)

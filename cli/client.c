@@ -32,32 +32,37 @@ void client_target_init(struct client_target *t, const char *verb)
     };
 }
 
-int client_option(struct client_target *t, int c, const char *value)
+struct cli_options client_options(struct client_target *t, struct cli_option ret[CLIENT_N_OPTIONS])
 {
-    switch (c) {
-    case 'c':
-        t->coordinator = value;
-        return 0;
-    case CLIENT_OPTION_FIRST:
-        return cli_option_double(t->verb, "--timeout", value, 0.001, 1e6, &t->timeout_seconds);
-    case CLIENT_OPTION_FIRST + 1:
-        t->ca_file = value;
-        return 0;
-    case CLIENT_OPTION_FIRST + 2:
-        t->cert_file = value;
-        return 0;
-    case CLIENT_OPTION_FIRST + 3:
-        t->key_file = value;
-        return 0;
-    case CLIENT_OPTION_FIRST + 4:
-        t->tls_name = value;
-        return 0;
-    case CLIENT_OPTION_FIRST + 5:
-        t->api_key_file = value;
-        return 0;
-    default:
-        return -1;
-    }
+    static const char help[] =
+        "  -c, --coordinator HOST:PORT  or unix:PATH; default: $GLMD_COORDINATOR, 127.0.0.1:8130\n"
+        "      --timeout SECONDS        give up after this time\n"
+        "      --ca FILE                check the coordinator's certificate against this one "
+        "(TLS)\n"
+        "      --cert FILE --key FILE   own certificate and key, where the coordinator asks for "
+        "one\n"
+        "      --tls-name NAME          name expected in the coordinator's certificate\n"
+        "      --api-key-file FILE      holds the API key; default: $GLMD_API_KEY\n";
+    const struct cli_option options[CLIENT_N_OPTIONS] = {
+        CLI_TEXT("coordinator", &t->coordinator),
+        CLI_DOUBLE("timeout", &t->timeout_seconds, 0.001, 1e6),
+        CLI_TEXT("ca", &t->ca_file),
+        CLI_TEXT("cert", &t->cert_file),
+        CLI_TEXT("key", &t->key_file),
+        CLI_TEXT("tls-name", &t->tls_name),
+        CLI_TEXT("api-key-file", &t->api_key_file),
+    };
+    memcpy(ret, options, sizeof options);
+    ret[0].letter = 'c';
+    return (struct cli_options){ret, CLIENT_N_OPTIONS, help};
+}
+
+int client_parse(int argc, char **argv, const char *usage, const struct cli_option *own,
+                 size_t n_own, struct client_target *t)
+{
+    struct cli_option server[CLIENT_N_OPTIONS];
+    const struct cli_options tables[] = {{own, n_own, NULL}, client_options(t, server)};
+    return cli_parse(argc, argv, usage, tables, ARRAY_LEN(tables));
 }
 
 /* ---- one call ---- */

@@ -11,11 +11,11 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#include <getopt.h>
 #include <jansson.h>
 
 #include "base/buf.h"
 #include "base/err.h"
+#include "cli/options.h"
 #include "proto/rpc/wire_inference.h"
 
 struct client_target {
@@ -29,30 +29,13 @@ struct client_target {
 /* Defaults: GLMD_COORDINATOR or 127.0.0.1:8130, no TLS. */
 void client_target_init(struct client_target *t, const char *verb);
 
-/* The options that every client verb has, for its table and its help. */
-enum { CLIENT_OPTION_FIRST = 1000 };
-#define CLIENT_OPTIONS                                                                             \
-    {"coordinator", required_argument, NULL, 'c'},                                                 \
-        {"timeout", required_argument, NULL, CLIENT_OPTION_FIRST},                                 \
-        {"ca", required_argument, NULL, CLIENT_OPTION_FIRST + 1},                                  \
-        {"cert", required_argument, NULL, CLIENT_OPTION_FIRST + 2},                                \
-        {"key", required_argument, NULL, CLIENT_OPTION_FIRST + 3},                                 \
-        {"api-key-file", required_argument, NULL, CLIENT_OPTION_FIRST + 5},                        \
-    {                                                                                              \
-        "tls-name", required_argument, NULL, CLIENT_OPTION_FIRST + 4                               \
-    }
-#define CLIENT_SHORT_OPTIONS "c:"
-#define CLIENT_HELP                                                                                \
-    "  -c, --coordinator HOST:PORT  or unix:PATH; default: $GLMD_COORDINATOR, 127.0.0.1:8130\n"    \
-    "      --timeout SECONDS        give up after this time\n"                                     \
-    "      --ca FILE                check the coordinator's certificate against this one (TLS)\n"  \
-    "      --cert FILE --key FILE   own certificate and key, where the coordinator asks for one\n" \
-    "      --tls-name NAME          name expected in the coordinator's certificate\n"              \
-    "      --api-key-file FILE      holds the API key; default: $GLMD_API_KEY\n"
+/* The options that every verb with a server has, for cli_parse. */
+enum { CLIENT_N_OPTIONS = 7 };
+struct cli_options client_options(struct client_target *t, struct cli_option ret[CLIENT_N_OPTIONS]);
 
-/* Takes an option that getopt_long returned: 0 when it was one of CLIENT_OPTIONS, -1 when not,
- * EXIT_USAGE (printed) when its value is wrong. */
-int client_option(struct client_target *t, int c, const char *value);
+/* cli_parse for a verb with a server: its own options, then client_options. */
+int client_parse(int argc, char **argv, const char *usage, const struct cli_option *own,
+                 size_t n_own, struct client_target *t);
 
 struct client_call {
     const char *path;          /* "/glmd.v1.Inference/Fill" */

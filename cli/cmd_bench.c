@@ -37,9 +37,14 @@ int cmd_bench(int argc, char **argv)
         print_usage(stdout);
         return EXIT_OK;
     }
-    for (size_t i = 0; i != ARRAY_LEN(benches); i++)
-        if (strcmp(name, benches[i].name) == 0)
-            return benches[i].run(argc - 1, argv + 1);
+    for (size_t i = 0; i != ARRAY_LEN(benches); i++) {
+        if (strcmp(name, benches[i].name) != 0)
+            continue;
+        static char verb[32]; /* what messages begin with */
+        snprintf(verb, sizeof verb, "bench %s", name);
+        argv[1] = verb;
+        return benches[i].run(argc - 1, argv + 1);
+    }
     if (*name)
         fprintf(stderr, "glmd bench: unknown benchmark \"%s\"\n\n", name);
     print_usage(stderr);

@@ -6,6 +6,7 @@
 
 #include "cli/cli.h"
 #include "cli/common.h"
+#include "cli/options.h"
 #include "model/tokenizer/tokenizer.h"
 
 static const char usage[] =
@@ -29,28 +30,15 @@ struct args {
 /* -1: go on; otherwise an exit code. */
 static int parse_args(int argc, char **argv, struct args *a)
 {
-    static const struct option options[] = {{"model", required_argument, NULL, 'm'},
-                                            {"json", no_argument, NULL, 'j'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            {0}};
-    for (int c; (c = getopt_long(argc, argv, "m:h", options, NULL)) != -1;) {
-        switch (c) {
-        case 'm':
-            a->model = optarg;
-            break;
-        case 'j':
-            a->json = true;
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            return EXIT_OK;
-        default:
-            return EXIT_USAGE;
-        }
-    }
-    if (!a->model)
+    const struct cli_option own[] = {
+        {.name = "model", .letter = 'm', .kind = CLI_OPTION_TEXT, .value = &a->model},
+        CLI_FLAG("json", &a->json),
+    };
+    const struct cli_options table = CLI_OWN(own);
+    int code = cli_parse(argc, argv, usage, &table, 1);
+    if (code < 0 && !a->model)
         return cli_usage_error(argv[0], "--model DIR is missing");
-    return -1;
+    return code;
 }
 
 /* Appends the ids of a text; cuts it up. 0 or an exit code. */

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/util.h"
 #include "cli/cli.h"
 #include "cli/client.h"
 #include "cli/common.h"
@@ -19,7 +20,7 @@ static const char usage[] =
     "\n"
     "      --grace SECONDS       for running requests; default: coordinator.deadlines.drain\n"
     "      --no-wait             do not wait for the end\n"
-    "  -h, --help\n" CLIENT_HELP;
+    "  -h, --help\n";
 
 enum { POLL_MS = 200 };
 
@@ -35,35 +36,13 @@ struct drain {
 /* -1: go on; otherwise an exit code. */
 static int parse_args(int argc, char **argv, struct drain *d)
 {
-    static const struct option options[] = {{"grace", required_argument, NULL, 'g'},
-                                            {"no-wait", no_argument, NULL, 'n'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            CLIENT_OPTIONS,
-                                            {0}};
+    const struct cli_option own[] = {CLI_DOUBLE("grace", &d->grace_seconds, 0.001, 86400),
+                                     CLI_FLAG("no-wait", &d->no_wait)};
     client_target_init(&d->target, argv[0]);
     d->target.timeout_seconds = 5;
-    for (int c; (c = getopt_long(argc, argv, "h" CLIENT_SHORT_OPTIONS, options, NULL)) != -1;) {
-        int code = client_option(&d->target, c, optarg);
-        if (code > 0)
-            return code;
-        if (code == 0)
-            continue;
-        switch (c) {
-        case 'g':
-            code = cli_option_double(argv[0], "--grace", optarg, 0.001, 86400, &d->grace_seconds);
-            if (code)
-                return code;
-            break;
-        case 'n':
-            d->no_wait = true;
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            return EXIT_OK;
-        default:
-            return EXIT_USAGE;
-        }
-    }
+    int code = client_parse(argc, argv, usage, own, ARRAY_LEN(own), &d->target);
+    if (code >= 0)
+        return code;
     if (argc - optind != 1)
         return cli_usage_error(argv[0], "expected one GROUP; `glmd status` lists them");
     d->group = argv[optind];

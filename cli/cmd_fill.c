@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/util.h"
 #include "cli/cli.h"
 #include "cli/common.h"
 #include "cli/run_options.h"
@@ -23,7 +24,7 @@ static const char usage[] =
     "      --max-length N        of the whole sequence in tokens, text included (default 256)\n"
     "      --all                 print all results with their scores (--beams)\n"
     "      --calls               token ids into and out of every generation call (with --json)\n"
-    "  -q, --quiet               do not show the blanks while they grow\n" RUN_HELP;
+    "  -q, --quiet               do not show the blanks while they grow\n";
 
 struct fill {
     struct run_options run;
@@ -37,44 +38,16 @@ struct fill {
 
 /* ---- options ---- */
 
-enum { OPT_MAX_LENGTH = 256, OPT_ALL, OPT_CALLS };
-
-static const struct option options[] = {{"max-length", required_argument, NULL, OPT_MAX_LENGTH},
-                                        {"all", no_argument, NULL, OPT_ALL},
-                                        {"calls", no_argument, NULL, OPT_CALLS},
-                                        {"quiet", no_argument, NULL, 'q'},
-                                        RUN_OPTIONS,
-                                        {0}};
-
-static int take_option(void *context, const char *verb, int c, const char *value)
-{
-    struct fill *f = context;
-    switch (c) {
-    case OPT_MAX_LENGTH:
-        return cli_option_u32(verb, "--max-length", value, 1, UINT32_MAX, &f->request.max_length);
-    case OPT_ALL:
-        f->all = true;
-        return 0;
-    case OPT_CALLS:
-        f->calls = true;
-        return 0;
-    case 'q':
-        f->quiet = true;
-        return 0;
-    default:
-        return EXIT_USAGE; /* getopt has said why */
-    }
-}
-
 /* -1: go on; otherwise an exit code. */
 static int parse_args(int argc, char **argv, struct fill *f)
 {
-    const struct run_verb verb = {.usage = usage,
-                                  .short_options = "q" RUN_SHORT_OPTIONS,
-                                  .options = options,
-                                  .take = take_option,
-                                  .context = f};
-    int code = run_options_parse(&f->run, argc, argv, &verb);
+    const struct cli_option own[] = {
+        CLI_U32("max-length", &f->request.max_length, 1, UINT32_MAX),
+        CLI_FLAG("all", &f->all),
+        CLI_FLAG("calls", &f->calls),
+        {.name = "quiet", .letter = 'q', .kind = CLI_OPTION_FLAG, .value = &f->quiet},
+    };
+    int code = run_options_parse(&f->run, argc, argv, usage, own, ARRAY_LEN(own));
     if (code < 0 && f->calls && !f->run.json)
         return cli_usage_error(argv[0], "--calls needs --json");
     f->quiet = f->quiet || f->run.json || !isatty(STDERR_FILENO);

@@ -30,7 +30,7 @@ static const char usage[] =
     "      --prompt-logprobs K   log-probability of each token of TEXT, and of the K best ones, 0 "
     "to\n"
     "                            20 (with --json; otherwise their sum)\n"
-    "      --prompt-only         nothing is generated: only --prompt-logprobs\n" RUN_HELP;
+    "      --prompt-only         nothing is generated: only --prompt-logprobs\n";
 
 /* One choice as it grows. */
 struct choice {
@@ -58,71 +58,26 @@ struct generate {
 
 /* ---- options ---- */
 
-enum {
-    OPT_MAX_TOKENS = 256,
-    OPT_N,
-    OPT_BEST_OF,
-    OPT_UNI,
-    OPT_LOGPROBS,
-    OPT_TOP,
-    OPT_PROMPT_LOGPROBS,
-    OPT_PROMPT_ONLY,
-};
-
-static const struct option options[] = {
-    {"max-tokens", required_argument, NULL, OPT_MAX_TOKENS},
-    {"n", required_argument, NULL, OPT_N},
-    {"best-of", required_argument, NULL, OPT_BEST_OF},
-    {"unidirectional", no_argument, NULL, OPT_UNI},
-    {"logprobs", no_argument, NULL, OPT_LOGPROBS},
-    {"top-logprobs", required_argument, NULL, OPT_TOP},
-    {"prompt-logprobs", required_argument, NULL, OPT_PROMPT_LOGPROBS},
-    {"prompt-only", no_argument, NULL, OPT_PROMPT_ONLY},
-    RUN_OPTIONS,
-    {0}};
-
-static int take_option(void *context, const char *verb, int c, const char *value)
-{
-    struct generate *g = context;
-    struct wire_sampling_parameters *s = &g->run.sampling.wire;
-    switch (c) {
-    case OPT_MAX_TOKENS:
-        return cli_option_u32(verb, "--max-tokens", value, 1, UINT32_MAX, &g->request.max_tokens);
-    case OPT_N:
-        return cli_option_u32(verb, "--n", value, 1, MAX_CHOICES, &g->request.n);
-    case OPT_BEST_OF:
-        return cli_option_u32(verb, "--best-of", value, 1, MAX_CHOICES, &g->request.best_of);
-    case OPT_UNI:
-        g->request.unidirectional = true;
-        return 0;
-    case OPT_LOGPROBS:
-        s->logprobs = true;
-        return 0;
-    case OPT_TOP:
-        s->logprobs = true;
-        return cli_option_u32(verb, "--top-logprobs", value, 0, 20, &s->top_logprobs);
-    case OPT_PROMPT_LOGPROBS:
-        g->request.has_prompt_logprobs = true;
-        return cli_option_u32(verb, "--prompt-logprobs", value, 0, 20, &g->request.prompt_logprobs);
-    case OPT_PROMPT_ONLY:
-        g->request.prompt_only = true;
-        return 0;
-    default:
-        return EXIT_USAGE; /* getopt has said why */
-    }
-}
-
 /* -1: go on; otherwise an exit code. */
 static int parse_args(int argc, char **argv, struct generate *g)
 {
-    const struct run_verb verb = {.usage = usage,
-                                  .short_options = RUN_SHORT_OPTIONS,
-                                  .options = options,
-                                  .take = take_option,
-                                  .context = g};
-    int code = run_options_parse(&g->run, argc, argv, &verb);
-    if (code < 0 && g->request.prompt_only && !g->request.has_prompt_logprobs)
+    struct wire_generate_request *q = &g->request;
+    struct wire_sampling_parameters *s = &g->run.sampling.wire;
+    bool top = false;
+    const struct cli_option own[] = {
+        CLI_U32("max-tokens", &q->max_tokens, 1, UINT32_MAX),
+        CLI_U32("n", &q->n, 1, MAX_CHOICES),
+        CLI_U32("best-of", &q->best_of, 1, MAX_CHOICES),
+        CLI_FLAG("unidirectional", &q->unidirectional),
+        CLI_FLAG("logprobs", &s->logprobs),
+        CLI_U32("top-logprobs", &s->top_logprobs, 0, 20, .given = &top),
+        CLI_U32("prompt-logprobs", &q->prompt_logprobs, 0, 20, .given = &q->has_prompt_logprobs),
+        CLI_FLAG("prompt-only", &q->prompt_only),
+    };
+    int code = run_options_parse(&g->run, argc, argv, usage, own, ARRAY_LEN(own));
+    if (code < 0 && q->prompt_only && !q->has_prompt_logprobs)
         return cli_usage_error(argv[0], "--prompt-only needs --prompt-logprobs");
+    s->logprobs = s->logprobs || top;
     return code;
 }
 

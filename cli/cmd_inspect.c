@@ -10,6 +10,7 @@
 #include "base/util.h"
 #include "cli/cli.h"
 #include "cli/local_engine.h"
+#include "cli/options.h"
 #include "model/file.h"
 #include "model/layout.h"
 #include "model/manifest.h"
@@ -314,33 +315,16 @@ static int inspect_checkpoint(const char *path)
 
 int cmd_inspect(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"tensors", no_argument, NULL, 't'},
-        {"verify", no_argument, NULL, 'v'},
-        {"known-answer", no_argument, NULL, 'k'},
-        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0},
-    };
     bool list = false, check = false, answer = false;
-    int option;
-    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        switch (option) {
-        case 't':
-            list = true;
-            break;
-        case 'v':
-            check = true;
-            break;
-        case 'k':
-            answer = true;
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            return EXIT_OK;
-        default:
-            return EXIT_USAGE;
-        }
-    }
+    const struct cli_option own[] = {
+        CLI_FLAG("tensors", &list),
+        CLI_FLAG("verify", &check),
+        CLI_FLAG("known-answer", &answer),
+    };
+    const struct cli_options table = CLI_OWN(own);
+    int code = cli_parse(argc, argv, usage, &table, 1);
+    if (code >= 0)
+        return code;
     if (optind + 1 != argc) {
         log_error("expected one folder; see glmd inspect --help");
         return EXIT_USAGE;

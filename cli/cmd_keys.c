@@ -16,6 +16,7 @@
 #include "base/util.h"
 #include "cli/cli.h"
 #include "cli/common.h"
+#include "cli/options.h"
 
 static const char usage[] =
     "usage: glmd keys new NAME [OPTIONS]\n"
@@ -37,22 +38,16 @@ static const char usage[] =
 
 enum { KEY_BYTES = 32, MAX_NAME = 64, LINE_BYTES = 512 };
 
+enum { N_LIMITS = 4 };
+/* Their names in the file, in the order of struct keys. */
+static const char *const limit_fields[N_LIMITS] = {"requests", "tokens_per_minute", "context",
+                                                   "choices"};
+
 struct keys {
     const char *file, *name;
     bool admin;
-    uint64_t limits[4];
+    uint64_t limits[N_LIMITS]; /* 0 = none */
     int32_t priority;
-};
-
-enum { OPTION_LIMIT = 256 };
-static const struct {
-    const char *option, *field;
-    uint64_t max;
-} limits[] = {
-    {"requests", "requests", 1000000},
-    {"tokens-per-minute", "tokens_per_minute", UINT64_C(1000000000000)},
-    {"context", "context", INT32_MAX},
-    {"choices", "choices", 1024},
 };
 
 static bool name_ok(const char *name)
@@ -65,45 +60,21 @@ static bool name_ok(const char *name)
     return n && n <= MAX_NAME;
 }
 
-static int set_limit(struct keys *k, const char *verb, size_t i, const char *text)
-{
-    if (cli_parse_u64(text, 1, limits[i].max, &k->limits[i]) < 0)
-        return cli_usage_error(verb, "--%s: expected a whole number from 1 to %" PRIu64,
-                               limits[i].option, limits[i].max);
-    return 0;
-}
-
 /* -1: go on; otherwise an exit code. */
 static int parse_args(int argc, char **argv, struct keys *k)
 {
-    static const struct option options[] = {
-        {"file", required_argument, NULL, 'f'},
-        {"admin", no_argument, NULL, 'a'},
-        {"priority", required_argument, NULL, 'p'},
-        {"help", no_argument, NULL, 'h'},
-        {"requests", required_argument, NULL, OPTION_LIMIT},
-        {"tokens-per-minute", required_argument, NULL, OPTION_LIMIT + 1},
-        {"context", required_argument, NULL, OPTION_LIMIT + 2},
-        {"choices", required_argument, NULL, OPTION_LIMIT + 3},
-        {0}};
-    int code = 0;
-    for (int c; code == 0 && (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
-        if (c == 'f')
-            k->file = optarg;
-        else if (c == 'a')
-            k->admin = true;
-        else if (c == 'p')
-            code = cli_option_i32(argv[0], "--priority", optarg, -100, 100, &k->priority);
-        else if (c >= OPTION_LIMIT)
-            code = set_limit(k, argv[0], (size_t)(c - OPTION_LIMIT), optarg);
-        else if (c != 'h')
-            return EXIT_USAGE;
-        else {
-            fputs(usage, stdout);
-            return EXIT_OK;
-        }
-    }
-    if (code)
+    const struct cli_option own[] = {
+        CLI_TEXT("file", &k->file),
+        CLI_FLAG("admin", &k->admin),
+        CLI_U64("requests", &k->limits[0], 1, 1000000),
+        CLI_U64("tokens-per-minute", &k->limits[1], 1, 1e12),
+        CLI_U64("context", &k->limits[2], 1, INT32_MAX),
+        CLI_U64("choices", &k->limits[3], 1, 1024),
+        CLI_I32("priority", &k->priority, -100, 100),
+    };
+    const struct cli_options table = CLI_OWN(own);
+    int code = cli_parse(argc, argv, usage, &table, 1);
+    if (code >= 0)
         return code;
     if (argc - optind != 2 || strcmp(argv[optind], "new") != 0)
         return cli_usage_error(argv[0], "expected: new NAME");
@@ -149,9 +120,9 @@ static int make_line(const struct keys *k, const struct buf *key, struct buf *re
         r = append_hex(ret, hash, n_hash);
     if (r == 0 && k->admin)
         r = buf_append_str(ret, " admin");
-    for (size_t i = 0; r == 0 && i != ARRAY_LEN(limits); i++) {
+    for (size_t i = 0; r == 0 && i != N_LIMITS; i++) {
         if (k->limits[i])
-            r = buf_printf(ret, " %s=%" PRIu64, limits[i].field, k->limits[i]);
+            r = buf_printf(ret, " %s=%" PRIu64, limit_fields[i], k->limits[i]);
     }
     if (r == 0 && k->priority)
         r = buf_printf(ret, " priority=%" PRId32, k->priority);

@@ -13,7 +13,7 @@ static const char usage[] =
     "Prints the metrics of a coordinator in Prometheus' text format, as /metrics gives them.\n"
     "docs/observability.md explains each.\n"
     "\n"
-    "  -h, --help\n" CLIENT_HELP;
+    "  -h, --help\n";
 
 static int on_message(void *context, const uint8_t *data, size_t size, struct err *e)
 {
@@ -30,20 +30,11 @@ static int on_message(void *context, const uint8_t *data, size_t size, struct er
 /* -1: go on; otherwise an exit code. */
 static int parse_args(int argc, char **argv, struct client_target *t)
 {
-    static const struct option options[] = {{"help", no_argument, NULL, 'h'}, CLIENT_OPTIONS, {0}};
     client_target_init(t, argv[0]);
     t->timeout_seconds = 5;
-    for (int c; (c = getopt_long(argc, argv, "h" CLIENT_SHORT_OPTIONS, options, NULL)) != -1;) {
-        int code = client_option(t, c, optarg);
-        if (code > 0)
-            return code;
-        if (code == 0)
-            continue;
-        if (c != 'h')
-            return EXIT_USAGE;
-        fputs(usage, stdout);
-        return EXIT_OK;
-    }
+    int code = client_parse(argc, argv, usage, NULL, 0, t);
+    if (code >= 0)
+        return code;
     if (optind < argc)
         return cli_usage_error(argv[0], "unexpected argument \"%s\"", argv[optind]);
     return -1;

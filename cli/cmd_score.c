@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/utf8.h"
+#include "base/util.h"
 #include "cli/cli.h"
 #include "cli/client.h"
 #include "cli/common.h"
@@ -26,7 +27,7 @@ static const char usage[] =
     "      --gmask               use [gMASK] and running positions instead of [MASK]\n"
     "      --tokens              also the log-probability of each token\n"
     "      --json                one JSON object\n"
-    "  -h, --help\n" CLIENT_HELP;
+    "  -h, --help\n";
 
 struct score {
     struct client_target target;
@@ -36,8 +37,9 @@ struct score {
     struct wire_score_response *response; /* owned */
 };
 
-static int add_choice(struct score *s, const char *verb, const char *text)
+static int add_choice(void *context, const char *verb, const char *text)
 {
+    struct score *s = context;
     if (s->request.n_choices == MAX_CHOICES)
         return cli_usage_error(verb, "at most %d choices", MAX_CHOICES);
     if (!text[0] || utf8_check(text, strlen(text)) != strlen(text))
@@ -49,46 +51,14 @@ static int add_choice(struct score *s, const char *verb, const char *text)
 /* -1: go on; otherwise an exit code. */
 static int parse_args(int argc, char **argv, struct score *s)
 {
-    static const struct option options[] = {{"choice", required_argument, NULL, 'C'},
-                                            {"priority", required_argument, NULL, 'p'},
-                                            {"user", required_argument, NULL, 'u'},
-                                            {"gmask", no_argument, NULL, 'g'},
-                                            {"tokens", no_argument, NULL, 't'},
-                                            {"json", no_argument, NULL, 'j'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            CLIENT_OPTIONS,
-                                            {0}};
+    const struct cli_option own[] = {
+        CLI_TAKE("choice", add_choice, s),  CLI_I32("priority", &s->request.priority, -100, 100),
+        CLI_TEXT("user", &s->request.user), CLI_FLAG("gmask", &s->request.use_gmask),
+        CLI_FLAG("tokens", &s->tokens),     CLI_FLAG("json", &s->json)};
     client_target_init(&s->target, argv[0]);
-    for (int c; (c = getopt_long(argc, argv, "h" CLIENT_SHORT_OPTIONS, options, NULL)) != -1;) {
-        int code = client_option(&s->target, c, optarg);
-        if (c == 'C')
-            code = add_choice(s, argv[0], optarg);
-        if (c == 'p')
-            code = cli_option_i32(argv[0], "--priority", optarg, -100, 100, &s->request.priority);
-        if (code > 0)
-            return code;
-        if (code == 0)
-            continue;
-        switch (c) {
-        case 'u':
-            s->request.user = optarg;
-            break;
-        case 'g':
-            s->request.use_gmask = true;
-            break;
-        case 't':
-            s->tokens = true;
-            break;
-        case 'j':
-            s->json = true;
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            return EXIT_OK;
-        default:
-            return EXIT_USAGE;
-        }
-    }
+    int code = client_parse(argc, argv, usage, own, ARRAY_LEN(own), &s->target);
+    if (code >= 0)
+        return code;
     if (s->request.n_choices == 0)
         return cli_usage_error(argv[0], "--choice TEXT is missing");
     s->request.choices = s->choices;

@@ -22,7 +22,7 @@ static const char usage[] =
     "\n"
     "  -w, --watch [SECONDS]     again and again, every 2 seconds or as given; Ctrl-C ends it\n"
     "      --json                one JSON object\n"
-    "  -h, --help\n" CLIENT_HELP;
+    "  -h, --help\n";
 
 static const double default_timeout_seconds = 5;
 
@@ -33,45 +33,30 @@ struct status {
     struct wire_status_response *response; /* owned */
 };
 
+static int take_watch(void *context, const char *verb, const char *text)
+{
+    struct status *s = context;
+    s->watch_seconds = 2;
+    return text ? cli_option_double(verb, "--watch", text, 0.1, 86400, &s->watch_seconds) : 0;
+}
+
 /* -1: go on; otherwise an exit code. */
 static int parse_args(int argc, char **argv, struct status *s)
 {
-    static const struct option options[] = {{"watch", optional_argument, NULL, 'w'},
-                                            {"json", no_argument, NULL, 'j'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            CLIENT_OPTIONS,
-                                            {0}};
+    const struct cli_option own[] = {{.name = "watch",
+                                      .letter = 'w',
+                                      .kind = CLI_OPTION_TAKE_OPTIONAL,
+                                      .value = s,
+                                      .take = take_watch},
+                                     CLI_FLAG("json", &s->json)};
     client_target_init(&s->target, argv[0]);
     s->target.timeout_seconds = default_timeout_seconds;
-    for (int c; (c = getopt_long(argc, argv, "hw::" CLIENT_SHORT_OPTIONS, options, NULL)) != -1;) {
-        int code = client_option(&s->target, c, optarg);
-        if (code > 0)
-            return code;
-        if (code == 0)
-            continue;
-        switch (c) {
-        case 'w':
-            s->watch_seconds = 2;
-            code = optarg ? cli_option_double(argv[0], "--watch", optarg, 0.1, 86400,
-                                              &s->watch_seconds)
-                          : 0;
-            if (code)
-                return code;
-            break;
-        case 'j':
-            s->json = true;
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            return EXIT_OK;
-        default:
-            return EXIT_USAGE;
-        }
-    }
+    int code = client_parse(argc, argv, usage, own, ARRAY_LEN(own), &s->target);
+    if (code >= 0)
+        return code;
     /* "--watch 5" as well as "--watch=5" */
     if (s->watch_seconds > 0 && argc - optind == 1) {
-        int code =
-            cli_option_double(argv[0], "--watch", argv[optind++], 0.1, 86400, &s->watch_seconds);
+        code = take_watch(s, argv[0], argv[optind++]);
         if (code)
             return code;
     }

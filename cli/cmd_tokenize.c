@@ -1,10 +1,10 @@
 /* cmd_tokenize.c: `glmd tokenize`: text -> token ids, without a server. */
-#include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 
 #include "cli/cli.h"
 #include "cli/common.h"
+#include "cli/options.h"
 #include "model/prompt.h"
 #include "model/tokenizer/tokenizer.h"
 
@@ -31,40 +31,18 @@ struct args {
 /* -1: go on; otherwise an exit code. */
 static int parse_args(int argc, char **argv, struct args *a)
 {
-    static const struct option options[] = {{"model", required_argument, NULL, 'm'},
-                                            {"parse-masks", no_argument, NULL, 'M'},
-                                            {"keep-linebreak", no_argument, NULL, 'k'},
-                                            {"pieces", no_argument, NULL, 'p'},
-                                            {"json", no_argument, NULL, 'j'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            {0}};
-    for (int c; (c = getopt_long(argc, argv, "m:h", options, NULL)) != -1;) {
-        switch (c) {
-        case 'm':
-            a->model = optarg;
-            break;
-        case 'M':
-            a->parse_masks = true;
-            break;
-        case 'k':
-            a->keep_linebreak = true;
-            break;
-        case 'p':
-            a->pieces = true;
-            break;
-        case 'j':
-            a->json = true;
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            return EXIT_OK;
-        default:
-            return EXIT_USAGE;
-        }
-    }
-    if (!a->model)
+    const struct cli_option own[] = {
+        {.name = "model", .letter = 'm', .kind = CLI_OPTION_TEXT, .value = &a->model},
+        CLI_FLAG("parse-masks", &a->parse_masks),
+        CLI_FLAG("keep-linebreak", &a->keep_linebreak),
+        CLI_FLAG("pieces", &a->pieces),
+        CLI_FLAG("json", &a->json),
+    };
+    const struct cli_options table = CLI_OWN(own);
+    int code = cli_parse(argc, argv, usage, &table, 1);
+    if (code < 0 && !a->model)
         return cli_usage_error(argv[0], "--model DIR is missing");
-    return -1;
+    return code;
 }
 
 static const char *piece(const struct tokenizer *t, int32_t id)

@@ -19,7 +19,7 @@ static const char usage[] =
     "first.\n"
     "\n"
     "      --json                a JSON array\n"
-    "  -h, --help\n" CLIENT_HELP;
+    "  -h, --help\n";
 
 struct why {
     struct client_target target;
@@ -38,25 +38,12 @@ static int on_message(void *context, const uint8_t *data, size_t size, struct er
 /* -1: go on; otherwise an exit code. */
 static int parse_args(int argc, char **argv, struct why *w)
 {
-    static const struct option options[] = {
-        {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, CLIENT_OPTIONS, {0}};
+    const struct cli_option own[] = {CLI_FLAG("json", &w->json)};
     client_target_init(&w->target, argv[0]);
     w->target.timeout_seconds = 5;
-    for (int c; (c = getopt_long(argc, argv, "h" CLIENT_SHORT_OPTIONS, options, NULL)) != -1;) {
-        int code = client_option(&w->target, c, optarg);
-        if (code > 0)
-            return code;
-        if (code == 0)
-            continue;
-        if (c == 'j') {
-            w->json = true;
-            continue;
-        }
-        if (c != 'h')
-            return EXIT_USAGE;
-        fputs(usage, stdout);
-        return EXIT_OK;
-    }
+    int code = client_parse(argc, argv, usage, own, ARRAY_LEN(own), &w->target);
+    if (code >= 0)
+        return code;
     if (argc - optind != 1)
         return cli_usage_error(argv[0], "expected one REQUEST_ID");
     return -1;

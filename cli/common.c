@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <getopt.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -65,15 +66,22 @@ int cli_parse_double(const char *text, double min, double max, double *ret)
     return 0;
 }
 
+int cli_option_u64(const char *verb, const char *option, const char *text, uint64_t min,
+                   uint64_t max, uint64_t *ret)
+{
+    if (cli_parse_u64(text, min, max, ret) < 0)
+        return cli_usage_error(verb, "%s %s: expected a whole number from %" PRIu64 " to %" PRIu64,
+                               option, text, min, max);
+    return 0;
+}
+
 int cli_option_u32(const char *verb, const char *option, const char *text, uint32_t min,
                    uint32_t max, uint32_t *ret)
 {
-    uint64_t value;
-    if (cli_parse_u64(text, min, max, &value) < 0)
-        return cli_usage_error(verb, "%s %s: expected a whole number from %u to %u", option, text,
-                               min, max);
+    uint64_t value = *ret;
+    int code = cli_option_u64(verb, option, text, min, max, &value);
     *ret = (uint32_t)value;
-    return 0;
+    return code;
 }
 
 int cli_option_i32(const char *verb, const char *option, const char *text, int32_t min, int32_t max,

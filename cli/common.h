@@ -28,6 +28,8 @@ int cli_parse_double(const char *text, double min, double max, double *ret);
 /* One number of an option into *ret; prints and returns EXIT_USAGE when it is none, else 0. */
 int cli_option_u32(const char *verb, const char *option, const char *text, uint32_t min,
                    uint32_t max, uint32_t *ret);
+int cli_option_u64(const char *verb, const char *option, const char *text, uint64_t min,
+                   uint64_t max, uint64_t *ret);
 int cli_option_i32(const char *verb, const char *option, const char *text, int32_t min, int32_t max,
                    int32_t *ret);
 int cli_option_double(const char *verb, const char *option, const char *text, double min,

@@ -5,55 +5,49 @@
 #include <string.h>
 
 #include "base/utf8.h"
+#include "base/util.h"
 #include "cli/cli.h"
 #include "cli/common.h"
 
-static int take_common(struct run_options *o, const char *verb, int c, const char *value)
+static int take_user(void *context, const char *verb, const char *text)
 {
-    size_t n;
-    int code = client_option(&o->target, c, value);
-    if (code < 0)
-        code = sampling_option(&o->sampling, verb, c, value);
-    if (code >= 0)
-        return code;
-    switch (c - RUN_OPTION_FIRST) {
-    case 0:
-        return cli_option_i32(verb, "--priority", value, -100, 100, &o->priority);
-    case 1:
-        n = strlen(value);
-        if (n > 128 || utf8_check(value, n) != n)
-            return cli_usage_error(verb, "--user: expected at most 128 bytes of UTF-8");
-        o->user = value;
-        return 0;
-    case 2:
-        o->stats = true;
-        return 0;
-    case 3:
-        o->json = true;
-        return 0;
-    default:
-        return -1;
-    }
+    struct run_options *o = context;
+    size_t n = strlen(text);
+    if (n > 128 || utf8_check(text, n) != n)
+        return cli_usage_error(verb, "--user: expected at most 128 bytes of UTF-8");
+    o->user = text;
+    return 0;
 }
 
-int run_options_parse(struct run_options *o, int argc, char **argv, const struct run_verb *v)
+int run_options_parse(struct run_options *o, int argc, char **argv, const char *usage,
+                      const struct cli_option *own, size_t n_own)
 {
-    const char *verb = argv[0];
+    static const char help[] =
+        "      --priority N          -100 to 100: greater ones first (default 0)\n"
+        "      --user NAME           whom fairness counts this for\n"
+        "      --stats               tokens per second, on standard error\n"
+        "      --json                one JSON object at the end\n"
+        "  -h, --help\n";
+    const struct cli_option common[] = {
+        CLI_I32("priority", &o->priority, -100, 100),
+        CLI_TAKE("user", take_user, o),
+        CLI_FLAG("stats", &o->stats),
+        CLI_FLAG("json", &o->json),
+    };
+    struct cli_option server[CLIENT_N_OPTIONS], sampling[SAMPLING_N_OPTIONS];
     o->user = "";
-    client_target_init(&o->target, verb);
+    client_target_init(&o->target, argv[0]);
     sampling_options_init(&o->sampling);
-    for (int c; (c = getopt_long(argc, argv, v->short_options, v->options, NULL)) != -1;) {
-        if (c == 'h') {
-            fputs(v->usage, stdout);
-            return EXIT_OK;
-        }
-        int code = take_common(o, verb, c, optarg);
-        if (code < 0)
-            code = v->take(v->context, verb, c, optarg);
-        if (code)
-            return code;
-    }
-    int code = sampling_options_check(&o->sampling, verb);
+    const struct cli_options tables[] = {
+        {own, n_own, NULL},
+        {common, ARRAY_LEN(common), help},
+        client_options(&o->target, server),
+        sampling_options(&o->sampling, sampling),
+    };
+    int code = cli_parse(argc, argv, usage, tables, ARRAY_LEN(tables));
+    if (code >= 0)
+        return code;
+    code = sampling_options_check(&o->sampling, argv[0]);
     return code ? code : -1;
 }
 

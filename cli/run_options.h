@@ -17,32 +17,10 @@ struct run_options {
     uint64_t seed;
 };
 
-enum { RUN_OPTION_FIRST = 3000 };
-#define RUN_OPTIONS                                                                                \
-    {"priority", required_argument, NULL, RUN_OPTION_FIRST},                                       \
-        {"user", required_argument, NULL, RUN_OPTION_FIRST + 1},                                   \
-        {"stats", no_argument, NULL, RUN_OPTION_FIRST + 2},                                        \
-        {"json", no_argument, NULL, RUN_OPTION_FIRST + 3}, {"help", no_argument, NULL, 'h'},       \
-        CLIENT_OPTIONS, SAMPLING_OPTIONS
-#define RUN_SHORT_OPTIONS "h" CLIENT_SHORT_OPTIONS
-#define RUN_HELP                                                                                   \
-    "      --priority N          -100 to 100: greater ones first (default 0)\n"                    \
-    "      --user NAME           whom fairness counts this for\n"                                  \
-    "      --stats               tokens per second, on standard error\n"                           \
-    "      --json                one JSON object at the end\n"                                     \
-    "  -h, --help\n" CLIENT_HELP SAMPLING_HELP
-
-struct run_verb {
-    const char *usage;
-    const char *short_options;    /* RUN_SHORT_OPTIONS and the verb's own */
-    const struct option *options; /* RUN_OPTIONS and the verb's own */
-    /* An option of the verb's own: 0, or EXIT_USAGE (printed, by getopt for an unknown one). */
-    int (*take)(void *context, const char *verb, int c, const char *value);
-    void *context;
-};
-
-/* -1: go on; otherwise an exit code. */
-int run_options_parse(struct run_options *o, int argc, char **argv, const struct run_verb *v);
+/* cli_parse for `fill` and `generate`: the verb's own options, these, those of the server and of
+ * sampling. */
+int run_options_parse(struct run_options *o, int argc, char **argv, const char *usage,
+                      const struct cli_option *own, size_t n_own);
 
 /* Makes the call. `packed` is what wire_pack_... said. Returns an exit code; failures are printed.
  */

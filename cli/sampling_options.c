@@ -17,16 +17,9 @@ void sampling_options_init(struct sampling_options *o)
     o->wire.stop_token_ids = o->stop_ids;
 }
 
-/* Any beam option selects beam search. */
-static struct wire_beam_parameters *beam(struct sampling_options *o)
+static int add_bias(void *context, const char *verb, const char *value)
 {
-    o->wire.strategy = WIRE_STRATEGY_BEAM;
-    o->wire.beam = &o->beam;
-    return &o->beam;
-}
-
-static int add_bias(struct sampling_options *o, const char *verb, const char *value)
-{
+    struct sampling_options *o = context;
     char id_text[16];
     uint64_t id;
     double bias;
@@ -46,8 +39,9 @@ static int add_bias(struct sampling_options *o, const char *verb, const char *va
     return 0;
 }
 
-static int add_stop(struct sampling_options *o, const char *verb, const char *value)
+static int add_stop(void *context, const char *verb, const char *value)
 {
+    struct sampling_options *o = context;
     size_t n = strlen(value);
     if (n < 1 || n > 256 || utf8_check(value, n) != n)
         return cli_usage_error(verb, "--stop: expected 1 to 256 bytes of UTF-8");
@@ -57,8 +51,9 @@ static int add_stop(struct sampling_options *o, const char *verb, const char *va
     return 0;
 }
 
-static int add_stop_id(struct sampling_options *o, const char *verb, const char *value)
+static int add_stop_id(void *context, const char *verb, const char *value)
 {
+    struct sampling_options *o = context;
     uint32_t id = 0;
     if (o->wire.n_stop_token_ids == SAMPLING_MAX_STOP_IDS)
         return cli_usage_error(verb, "--stop-id: at most %d", SAMPLING_MAX_STOP_IDS);
@@ -68,109 +63,75 @@ static int add_stop_id(struct sampling_options *o, const char *verb, const char 
     return code;
 }
 
-static int float_option(const char *verb, const char *name, const char *value, double min,
-                        double max, float *ret)
+struct cli_options sampling_options(struct sampling_options *o,
+                                    struct cli_option ret[SAMPLING_N_OPTIONS])
 {
-    double number = 0;
-    int code = cli_option_double(verb, name, value, min, max, &number);
-    *ret = (float)number;
-    return code;
+    static const char help[] =
+        "How tokens are chosen:\n"
+        "      --temperature T       0 = greedy, up to 10 (default 1)\n"
+        "      --top-k K             among the K best; 0 = off (default), 1 = greedy\n"
+        "      --top-p P             among the best that make up P; 0 or 1 = off (default 0.7)\n"
+        "      --min-p P             among those at least P times as likely as the best; 0 = off\n"
+        "      --repetition-penalty R  0.01 to 100: divides the logits of tokens that were there\n"
+        "      --presence-penalty P  -2 to 2: taken from the logits of tokens of the output\n"
+        "      --frequency-penalty F  -2 to 2: as often as the token is there\n"
+        "      --seed N              the same seed gives the same output (default: drawn)\n"
+        "      --greedy              the best token always: --top-k 1\n"
+        "      --min-tokens N        no end before N tokens\n"
+        "      --ignore-end          end tokens neither end the text nor appear\n"
+        "      --stop TEXT           ends in front of this text; may be repeated, up to 16 times\n"
+        "      --stop-id ID          ends at this token; may be repeated, up to 64 times\n"
+        "      --include-stop        keep the text of --stop\n"
+        "      --logit-bias ID=B     add B (-100 to 100) to a token's logit; may be repeated\n"
+        "      --any-token           also tokens that are no text (image codes, other specials)\n"
+        "      --beams B             beam search with B beams (1 to 64) instead of sampling\n"
+        "      --length-penalty P    of beam search (default 1)\n"
+        "      --no-repeat-ngram N   of beam search: no N-gram twice; 0 = off (default)\n"
+        "      --sampled-beams       of beam search: draw candidates instead of taking the best\n"
+        "      --no-consider-end     of beam search: unfinished beams do not compete at the end\n";
+    struct wire_sampling_parameters *s = &o->wire;
+    struct wire_beam_parameters *b = &o->beam;
+    const struct cli_option options[SAMPLING_N_OPTIONS] = {
+        CLI_FLOAT("temperature", &s->temperature, 0, 10, .given = &s->has_temperature),
+        CLI_U32("top-k", &s->top_k, 0, UINT32_MAX),
+        CLI_FLOAT("top-p", &s->top_p, 0, 1, .given = &s->has_top_p),
+        CLI_FLOAT("min-p", &s->min_p, 0, 1),
+        CLI_FLOAT("repetition-penalty", &s->repetition_penalty, 0.01, 100),
+        CLI_FLOAT("presence-penalty", &s->presence_penalty, -2, 2),
+        CLI_FLOAT("frequency-penalty", &s->frequency_penalty, -2, 2),
+        CLI_U64("seed", &s->seed, 0, 0x1p64, .given = &s->has_seed),
+        CLI_FLAG("greedy", &o->greedy),
+        CLI_U32("min-tokens", &s->min_tokens, 0, UINT32_MAX),
+        CLI_FLAG("ignore-end", &s->ignore_end),
+        CLI_TAKE("stop", add_stop, o),
+        CLI_TAKE("stop-id", add_stop_id, o),
+        CLI_FLAG("include-stop", &s->include_stop),
+        CLI_TAKE("logit-bias", add_bias, o),
+        CLI_FLAG("any-token", &o->any_token),
+        CLI_U32("beams", &b->num_beams, 1, 64, .given = &o->any_beam_option),
+        CLI_DOUBLE("length-penalty", &b->length_penalty, -100, 100,
+                   .given = &b->has_length_penalty),
+        CLI_U32("no-repeat-ngram", &b->no_repeat_ngram_size, 0, UINT32_MAX,
+                .given = &o->any_beam_option),
+        CLI_FLAG("sampled-beams", &b->sampled),
+        CLI_FLAG("no-consider-end", &o->no_consider_end),
+    };
+    memcpy(ret, options, sizeof options);
+    return (struct cli_options){ret, SAMPLING_N_OPTIONS, help};
 }
 
-/* Where an output ends, and what it should not repeat. */
-static int end_option(struct sampling_options *o, const char *verb, int option, const char *value)
+int sampling_options_check(struct sampling_options *o, const char *verb)
 {
     struct wire_sampling_parameters *s = &o->wire;
-    switch (option) {
-    case 13:
-        s->ignore_end = true;
-        return 0;
-    case 14:
-        return float_option(verb, "--min-p", value, 0, 1, &s->min_p);
-    case 15:
-        return float_option(verb, "--repetition-penalty", value, 0.01, 100, &s->repetition_penalty);
-    case 16:
-        return float_option(verb, "--presence-penalty", value, -2, 2, &s->presence_penalty);
-    case 17:
-        return float_option(verb, "--frequency-penalty", value, -2, 2, &s->frequency_penalty);
-    case 18:
-        return add_stop(o, verb, value);
-    case 19:
-        return add_stop_id(o, verb, value);
-    case 20:
-        s->include_stop = true;
-        return 0;
-    default:
-        return -1;
-    }
-}
-
-static int beam_option(struct sampling_options *o, const char *verb, int option, const char *value)
-{
-    struct wire_beam_parameters *b = beam(o);
-    switch (option) {
-    case 8:
-        return cli_option_u32(verb, "--beams", value, 1, 64, &b->num_beams);
-    case 9:
-        b->has_length_penalty = true;
-        return cli_option_double(verb, "--length-penalty", value, -100, 100, &b->length_penalty);
-    case 10:
-        return cli_option_u32(verb, "--no-repeat-ngram", value, 0, UINT32_MAX,
-                              &b->no_repeat_ngram_size);
-    case 11:
-        b->sampled = true;
-        return 0;
-    case 12:
-        b->has_consider_end = true;
-        b->consider_end = false;
-        return 0;
-    default:
-        return -1;
-    }
-}
-
-int sampling_option(struct sampling_options *o, const char *verb, int c, const char *value)
-{
-    struct wire_sampling_parameters *s = &o->wire;
-    int option = c - SAMPLING_OPTION_FIRST;
-    switch (option) {
-    case 0:
-        s->has_temperature = true;
-        return float_option(verb, "--temperature", value, 0, 10, &s->temperature);
-    case 1:
-        return cli_option_u32(verb, "--top-k", value, 0, UINT32_MAX, &s->top_k);
-    case 2:
-        s->has_top_p = true;
-        return float_option(verb, "--top-p", value, 0, 1, &s->top_p);
-    case 3:
-        s->has_seed = true;
-        if (cli_parse_u64(value, 0, UINT64_MAX, &s->seed) < 0)
-            return cli_usage_error(verb, "--seed %s: expected a whole number", value);
-        return 0;
-    case 4:
+    if (o->greedy)
         s->top_k = 1;
-        return 0;
-    case 5:
-        return cli_option_u32(verb, "--min-tokens", value, 0, UINT32_MAX, &s->min_tokens);
-    case 6:
-        return add_bias(o, verb, value);
-    case 7:
+    if (o->any_token)
         s->invalid_ids = &o->any_id;
-        return 0;
-    case 8:
-    case 9:
-    case 10:
-    case 11:
-    case 12:
-        return beam_option(o, verb, option, value);
-    default:
-        return end_option(o, verb, option, value);
+    o->beam.has_consider_end = o->no_consider_end; /* which is false then */
+    if (o->any_beam_option || o->beam.has_length_penalty || o->beam.sampled || o->no_consider_end) {
+        s->strategy = WIRE_STRATEGY_BEAM;
+        s->beam = &o->beam;
     }
-}
-
-int sampling_options_check(const struct sampling_options *o, const char *verb)
-{
-    const struct wire_sampling_parameters *s = &o->wire;
     if (s->strategy == WIRE_STRATEGY_BEAM && o->beam.num_beams == 0)
         return cli_usage_error(verb, "options of beam search need --beams");
     if (s->strategy == WIRE_STRATEGY_BEAM && !o->beam.sampled &&
