@@ -125,7 +125,8 @@ struct seq {
     struct block_table next; /* beams: the table after this step's reordering */
     uint32_t n_cached;       /* tokens of prompt + output that are in the cache, or on their way */
     uint32_t output;         /* index into outputs */
-    uint32_t n_history;      /* ids of its history that the ranks have */
+    uint32_t n_history;      /* ids of its history that the ranks have, */
+    uint32_t n_blocks_told;  /* and entries of its table: 0 where it has become another one */
     bool live;               /* takes part in the steps */
     uint32_t n_samples_out;  /* its items in steps that are out and choose a token */
 };

@@ -268,6 +268,7 @@ static void reorder_beams(struct sched_group *g, struct request *r, const uint32
             continue;
         }
         q->n_cached = len;
+        q->n_blocks_told = 0; /* another one's table, or one with a last block of its own */
         q->output = i;
         q->live = true;
         /* Another beam's sequence in the same slot is a new sequence. */

@@ -290,7 +290,7 @@ void seq_take_slot(struct sched_group *g, struct seq *q)
     uint32_t slot = g->free_slots[--g->n_free_slots];
     q->slot = slot;
     q->slot_gen = ++g->slot_gens[slot];
-    q->n_history = 0;
+    q->n_history = q->n_blocks_told = 0;
 }
 
 void seq_drop_slot(struct sched_group *g, struct seq *q)

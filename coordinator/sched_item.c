@@ -183,6 +183,17 @@ static enum step_role role_of(const struct request *r, bool all)
     return r->params.beam ? STEP_BEAM : STEP_SAMPLE;
 }
 
+/* What the ranks do not have of the sequence's table. Before its last slice they keep none. */
+static void set_table(struct seq *q, struct plan_item *it, bool unfinished)
+{
+    uint32_t n_total = blocks_for_tokens(it->start + it->n_tokens);
+    assert(q->n_blocks_told <= n_total);
+    it->n_blocks_kept = q->n_blocks_told;
+    it->n_blocks = n_total - q->n_blocks_told;
+    it->blocks = q->table.ids + q->n_blocks_told;
+    q->n_blocks_told = unfinished ? 0 : n_total;
+}
+
 static bool add_item(struct sched *s, struct sched_group *g, struct step_record *rec,
                      struct request *r, uint32_t seq, uint32_t n, enum step_role role)
 {
@@ -222,8 +233,7 @@ static bool add_item(struct sched *s, struct sched_group *g, struct step_record 
         return false;
     }
     block_table_extend(&g->blocks, &r->lease, &q->table, q->n_cached + n);
-    it->blocks = q->table.ids;
-    it->n_blocks = blocks_for_tokens(q->n_cached + n);
+    set_table(q, it, role == STEP_SLICE);
     if (q->n_cached == 0 || n > 1 || role < STEP_SAMPLE)
         sched_tell(s, r, SCHED_PREFILL, role == STEP_SLICE ? 0 : n);
     q->n_cached += role == STEP_SLICE ? 0 : n;

@@ -123,7 +123,7 @@ static uint32_t largest(const uint32_t *values, uint32_t n)
     return found;
 }
 
-/* Slot, range, prefix, block table. */
+/* Slot, range, prefix. */
 static int check_place(const struct plan_item *it, uint32_t i, const struct plan_limits *l,
                        struct err *e)
 {
@@ -146,13 +146,23 @@ static int check_place(const struct plan_item *it, uint32_t i, const struct plan
                        "item %u: prefix_len: expected at most %u (a prefix runs as one item from "
                        "start 0), found %u",
                        i, prefix_max, it->prefix_len);
-    uint64_t covers = (uint64_t)it->n_blocks * PLAN_KV_BLOCK_TOKENS;
-    if (covers < end || covers >= (uint64_t)l->max_seq + PLAN_KV_BLOCK_TOKENS || !it->blocks)
-        return err_set(e, -EINVAL, "item %u: blocks: expected %llu to %u of them, found %u", i,
-                       (unsigned long long)(end + PLAN_KV_BLOCK_TOKENS - 1) / PLAN_KV_BLOCK_TOKENS,
-                       (l->max_seq + PLAN_KV_BLOCK_TOKENS - 1) / PLAN_KV_BLOCK_TOKENS,
-                       it->n_blocks);
-    if (largest(it->blocks, it->n_blocks) < l->n_blocks)
+    return 0;
+}
+
+static int check_table(const struct plan_item *it, uint32_t i, const struct plan_limits *l,
+                       struct err *e)
+{
+    uint64_t end = (uint64_t)it->start + it->n_tokens;
+    uint64_t n_total = (uint64_t)it->n_blocks_kept + it->n_blocks;
+    uint64_t n_min = (end + PLAN_KV_BLOCK_TOKENS - 1) / PLAN_KV_BLOCK_TOKENS;
+    if (n_total < n_min || n_total > plan_max_blocks(l) || (it->n_blocks && !it->blocks))
+        return err_set(e, -EINVAL,
+                       "item %u: blocks: expected %llu to %u of them, kept and new, found %llu", i,
+                       (unsigned long long)n_min, plan_max_blocks(l), (unsigned long long)n_total);
+    if (it->n_blocks_kept && !it->start)
+        return err_set(e, -EINVAL, "item %u: blocks: a sequence that starts keeps none, found %u",
+                       i, it->n_blocks_kept);
+    if (it->n_blocks == 0 || largest(it->blocks, it->n_blocks) < l->n_blocks)
         return 0;
     for (uint32_t k = 0; k < it->n_blocks; k++)
         if (it->blocks[k] >= l->n_blocks)
@@ -283,6 +293,8 @@ static int check_items(const struct plan *p, const struct plan_limits *l, struct
         const struct plan_item *it = &p->items[i];
         int r = check_place(it, i, l, e);
         if (!r)
+            r = check_table(it, i, l, e);
+        if (!r)
             r = check_output(p, it, i, l, e);
         if (!r)
             r = check_tokens(it, i, l, e);
@@ -296,8 +308,8 @@ static int check_items(const struct plan *p, const struct plan_limits *l, struct
     return 0;
 }
 
-/* Every slot once; every block that is written, by one item and once. */
-static int check_sharing(const struct plan *p, const struct plan_limits *l, struct err *e)
+/* Every slot once. */
+static int check_slots(const struct plan *p, const struct plan_limits *l, struct err *e)
 {
     for (uint64_t window = 0; window < l->n_slots; window += SET_BITS) {
         struct set seen;
@@ -308,17 +320,27 @@ static int check_sharing(const struct plan *p, const struct plan_limits *l, stru
                 return err_set(e, -EINVAL, "item %u: slot %u is in the plan twice", i,
                                p->items[i].slot);
     }
+    return 0;
+}
+
+int plan_check_writes(const struct plan *p, const struct plan_limits *l, const uint32_t *tables,
+                      struct err *e)
+{
     for (uint64_t window = 0; window < l->n_blocks; window += SET_BITS) {
         struct set written;
         set_clear(&written, l->n_blocks - window);
         for (uint32_t i = 0; i < p->n_items; i++) {
             const struct plan_item *it = &p->items[i];
+            const uint32_t *table = tables ? tables + (size_t)it->slot * plan_max_blocks(l) : NULL;
+            uint32_t n_kept = it->n_blocks_kept;
+            uint32_t first = it->start / PLAN_KV_BLOCK_TOKENS;
             uint32_t last = (it->start + it->n_tokens - 1) / PLAN_KV_BLOCK_TOKENS;
-            for (uint32_t k = it->start / PLAN_KV_BLOCK_TOKENS; k <= last; k++)
-                if (in_window(it->blocks[k], window) &&
-                    set_add(&written, (uint32_t)(it->blocks[k] - window)))
+            for (uint32_t k = table ? first : MAX(first, n_kept); k <= last; k++) {
+                uint32_t block = k < n_kept ? table[k] : it->blocks[k - n_kept];
+                if (in_window(block, window) && set_add(&written, (uint32_t)(block - window)))
                     return err_set(e, -EINVAL, "item %u: blocks[%u]: block %u is written twice", i,
-                                   k, it->blocks[k]);
+                                   k, block);
+            }
         }
     }
     return 0;
@@ -397,7 +419,9 @@ int plan_validate(const struct plan *p, const struct plan_limits *limits, struct
     if (!r)
         r = check_items(p, limits, e);
     if (!r)
-        r = check_sharing(p, limits, e);
+        r = check_slots(p, limits, e);
+    if (!r)
+        r = plan_check_writes(p, limits, NULL, e);
     if (!r)
         r = check_groups(p, e);
     if (!r)
@@ -412,7 +436,7 @@ static uint64_t mix(uint64_t hash, const void *data, size_t size)
     return size ? XXH3_64bits_withSeed(data, size, hash) : hash;
 }
 
-/* What is kept was mixed in when it came. */
+/* What is kept, here and of block tables, was mixed in when it came. */
 static uint64_t mix_history(uint64_t hash, const struct plan_sampling *s)
 {
     const uint32_t head[] = {s->n_history_kept, s->n_history, s->n_history_prompt};
@@ -430,14 +454,9 @@ uint64_t plan_state_hash(uint64_t seed, const struct plan *p, const struct resul
     hash = mix(hash, p->copies, p->n_copies * sizeof p->copies[0]);
     for (uint32_t i = 0; i < p->n_items; i++) {
         const struct plan_item *it = &p->items[i];
-        const uint32_t item[] = {it->slot,
-                                 it->slot_gen,
-                                 it->start,
-                                 it->n_tokens,
-                                 it->n_blocks,
-                                 it->prefix_len,
-                                 (uint32_t)it->output,
-                                 (uint32_t)items[i].token};
+        const uint32_t item[] = {it->slot,       it->slot_gen,         it->start,
+                                 it->n_tokens,   it->n_blocks,         it->n_blocks_kept,
+                                 it->prefix_len, (uint32_t)it->output, (uint32_t)items[i].token};
         hash = mix(hash, item, sizeof item);
         hash = mix(hash, it->tokens, it->n_tokens * sizeof it->tokens[0]);
         hash = mix(hash, it->blocks, it->n_blocks * sizeof it->blocks[0]);

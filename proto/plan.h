@@ -9,7 +9,9 @@
  * Slots. A slot is one sequence in the ranks' KV cache: a block table and a length. A slot carries
  * a generation, so that a reused slot cannot be mistaken for its predecessor. The block table
  * belongs to the coordinator, which also counts references: sharing blocks between slots (beams, n
- * > 1, choices of one context) is a matter of tables and of `copies`.
+ * > 1, choices of one context) is a matter of tables and of `copies`. A rank keeps the table of a
+ * slot as long as its generation lasts: an item brings all of it, or what has come behind the
+ * entries that the slot has, usually nothing.
  *
  * Slices. A long bidirectional prompt cannot be cut by tokens, so that it may be cut by layers: its
  * items are `sliced` and run only layers [layer_begin, layer_end) of the plan's slice beside the
@@ -110,9 +112,11 @@ struct plan_item {
                             must be run as one item (start = 0, n_tokens >= prefix_len). */
     const int32_t *tokens;    /* [n_tokens], ids or PLAN_TOKEN_PREVIOUS */
     const int32_t *positions; /* [n_tokens], 0 .. max_seq - 1 */
-    const uint32_t *blocks;   /* the slot's whole block table: block i holds tokens
-                                 [16 i, 16 i + 16); covers start + n_tokens tokens */
-    uint32_t n_blocks;
+    /* [n_blocks]: the slot's block table behind its first n_blocks_kept entries. Entry i of the
+     * whole holds tokens [16 i, 16 i + 16); together they cover start + n_tokens tokens. Kept are
+     * none, or as many as the slot has. */
+    const uint32_t *blocks;
+    uint32_t n_blocks, n_blocks_kept;
     bool sliced; /* see above; sliced items stand behind all others */
     enum plan_output output;
     uint32_t beam_group;    /* PLAN_OUTPUT_BEAM: items of a group are neighbours */
@@ -201,8 +205,26 @@ struct step_result { /* memory belongs to whoever made it; valid until its next 
     int64_t compute_ns;  /* time this rank spent in the step */
 };
 
-/* -EINVAL with the item and field that is wrong, what was expected and what was found. */
+/* -EINVAL with the item and field that is wrong, what was expected and what was found. Which
+ * blocks stand in the kept part of a table it does not know: see plan_check_writes. */
 int plan_validate(const struct plan *p, const struct plan_limits *limits, struct err *e);
+
+/* Entries of the longest block table. */
+static inline uint32_t plan_max_blocks(const struct plan_limits *limits)
+{
+    return (limits->max_seq + PLAN_KV_BLOCK_TOKENS - 1) / PLAN_KV_BLOCK_TOKENS;
+}
+
+/* Every block that a valid plan writes is written by one item and once. tables: [n_slots,
+ * plan_max_blocks] what is kept; NULL: blocks that are kept are not looked at. -EINVAL. */
+int plan_check_writes(const struct plan *p, const struct plan_limits *limits,
+                      const uint32_t *tables, struct err *e);
+
+/* Entries of the item's table. */
+static inline uint32_t plan_blocks_total(const struct plan_item *it)
+{
+    return it->n_blocks_kept + it->n_blocks;
+}
 
 /* Ids that penalties look at. */
 static inline uint32_t plan_history_total(const struct plan_sampling *s)

@@ -159,6 +159,7 @@ static uint8_t *put_item(uint8_t *at, const struct plan_item *it)
     at = put_signed(at, 11, it->targets, it->n_tokens);
     at = put_sampling(at, &it->sampling);
     at = put_u64(at, 13, it->sliced);
+    at = put_u64(at, 14, it->n_blocks_kept);
     return finish(start, at);
 }
 

@@ -214,7 +214,7 @@ static const struct wire_field item_fields[] = {
     F_VALUE(T, prefix_len), F_ARRAY(T, tokens),           F_SAME(T, positions, n_tokens),
     F_ARRAY(T, blocks),     F_VALUE(T, output),           F_VALUE(T, beam_group),
     F_VALUE(T, beam_score), F_SAME(T, targets, n_tokens), F_EMBED(T, sampling, &sampling),
-    F_VALUE(T, sliced),
+    F_VALUE(T, sliced),     F_VALUE(T, n_blocks_kept),
 };
 WIRE_MAP(item, step_item, T);
 #undef T

@@ -9,7 +9,7 @@
 #include "proto/rpc/wire_declare.h"
 
 /* Version of the conversation in worker.proto that this build speaks. */
-enum { WIRE_PROTOCOL_MIN = 2, WIRE_PROTOCOL_MAX = 2 };
+enum { WIRE_PROTOCOL_MIN = 3, WIRE_PROTOCOL_MAX = 3 };
 
 enum { WIRE_INSTANCE_BYTES = 16, WIRE_TOKEN_BYTES = 16 };
 

@@ -17,7 +17,8 @@ static size_t max_sliced_blocks(const struct plan_limits *limits)
 uint64_t batch_bytes(const struct plan_limits *limits)
 {
     uint64_t per_slot = sizeof(struct batch_slot) + sizeof(struct k_seq) +
-                        sizeof(struct batch_sliced) + limits->max_seq * sizeof(int32_t);
+                        sizeof(struct batch_sliced) + limits->max_seq * sizeof(int32_t) +
+                        plan_max_blocks(limits) * sizeof(uint32_t);
     uint64_t per_token = 2 * sizeof(int32_t) + sizeof(struct batch_output);
     return limits->n_slots * per_slot + limits->max_tokens * per_token +
            max_sliced_blocks(limits) * sizeof(uint32_t);
@@ -28,6 +29,7 @@ int batch_init(struct batch *b, const struct plan_limits *limits)
     b->limits = *limits;
     b->slots = alloc_array(limits->n_slots, sizeof *b->slots);
     b->histories = alloc_array((size_t)limits->n_slots * limits->max_seq, sizeof *b->histories);
+    b->tables = alloc_array((size_t)limits->n_slots * plan_max_blocks(limits), sizeof *b->tables);
     b->ids = alloc_array(limits->max_tokens, sizeof *b->ids);
     b->positions = alloc_array(limits->max_tokens, sizeof *b->positions);
     b->seqs = alloc_array(limits->n_slots, sizeof *b->seqs);
@@ -35,8 +37,8 @@ int batch_init(struct batch *b, const struct plan_limits *limits)
     b->slices.items = alloc_array(limits->n_slots, sizeof *b->slices.items);
     b->slices.blocks = alloc_array(max_sliced_blocks(limits), sizeof *b->slices.blocks);
     b->bytes = batch_bytes(limits);
-    if (!b->slots || !b->histories || !b->ids || !b->positions || !b->seqs || !b->outputs ||
-        !b->slices.items || !b->slices.blocks)
+    if (!b->slots || !b->histories || !b->tables || !b->ids || !b->positions || !b->seqs ||
+        !b->outputs || !b->slices.items || !b->slices.blocks)
         return -ENOMEM;
     return 0;
 }
@@ -45,6 +47,7 @@ void batch_deinit(struct batch *b)
 {
     free(b->slots);
     free(b->histories);
+    free(b->tables);
     free(b->ids);
     free(b->positions);
     free(b->seqs);
@@ -120,6 +123,18 @@ static int check_history(const struct batch_slot *s, const struct plan_item *it,
         return 0;
     return err_set(e, -EINVAL, "item %u: history: slot %u has kept %u ids, the plan goes on at %u",
                    idx, it->slot, n_has, it->sampling.n_history_kept);
+}
+
+static int check_table(const struct batch_slot *s, const struct plan_item *it, uint32_t idx,
+                       struct err *e)
+{
+    uint32_t n_has = continues(s, it) ? s->n_blocks : 0;
+    if (it->n_blocks_kept == 0 || it->n_blocks_kept == n_has)
+        return 0;
+    return err_set(e, -EINVAL,
+                   "item %u: blocks: slot %u has a table of %u in generation %u, the plan goes on "
+                   "behind %u",
+                   idx, it->slot, n_has, it->slot_gen, it->n_blocks_kept);
 }
 
 static int check_step(const struct batch *b, const struct plan *p, struct err *e)
@@ -247,8 +262,10 @@ int batch_check(const struct batch *b, const struct plan *p, struct err *e)
             r = check_previous(b, it, i, e);
         if (r == 0)
             r = check_history(s, it, i, e);
+        if (r == 0)
+            r = check_table(s, it, i, e);
     }
-    return r;
+    return r == 0 ? plan_check_writes(p, &b->limits, b->tables, e) : r;
 }
 
 /* ---- building ---- */
@@ -296,6 +313,15 @@ static void extend_history(struct batch *b, const struct plan_item *it)
                s->n_history * sizeof *s->history);
 }
 
+/* The slot's table with what the item brings. */
+static const uint32_t *extend_table(struct batch *b, const struct plan_item *it)
+{
+    uint32_t *table = b->tables + (size_t)it->slot * plan_max_blocks(&b->limits);
+    if (it->n_blocks)
+        memcpy(table + it->n_blocks_kept, it->blocks, it->n_blocks * sizeof *table);
+    return table;
+}
+
 struct plan_sampling batch_sampling(const struct batch *b, const struct plan_item *it)
 {
     struct plan_sampling s = it->sampling;
@@ -318,12 +344,14 @@ void batch_build(struct batch *b, const struct plan *p)
             b->ids[row0 + j] = id == PLAN_TOKEN_PREVIOUS ? b->slots[it->slot].sample : id;
             b->positions[row0 + j] = it->positions[j];
         }
+        /* What is unfinished has no life of its slot yet, and brings all of its table. */
+        bool begun = !unfinished(b, p, it);
         b->seqs[b->n_seqs++] = (struct k_seq){.row0 = row0,
                                               .n_rows = it->n_tokens,
                                               .start = it->start,
                                               .prefix_len = it->prefix_len,
-                                              .blocks = it->blocks};
-        if (!unfinished(b, p, it)) {
+                                              .blocks = begun ? extend_table(b, it) : it->blocks};
+        if (begun) {
             add_outputs(b, it, i, row0);
             extend_history(b, it);
         }
@@ -356,6 +384,7 @@ void batch_commit(struct batch *b, const struct plan *p, const struct result_ite
                                  .length = it->start + it->n_tokens,
                                  .prefix_len = it->prefix_len,
                                  .sample = results[i].token,
-                                 .n_history = n_history};
+                                 .n_history = n_history,
+                                 .n_blocks = plan_blocks_total(it)};
     }
 }

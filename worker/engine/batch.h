@@ -1,10 +1,10 @@
 /* batch.h: from a step plan to the rows of a forward pass, and what an engine remembers of its
  * slots in between.
  *
- * The block tables belong to the coordinator: a plan brings the whole table of every slot it runs,
- * and this side trusts that the blocks in front of `start` hold what the coordinator put there
- * (that is how beams, n > 1 and choices share a context). What is checked here, before anything
- * runs, is that plan and slots speak of the same sequence:
+ * The block tables belong to the coordinator: a plan brings the table of every slot it runs, whole
+ * or behind what the slot has of it, and this side trusts that the blocks in front of `start` hold
+ * what the coordinator put there (that is how beams, n > 1 and choices share a context). What is
+ * checked here, before anything runs, is that plan and slots speak of the same sequence:
  *
  *   - start = 0 begins a life of the slot: its generation is greater than every earlier one.
  *   - start > 0 with the slot's generation continues it: `start` is the slot's length and
@@ -18,6 +18,7 @@
  *     generation, tokens, positions, prefix, blocks) and begins where that one ended. Their slots
  *     begin their lives with the last slice.
  *   - a history continues what the slot has kept in its generation.
+ *   - a block table is whole, or continues all that the slot has of it in its generation.
  *   - steps are numbered without gaps within an epoch.
  */
 #ifndef GLMD_WORKER_ENGINE_BATCH_H
@@ -38,6 +39,7 @@ struct batch_slot {
     uint32_t prefix_len;
     int32_t sample; /* of the previous step; -1 = it did not sample */
     uint32_t n_history;
+    uint32_t n_blocks; /* of its table */
 };
 
 struct batch_sliced { /* an item between two slices */
@@ -65,6 +67,7 @@ struct batch {
     struct plan_limits limits;
     struct batch_slot *slots; /* [n_slots] */
     int32_t *histories;       /* [n_slots, max_seq] what penalties look at */
+    uint32_t *tables;         /* [n_slots, plan_max_blocks] */
     uint64_t epoch, step;     /* of the last plan; step 0 = none since batch_reset */
     struct batch_slices slices;
     bool no_previous; /* there are several stages: samples are known to the last one only */

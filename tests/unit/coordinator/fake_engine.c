@@ -20,6 +20,8 @@ struct slot {
     int32_t sample;   /* of the last step; -1 = it did not sample */
     int32_t *history; /* [max_seq] what penalties look at */
     uint32_t n_history;
+    uint32_t *table; /* [plan_max_blocks] */
+    uint32_t n_blocks;
 };
 
 struct results {
@@ -38,6 +40,7 @@ struct fake_engine {
     struct cell *cells; /* [n_blocks, 16] */
     struct slot *slots;
     int32_t *histories;
+    uint32_t *tables;
     uint64_t epoch, step;
     struct {
         uint32_t slot, gen, n_tokens;
@@ -59,7 +62,8 @@ static void require(bool ok, const char *what, const struct plan *p, uint32_t it
 static void forget_slots(struct fake_engine *f)
 {
     for (uint32_t i = 0; i != f->limits.n_slots; i++)
-        f->slots[i] = (struct slot){.history = f->histories + (size_t)i * f->limits.max_seq};
+        f->slots[i] = (struct slot){.history = f->histories + (size_t)i * f->limits.max_seq,
+                                    .table = f->tables + (size_t)i * plan_max_blocks(&f->limits)};
 }
 
 struct fake_engine *fake_engine_new(const struct plan_limits *limits)
@@ -69,6 +73,7 @@ struct fake_engine *fake_engine_new(const struct plan_limits *limits)
     f->cells = calloc((size_t)limits->n_blocks * PLAN_KV_BLOCK_TOKENS, sizeof *f->cells);
     f->slots = calloc(limits->n_slots, sizeof *f->slots);
     f->histories = calloc((size_t)limits->n_slots * limits->max_seq, sizeof *f->histories);
+    f->tables = calloc((size_t)limits->n_slots * plan_max_blocks(limits), sizeof *f->tables);
     forget_slots(f);
     for (size_t i = 0; i != N_RESULTS; i++) {
         struct results *r = &f->results[i];
@@ -90,6 +95,7 @@ void fake_engine_free(struct fake_engine *f)
     free(f->cells);
     free(f->slots);
     free(f->histories);
+    free(f->tables);
     for (size_t i = 0; i != N_RESULTS; i++) {
         free(f->results[i].items);
         free(f->results[i].groups);
@@ -209,9 +215,14 @@ static void check_slot(struct fake_engine *f, const struct plan *p, uint32_t i)
         require(it->start == 0 || it->start >= it->prefix_len, "starts inside its prefix", p, i);
     }
     uint32_t n_history = continues ? s->n_history : 0;
-    *s =
-        (struct slot){true,       it->slot_gen, it->start + it->n_tokens, it->prefix_len, s->sample,
-                      s->history, n_history};
+    uint32_t n_blocks = continues ? s->n_blocks : 0;
+    require(it->n_blocks_kept == 0 || it->n_blocks_kept == n_blocks, "keeps another table", p, i);
+    s->used = true;
+    s->gen = it->slot_gen;
+    s->length = it->start + it->n_tokens;
+    s->prefix_len = it->prefix_len;
+    s->n_history = n_history;
+    s->n_blocks = plan_blocks_total(it);
     if (plan_item_chooses(it)) {
         const struct plan_sampling *sampling = &it->sampling;
         require(sampling->n_history_kept <= n_history, "keeps more than there is", p, i);
@@ -219,6 +230,15 @@ static void check_slot(struct fake_engine *f, const struct plan *p, uint32_t i)
             s->history[sampling->n_history_kept + k] = sampling->history[k];
         s->n_history = plan_history_total(sampling);
     }
+}
+
+/* Before anything else looks at it: the item with its whole table. A slice brings all of it, each
+ * time, and does not begin the slot's life. */
+static void keep_table(struct fake_engine *f, const struct plan_item *it)
+{
+    if (it->n_blocks)
+        memcpy(f->slots[it->slot].table + it->n_blocks_kept, it->blocks,
+               it->n_blocks * sizeof *it->blocks);
 }
 
 /* The next layers of the sliced item, which are the last ones when this says true. */
@@ -246,7 +266,7 @@ static bool check_slice(struct fake_engine *f, const struct plan *p, uint32_t i)
 
 static struct cell *cell_at(struct fake_engine *f, const struct plan_item *it, uint32_t index)
 {
-    uint32_t block = it->blocks[index / PLAN_KV_BLOCK_TOKENS];
+    uint32_t block = f->slots[it->slot].table[index / PLAN_KV_BLOCK_TOKENS];
     return &f->cells[(size_t)block * PLAN_KV_BLOCK_TOKENS + index % PLAN_KV_BLOCK_TOKENS];
 }
 
@@ -356,6 +376,7 @@ const struct step_result *fake_engine_step(struct fake_engine *f, const struct p
         bool runs = !it->sliced || check_slice(f, p, i);
         if (runs)
             check_slot(f, p, i);
+        keep_table(f, it);
         /* Slices write their cells in every layer: the first one's must be there at the end. */
         for (uint32_t k = 0; k != it->n_tokens && (!it->sliced || p->layer_begin == 0); k++) {
             int32_t token =

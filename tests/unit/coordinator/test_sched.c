@@ -435,10 +435,39 @@ static void test_history_is_sent_once(void **state)
     fixture_finish(s);
 }
 
+static void expect_table(const struct plan_item *it, uint32_t n_kept, uint32_t n_new)
+{
+    if (it->n_blocks_kept != n_kept || it->n_blocks != n_new)
+        fail_msg("start %u: expected %u blocks kept and %u sent, found %u and %u", it->start,
+                 n_kept, n_new, it->n_blocks_kept, it->n_blocks);
+}
+
+/* A decode brings a block when it needs a new one; whoever begins again, the whole table. */
+static void test_table_is_sent_once(void **state)
+{
+    (void)state;
+    struct sched *s = fixture_sched(&fixture_small);
+    struct fake_engine *engine = fake_engine_new(&fixture_small);
+    struct err e = ERR_INIT;
+    assert_int_equal(fixture_submit(s, fixture_request(30, 40), &e), 0);
+    expect_table(step_of(s, engine, 1), 0, 2);
+    expect_table(step_of(s, engine, 2), 2, 0); /* token 31 */
+    expect_table(step_of(s, engine, 3), 2, 0);
+    expect_table(step_of(s, engine, 4), 2, 1);
+    expect_table(step_of(s, engine, 5), 3, 0);
+    sched_detach(s, 0, "lost");
+    assert_int_equal(sched_attach(s, 0, &fixture_small, 1, 2, &e), 0);
+    expect_table(step_of(s, engine, 10), 0, 3);
+    expect_table(step_of(s, engine, 11), 3, 0);
+    fake_engine_free(engine);
+    fixture_finish(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_history_is_sent_once),
+        cmocka_unit_test(test_table_is_sent_once),
         cmocka_unit_test(test_queue_is_bounded),
         cmocka_unit_test(test_what_can_never_run_is_refused),
         cmocka_unit_test(test_waiting_request_ends_when_group_is_too_small),

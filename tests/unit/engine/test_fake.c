@@ -497,6 +497,87 @@ static void test_history_must_be_there(void **state)
     fake_free(r.fake);
 }
 
+/* The next token of the sequence, behind what the slot has of its table. */
+static int32_t run_behind(struct rig *r, uint32_t start, uint32_t n, uint32_t n_kept)
+{
+    r->item.n_blocks_kept = n_kept;
+    r->item.blocks = r->blocks + n_kept;
+    r->item.n_blocks = (start + n + PLAN_KV_BLOCK_TOKENS - 1) / PLAN_KV_BLOCK_TOKENS - n_kept;
+    return run_tokens(r, start, n);
+}
+
+/* A sequence over several blocks: each item with the whole table, or with what is new of it. */
+static void test_table_is_kept(void **state)
+{
+    (void)state;
+    for (int whole = 0; whole != 2; whole++) {
+        struct rig r;
+        rig_init(&r);
+        uint32_t n_kept = 0;
+        for (uint32_t n = 10; n != 70; n++) {
+            int32_t token =
+                n == 10 ? run_behind(&r, 0, 10, 0) : run_behind(&r, n - 1, 1, whole ? 0 : n_kept);
+            n_kept = plan_blocks_total(&r.item);
+            if (token != expected(&r, n, 0))
+                fail_msg("%u tokens: expected %d, found %d", n, expected(&r, n, 0), token);
+            r.tokens[n] = token;
+        }
+        assert_int_equal(n_kept, 5);
+        fake_free(r.fake);
+    }
+}
+
+static void expect_refused(struct rig *r, const struct plan_item *items, uint32_t n,
+                           const char *part)
+{
+    struct plan p = {.items = items, .n_items = n, .step = r->step + 1};
+    const struct step_result *result;
+    struct err e = ERR_INIT;
+    int code = fake_step(r->fake, &p, &result, &e);
+    if (code != -EINVAL || !strstr(e.message, part))
+        fail_msg("expected -EINVAL with \"%s\", found %d with \"%s\"", part, code, e.message);
+}
+
+static void test_table_must_be_there(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_init(&r);
+    run_behind(&r, 0, 33, 0);
+    run_behind(&r, 33, 1, 3);
+    struct plan_item two[2] = {r.item, r.item};
+    struct plan_item *it = &two[0];
+    it->start = 34;
+    it->n_blocks_kept = 2;
+    it->n_blocks = 1;
+    it->blocks = r.blocks + 2;
+    expect_refused(&r, two, 1,
+                   "slot 0 has a table of 3 in generation 0, the plan goes on behind 2");
+    it->n_blocks_kept = 4;
+    it->n_blocks = 0;
+    expect_refused(&r, two, 1,
+                   "slot 0 has a table of 3 in generation 0, the plan goes on behind 4");
+    it->n_blocks_kept = 3;
+    it->slot_gen = 1; /* another sequence: nothing was kept of it */
+    expect_refused(&r, two, 1,
+                   "slot 0 has a table of 0 in generation 1, the plan goes on behind 3");
+    it->slot_gen = 0;
+    it->start = 31; /* nor does a table help that is too short */
+    it->n_blocks_kept = 1;
+    expect_refused(&r, two, 1, "blocks: expected 2 to");
+    it->start = 34; /* what is written twice, once through a table that is kept */
+    it->n_blocks_kept = 3;
+    two[1].slot = 1;
+    two[1].start = 34;
+    two[1].n_blocks_kept = 0;
+    two[1].n_blocks = 3;
+    two[1].blocks = r.blocks;
+    expect_refused(&r, two, 2, "item 1: blocks[2]: block 2 is written twice");
+    r.item = *it;
+    run_item(&r);
+    fake_free(r.fake);
+}
+
 static void test_top_logprobs(void **state)
 {
     (void)state;
@@ -623,6 +704,8 @@ int main(void)
         cmocka_unit_test(test_sampling),
         cmocka_unit_test(test_penalties),
         cmocka_unit_test(test_history_is_kept),
+        cmocka_unit_test(test_table_is_kept),
+        cmocka_unit_test(test_table_must_be_there),
         cmocka_unit_test(test_history_must_be_there),
         cmocka_unit_test(test_top_logprobs),
         cmocka_unit_test(test_end_probability),

@@ -130,6 +130,30 @@ static void accepts_everything_in_range(void **state)
     expect_ok(&s);
 }
 
+/* Items 1 and 3 continue: their tables, or their last blocks, may be with the ranks. */
+static void accepts_kept_tables(void **state)
+{
+    (void)state;
+    static uint32_t tables[8 * 7]; /* [n_slots, 7] */
+    struct sample s;
+    struct err e = ERR_INIT;
+    sample_init(&s);
+    for (uint32_t i = 1; i < 4; i += 2) {
+        struct plan_item *it = &s.items[i];
+        memcpy(tables + it->slot * 7, it->blocks, it->n_blocks * sizeof *tables);
+        it->n_blocks_kept = it->n_blocks;
+        it->n_blocks = 0;
+        it->blocks = NULL;
+    }
+    expect_ok(&s);
+    assert_int_equal(plan_check_writes(&s.plan, &limits, tables, &e), 0);
+    uint32_t last = s.items[1].start / PLAN_KV_BLOCK_TOKENS;
+    tables[s.items[1].slot * 7 + last] = s.blocks[0][0]; /* which item 0 writes */
+    assert_int_equal(plan_check_writes(&s.plan, &limits, tables, &e), -EINVAL);
+    assert_non_null(strstr(e.message, "block 0 is written twice"));
+    expect_ok(&s); /* cannot know */
+}
+
 #define BAD(part, ...)                                                                             \
     do {                                                                                           \
         struct sample s;                                                                           \
@@ -173,12 +197,17 @@ static void refuses_bad_places(void **state)
     BAD("found 4294967296", s.items[1].start = UINT32_MAX);
     BAD("item 0: prefix_len: expected at most 20", s.items[0].prefix_len = 21);
     BAD("item 1: prefix_len: expected at most 31", s.items[1].prefix_len = 32);
-    BAD("item 0: blocks: expected 2 to 7 of them, found 1", s.items[0].n_blocks = 1);
-    BAD("item 0: blocks: expected 2 to 7 of them, found 8", s.items[0].n_blocks = 8);
+    BAD("item 0: blocks: expected 2 to 7 of them, kept and new, found 1", s.items[0].n_blocks = 1);
+    BAD("item 0: blocks: expected 2 to 7 of them, kept and new, found 8", s.items[0].n_blocks = 8);
     BAD("found 268435458", s.items[0].n_blocks = 0x10000002);
     BAD("item 0: blocks", s.items[0].blocks = NULL);
     BAD("item 0: blocks[1]: expected below 100", s.blocks[0][1] = 100);
     BAD("block 0 is written twice", s.blocks[0][1] = 0);
+    BAD("item 0: blocks: a sequence that starts keeps none, found 1", s.items[0].n_blocks_kept = 1);
+    BAD("item 1: blocks: expected 2 to 7 of them, kept and new, found 4294967302", {
+        s.items[1].n_blocks_kept = UINT32_MAX;
+        s.items[1].n_blocks = 7;
+    });
     BAD("item 3: blocks[1]: block 21 is written twice", s.blocks[3][1] = 21);
 }
 
@@ -388,6 +417,9 @@ static void hash_sees_plan_and_choices(void **state)
     assert_int_not_equal(hash, plan_state_hash(1, &s.plan, items, groups));
     s.blocks[0][0]--;
     assert_int_equal(hash, plan_state_hash(1, &s.plan, items, groups));
+    s.items[1].n_blocks_kept = 1;
+    assert_int_not_equal(hash, plan_state_hash(1, &s.plan, items, groups));
+    s.items[1].n_blocks_kept = 0;
     int32_t history[] = {4, 5};
     s.items[1].sampling.history = history;
     s.items[1].sampling.n_history = 2;
@@ -404,6 +436,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(accepts_everything_in_range),
+        cmocka_unit_test(accepts_kept_tables),
         cmocka_unit_test(refuses_bad_counts),
         cmocka_unit_test(refuses_bad_copies),
         cmocka_unit_test(refuses_bad_places),

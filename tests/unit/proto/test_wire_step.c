@@ -85,7 +85,10 @@ static void long_lists_have_the_same_bytes(void **state)
         uint32_t n = sizes[i];
         const struct plan_item items[] = {
             {.n_tokens = n, .tokens = ids, .positions = ids, .targets = ids},
-            {.n_blocks = n, .blocks = (const uint32_t *)ids, .sampling = {.temperature = -0.0f}},
+            {.n_blocks = n,
+             .n_blocks_kept = n,
+             .blocks = (const uint32_t *)ids,
+             .sampling = {.temperature = -0.0f}},
             {.sampling = {.n_history = n, .history = ids, .n_banned = n, .banned = ids}},
             {.slot = n}};
         const struct plan plan = {.step = n, .items = items, .n_items = ARRAY_LEN(items)};
