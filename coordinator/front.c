@@ -18,11 +18,10 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/front_internal.h"
 #include "coordinator/front_log.h"
 
 #define ANSWER_MARGIN_NS (50 * NSEC_PER_MSEC)
-/* Whoever is refused by a server that drains finds another one, or this one started again. */
-#define DRAINING_RETRY_NS NSEC_PER_SEC
 
 struct front_call {
     struct coordinator *coordinator;
@@ -109,7 +108,9 @@ void front_refuse(struct coordinator *c, int code, const char *message, struct f
 {
     c->counters.rejected++;
     c->metrics.rejected[metrics_reject_of(code)]++;
-    *ret = (struct front_end){.status = front_status(code)};
+    *ret = (struct front_end){.status = front_status(code),
+                              .reason = front_reason_refused(code),
+                              .of_key = code == -EDQUOT};
     snprintf(ret->message, sizeof ret->message, "%s", message);
     if (ret->status == RPC_INVALID_ARGUMENT || ret->status == RPC_NOT_FOUND)
         find_field(message, ret->field, sizeof ret->field);
@@ -124,9 +125,9 @@ static void tell_end(struct front_call *f, const struct front_end *end)
         ops->end(f->user, end);
 }
 
-static void tell_status(struct front_call *f, enum rpc_status status, const char *message)
+static void tell_broken(struct front_call *f, const char *message)
 {
-    struct front_end end = {.status = status};
+    struct front_end end = {.status = RPC_INTERNAL, .reason = "INTERNAL"};
     snprintf(end.message, sizeof end.message, "%s", message);
     tell_end(f, &end);
 }
@@ -178,8 +179,8 @@ static bool begin(struct opening *o)
         return true;
     c->counters.rejected++;
     c->metrics.rejected[METRICS_REJECT_DRAINING]++;
-    *o->ret_refused =
-        (struct front_end){.status = RPC_UNAVAILABLE, .retry_after_ns = DRAINING_RETRY_NS};
+    *o->ret_refused = (struct front_end){
+        .status = RPC_UNAVAILABLE, .reason = "DRAINING", .retry_after_ns = FRONT_RETRY_NS};
     snprintf(o->ret_refused->message, sizeof o->ret_refused->message,
              "the server is draining: try another one, or later");
     return false;
@@ -281,6 +282,8 @@ static struct front_call *submit(const struct opening *o, struct request *r, str
     }
     note_refused(o, r, code, e.message);
     front_refuse(o->c, code, e.message, o->ret_refused);
+    if (code == -EDQUOT && retry_ns == 0)
+        retry_ns = FRONT_RETRY_NS;
     o->ret_refused->retry_after_ns = MAX(retry_ns, r->retry_after_ns);
     request_free(r);
     request_free(next);
@@ -383,8 +386,8 @@ static void end_request(struct front_call *f, struct request *r)
     int64_t now = clock_now_ns();
     enum metrics_end how = metrics_ended(&c->metrics, &f->metrics, r, f->end, now);
     timeline_end(c->timeline, f->timeline, r, how, now);
-    struct front_end end = {.status = r->status, .retry_after_ns = r->retry_after_ns};
-    snprintf(end.message, sizeof end.message, "%s", r->message);
+    struct front_end end;
+    front_set_end(&end, r, how, f->end == METRICS_END_UNAVAILABLE);
     f->request = NULL;
     f->n_used += r->n_prompt_tokens + r->n_completion_tokens;
     request_free(r);
@@ -456,7 +459,7 @@ void front_touched(struct coordinator *c, struct request *r)
         if (code < 0) {
             log_event(LOG_LEVEL_ERROR, LOG(.request = r->client_id, .trace = f->trace),
                       "request %" PRIu64 ": cannot make its message: %s", r->id, err_name(code));
-            tell_status(f, RPC_INTERNAL, "the answer could not be packed");
+            tell_broken(f, "the answer could not be packed");
             sched_end(c->sched, r, RPC_INTERNAL, "the answer could not be packed");
         } else {
             check_reader(f, r);
@@ -518,8 +521,11 @@ void front_tick(struct coordinator *c, int64_t now_ns)
 
 void front_end_all(struct coordinator *c, enum rpc_status status, const char *why)
 {
-    for (struct front_call *f = c->calls; f; f = f->next)
+    for (struct front_call *f = c->calls; f; f = f->next) {
+        if (status == RPC_UNAVAILABLE && f->request->state != REQUEST_DONE)
+            f->end = METRICS_END_UNAVAILABLE;
         sched_end(c->sched, f->request, status, why);
+    }
     coordinator_pump(c);
 }
 

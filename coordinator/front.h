@@ -28,6 +28,10 @@ struct front_end {
     char message[512];      /* for the client; "" with RPC_OK */
     int64_t retry_after_ns; /* refused for now: when to try again; 0 = nobody knows */
     char field[64];         /* of the request, as its message names it, at fault; "" = none */
+    const char *reason;     /* static, for programs: "QUEUE_FULL"; NULL = none */
+    bool of_key;            /* refused because of what its key may use for now */
+    bool ran;               /* it was queued, at least; n_tokens of its output were there */
+    uint64_t n_tokens;
 };
 
 /* What the protocol does for a call; all required. */

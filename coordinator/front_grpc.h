@@ -7,8 +7,8 @@
 
 struct front_origin front_grpc_origin(const struct rpc_call *rpc);
 
-/* Ends the call with the status and its details: RetryInfo where another try is worth it,
- * BadRequest where a field is at fault. */
+/* Ends the call with the status and its details: ErrorInfo, RetryInfo where another try is worth
+ * it, BadRequest where a field is at fault, QuotaFailure where a key's quota is. */
 void front_grpc_finish(struct rpc_call *rpc, const struct front_end *end);
 
 /* front_kserve.c: the methods of inference.GRPCInferenceService, context c; returns how many. */

@@ -16,6 +16,7 @@
 #include "base/util.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/front_grpc.h"
+#include "coordinator/front_internal.h"
 #include "coordinator/kserve.h"
 
 enum { MAX_REQUESTS = 64 };
@@ -343,6 +344,7 @@ static void on_half_close(struct rpc_call *rpc)
         finish_ok(k);
     else
         finish(k, &(struct front_end){.status = RPC_INVALID_ARGUMENT,
+                                      .reason = front_reason_refused(-EINVAL),
                                       .message = "the call brought no message"});
 }
 

@@ -8,6 +8,7 @@
 #include "base/util.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/front_grpc.h"
+#include "coordinator/front_internal.h"
 
 const char *const front_services[] = {"glmd.v1.Inference", "glmd.v1.Cluster", "glmd.v1.Worker",
                                       "inference.GRPCInferenceService"};
@@ -21,6 +22,7 @@ struct rpc_front {
     enum method method;
     struct rpc_call *rpc;
     struct front_call *call; /* a generation that has not ended */
+    bool told;               /* a message of its output was sent */
     bool answered;           /* rpc_finish was called */
 };
 
@@ -32,16 +34,8 @@ bool front_rpc_allowed(struct coordinator *c, struct rpc_call *rpc, enum auth_ne
         return true;
     if (front_allowed(c, rpc_metadata(rpc, "authorization"), need, &refused))
         return true;
-    rpc_finish(rpc, refused.status, refused.message);
+    front_grpc_finish(rpc, &refused);
     return false;
-}
-
-static void answer(struct rpc_front *f, enum rpc_status status, const char *message)
-{
-    if (f->answered)
-        return;
-    f->answered = true;
-    rpc_finish(f->rpc, status, message);
 }
 
 static void answer_end(struct rpc_front *f, const struct front_end *end)
@@ -59,17 +53,26 @@ static int on_news(void *user, const struct stream_message *m)
     struct rpc_front *f = user;
     struct buf out = {0};
     int r = stream_pack(&out, m);
-    if (r == 0)
+    if (r == 0) {
         rpc_send(f->rpc, out.data, out.size);
+        f->told = true;
+    }
     buf_deinit(&out);
     return r;
 }
 
+/* A stream that was lost with a part of it told is no call to be made again just so: ABORTED says
+ * that the client has to think about it, and the details how far it came. */
 static void on_end(void *user, const struct front_end *end)
 {
     struct rpc_front *f = user;
+    struct front_end lost = *end;
     f->call = NULL;
-    answer_end(f, end);
+    if (f->told && end->status == RPC_UNAVAILABLE) {
+        lost.status = RPC_ABORTED;
+        lost.retry_after_ns = 0;
+    }
+    answer_end(f, &lost);
 }
 
 static size_t unsent(void *user)
@@ -210,7 +213,7 @@ static int answer_at_once(struct rpc_front *f, const uint8_t *data, size_t size,
                                       : on_list_models(c, data, size, &out, e);
     if (r == 0) {
         rpc_send(f->rpc, out.data, out.size);
-        answer(f, RPC_OK, "");
+        answer_end(f, &(struct front_end){.status = RPC_OK});
     }
     buf_deinit(&out);
     return r;
@@ -239,7 +242,9 @@ static void on_half_close(struct rpc_call *rpc)
 {
     struct rpc_front *f = rpc_user(rpc);
     if (!f->call)
-        answer(f, RPC_INVALID_ARGUMENT, "the call brought no message");
+        answer_end(f, &(struct front_end){.status = RPC_INVALID_ARGUMENT,
+                                          .reason = front_reason_refused(-EINVAL),
+                                          .message = "the call brought no message"});
 }
 
 static void on_drained(struct rpc_call *rpc)

@@ -151,6 +151,10 @@ void rpc_finish(struct rpc_call *c, enum rpc_status status, const char *message)
 enum { RPC_MAX_DETAILS_BYTES = 2048 };
 void rpc_finish_details(struct rpc_call *c, enum rpc_status status, const char *message,
                         const void *details, size_t size);
+/* Server, before rpc_finish: what stock clients that retry by themselves obey (the trailer
+ * "grpc-retry-pushback-ms"): again after so many milliseconds, or never. */
+enum { RPC_PUSHBACK_NEVER = -1, RPC_PUSHBACK_NONE = -2 };
+void rpc_set_pushback(struct rpc_call *c, int32_t ms);
 /* Client, from on_done only: the details that came with the status; NULL = none. */
 const uint8_t *rpc_details(const struct rpc_call *c, size_t *ret_size);
 /* Ends the call at once, past everything queued. The peer sees CANCELLED. */

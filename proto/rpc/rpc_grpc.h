@@ -120,6 +120,7 @@ struct rpc_call {
     char finish_message[RPC_MAX_STATUS_BYTES + 1];
     uint8_t *finish_details; /* owned, [n_finish_details]; NULL = none */
     size_t n_finish_details;
+    char pushback[12]; /* milliseconds as text; "" = not said */
 
     /* the end */
     bool failed;   /* ended by this side: rpc_cancel, or a limit */

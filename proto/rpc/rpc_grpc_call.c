@@ -13,6 +13,7 @@
 #include <assert.h>
 #include <grpc/byte_buffer_reader.h>
 #include <grpc/support/alloc.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +23,8 @@
 enum { CHUNK_OVERHEAD = 256 }; /* bytes of memory per queued message besides its own, roughly */
 
 /* The name that every gRPC library knows; "-bin": any bytes. */
-#define DETAILS_KEY "grpc-status-details-bin"
+#define DETAILS_KEY  "grpc-status-details-bin"
+#define PUSHBACK_KEY "grpc-retry-pushback-ms"
 
 static void on_received(struct event *e, bool ok);
 static void on_sent(struct event *e, bool ok);
@@ -328,17 +330,22 @@ static void on_resume(struct event *e, bool ok)
 
 /* ---- sending ---- */
 
-/* The trailer with the status details; how many there are: 1 or 0. */
-static size_t make_trailer(const struct rpc_call *c, grpc_metadata *ret)
+/* The trailers with the status details and the pushback; how many there are. */
+static size_t make_trailers(const struct rpc_call *c, grpc_metadata ret[2])
 {
-    if (!c->finish_details)
-        return 0;
-    *ret = (grpc_metadata){
-        .key = grpc_slice_from_static_string(DETAILS_KEY),
-        .value =
-            grpc_slice_from_copied_buffer((const char *)c->finish_details, c->n_finish_details),
-    };
-    return 1;
+    size_t n = 0;
+    if (c->finish_details)
+        ret[n++] = (grpc_metadata){
+            .key = grpc_slice_from_static_string(DETAILS_KEY),
+            .value =
+                grpc_slice_from_copied_buffer((const char *)c->finish_details, c->n_finish_details),
+        };
+    if (*c->pushback)
+        ret[n++] = (grpc_metadata){
+            .key = grpc_slice_from_static_string(PUSHBACK_KEY),
+            .value = grpc_slice_from_copied_string(c->pushback),
+        };
+    return n;
 }
 
 static void send_more(struct rpc_call *c)
@@ -361,13 +368,13 @@ static void send_more(struct rpc_call *c)
         ops[n++].data.send_message.send_message = c->queue->buffer;
     }
     grpc_slice details = grpc_empty_slice();
-    grpc_metadata trailer;
+    grpc_metadata trailers[2];
     size_t n_trailers = 0;
     if (finish && c->server) {
         details = grpc_slice_from_copied_string(c->finish_message);
-        n_trailers = make_trailer(c, &trailer);
+        n_trailers = make_trailers(c, trailers);
         ops[n].data.send_status_from_server.trailing_metadata_count = n_trailers;
-        ops[n].data.send_status_from_server.trailing_metadata = &trailer;
+        ops[n].data.send_status_from_server.trailing_metadata = trailers;
         ops[n].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
         ops[n].data.send_status_from_server.status = (grpc_status_code)c->finish_status;
         ops[n++].data.send_status_from_server.status_details = &details;
@@ -378,8 +385,8 @@ static void send_more(struct rpc_call *c)
     c->sending = true;
     call_batch(c, ops, n, &c->send_event, on_sent);
     grpc_slice_unref(details);
-    if (n_trailers)
-        grpc_slice_unref(trailer.value);
+    while (n_trailers)
+        grpc_slice_unref(trailers[--n_trailers].value);
 }
 
 static void on_sent(struct event *e, bool ok)
@@ -513,6 +520,12 @@ void rpc_finish_details(struct rpc_call *c, enum rpc_status status, const char *
         c->n_finish_details = size;
     }
     rpc_finish(c, status, message);
+}
+
+void rpc_set_pushback(struct rpc_call *c, int32_t ms)
+{
+    if (ms != RPC_PUSHBACK_NONE)
+        snprintf(c->pushback, sizeof c->pushback, "%" PRId32, ms);
 }
 
 const uint8_t *rpc_details(const struct rpc_call *c, size_t *ret_size)

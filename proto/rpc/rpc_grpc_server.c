@@ -241,13 +241,16 @@ static const struct rpc_method *find_method(struct rpc_server *s, const char *pa
     return NULL;
 }
 
-static void refuse_for_now(struct rpc_call *c, const char *reason)
+static void refuse_for_now(struct rpc_call *c, enum rpc_status status, const char *reason,
+                           const char *message)
 {
-    const struct status_details details = {.retry_after_ns = FULL_RETRY_NS};
+    struct status_details details = {.retry_after_ns = FULL_RETRY_NS};
     struct buf bytes = {0};
-    if (status_details_pack(RPC_RESOURCE_EXHAUSTED, reason, &details, &bytes) < 0)
+    snprintf(details.reason, sizeof details.reason, "%s", reason);
+    if (status_details_pack(status, message, &details, &bytes) < 0)
         buf_clear(&bytes);
-    rpc_finish_details(c, RPC_RESOURCE_EXHAUSTED, reason, bytes.data, bytes.size);
+    rpc_set_pushback(c, FULL_RETRY_NS / NSEC_PER_MSEC);
+    rpc_finish_details(c, status, message, bytes.data, bytes.size);
     buf_deinit(&bytes);
 }
 
@@ -259,14 +262,14 @@ static const struct rpc_method *admit(struct rpc_server *s, struct rpc_call *c)
     const struct rpc_method *method = find_method(s, c->path, &list, &limit);
     char reason[256];
     if (s->stopping) {
-        rpc_finish(c, RPC_UNAVAILABLE, "the server is shutting down");
+        refuse_for_now(c, RPC_UNAVAILABLE, "STOPPING", "the server is shutting down");
     } else if (!method) {
         snprintf(reason, sizeof reason, "there is no method \"%.128s\" here", c->path);
         rpc_finish(c, RPC_UNIMPLEMENTED, reason);
     } else if (list->n >= limit) {
         snprintf(reason, sizeof reason, "the server already has its limit of %zu calls; try later",
                  limit);
-        refuse_for_now(c, reason);
+        refuse_for_now(c, RPC_RESOURCE_EXHAUSTED, "SERVER_FULL", reason);
     } else {
         call_list_add(list, c);
         return method;

@@ -426,6 +426,11 @@ void rpc_finish_details(struct rpc_call *c, enum rpc_status status, const char *
     rpc_finish(c, status, message);
 }
 
+void rpc_set_pushback(struct rpc_call *c, int32_t ms)
+{
+    (void)c, (void)ms; /* its clients retry nothing by themselves */
+}
+
 const uint8_t *rpc_details(const struct rpc_call *c, size_t *ret_size)
 {
     bool any = c->channel && !c->failed && c->n_details;

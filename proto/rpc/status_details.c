@@ -1,7 +1,9 @@
 /* status_details.c: see status_details.h. */
 #include "proto/rpc/status_details.h"
 
+#include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -12,11 +14,16 @@
 
 static const char retry_info_url[] = "type.googleapis.com/google.rpc.RetryInfo";
 static const char bad_request_url[] = "type.googleapis.com/google.rpc.BadRequest";
+static const char error_info_url[] = "type.googleapis.com/google.rpc.ErrorInfo";
+static const char quota_failure_url[] = "type.googleapis.com/google.rpc.QuotaFailure";
+
+static const char our_domain[] = "glmd";
+static const char tokens_key[] = "committed_tokens";
 
 /* Google's Duration ends at 10,000 years; whoever says more than a day means "not soon". */
 #define MAX_RETRY_SECONDS INT64_C(86400)
 
-enum { MAX_MESSAGE_BYTES = 512, N_DETAILS = 2 };
+enum { MAX_MESSAGE_BYTES = 512, N_DETAILS = 4 };
 
 #define DETAILS_MAP(name, message, T)                                                              \
     static const struct wire_map name = {&glmd__status__##message##__descriptor, sizeof(T),        \
@@ -81,7 +88,49 @@ static const struct wire_field bad_request_fields[] = {F_MESSAGES(T, field_viola
 DETAILS_MAP(bad_request, bad_request, T);
 #undef T
 
-const struct wire_map *const wire_details_maps[] = {&status, &retry_info, &bad_request, NULL};
+struct metadatum {
+    const char *key, *value;
+};
+#define T struct metadatum
+static const struct wire_field metadatum_fields[] = {F_VALUE(T, key), F_VALUE(T, value)};
+DETAILS_MAP(metadatum, metadatum, T);
+#undef T
+
+struct error_info {
+    const char *reason, *domain;
+    const struct metadatum *metadata;
+    uint32_t n_metadata;
+};
+#define T struct error_info
+static const struct wire_field error_info_fields[] = {
+    F_VALUE(T, reason),
+    F_VALUE(T, domain),
+    F_MESSAGES(T, metadata, &metadatum),
+};
+DETAILS_MAP(error_info, error_info, T);
+#undef T
+
+struct quota_violation {
+    const char *subject, *description;
+};
+#define T struct quota_violation
+static const struct wire_field quota_violation_fields[] = {F_VALUE(T, subject),
+                                                           F_VALUE(T, description)};
+DETAILS_MAP(quota_violation, quota_violation, T);
+#undef T
+
+struct quota_failure {
+    const struct quota_violation *violations;
+    uint32_t n_violations;
+};
+#define T struct quota_failure
+static const struct wire_field quota_failure_fields[] = {
+    F_MESSAGES(T, violations, &quota_violation)};
+DETAILS_MAP(quota_failure, quota_failure, T);
+#undef T
+
+const struct wire_map *const wire_details_maps[] = {&status,     &retry_info,    &bad_request,
+                                                    &error_info, &quota_failure, NULL};
 
 /* ---- packing ---- */
 
@@ -103,17 +152,40 @@ static int pack_violation(const char *field, const char *message, struct buf *ou
         &bad_request, &(struct bad_request){.field_violations = &v, .n_field_violations = 1}, out);
 }
 
+static int pack_info(const struct status_details *d, struct buf *out)
+{
+    char tokens[24];
+    snprintf(tokens, sizeof tokens, "%" PRIu64, d->n_tokens);
+    const struct metadatum m = {tokens_key, tokens};
+    return wire_map_pack(
+        &error_info,
+        &(struct error_info){
+            .reason = d->reason, .domain = our_domain, .metadata = &m, .n_metadata = d->has_tokens},
+        out);
+}
+
+static int pack_quota(const char *subject, const char *message, struct buf *out)
+{
+    const struct quota_violation v = {subject, message};
+    return wire_map_pack(&quota_failure,
+                         &(struct quota_failure){.violations = &v, .n_violations = 1}, out);
+}
+
 int status_details_pack(enum rpc_status code, const char *message, const struct status_details *d,
                         struct buf *out)
 {
-    struct buf retry = {0}, bad = {0};
+    struct buf info = {0}, retry = {0}, bad = {0}, quota = {0};
     struct any details[N_DETAILS];
     uint32_t n = 0;
     int r = 0;
     char text[MAX_MESSAGE_BYTES];
     snprintf(text, sizeof text, "%s", message);
     utf8_repair(text, strlen(text)); /* it may have been cut inside a character */
-    if (d->retry_after_ns > 0) {
+    if (*d->reason) {
+        r = pack_info(d, &info);
+        details[n++] = (struct any){error_info_url, bytes_of(&info)};
+    }
+    if (r == 0 && d->retry_after_ns > 0) {
         r = pack_retry(d->retry_after_ns, &retry);
         details[n++] = (struct any){retry_info_url, bytes_of(&retry)};
     }
@@ -121,10 +193,16 @@ int status_details_pack(enum rpc_status code, const char *message, const struct 
         r = pack_violation(d->field, text, &bad);
         details[n++] = (struct any){bad_request_url, bytes_of(&bad)};
     }
+    if (r == 0 && *d->quota) {
+        r = pack_quota(d->quota, text, &quota);
+        details[n++] = (struct any){quota_failure_url, bytes_of(&quota)};
+    }
     if (r == 0 && n)
         r = wire_map_pack(&status, &(struct status){(int32_t)code, text, details, n}, out);
+    buf_deinit(&info);
     buf_deinit(&retry);
     buf_deinit(&bad);
+    buf_deinit(&quota);
     return r;
 }
 
@@ -158,6 +236,52 @@ static void take_violation(struct wire_bytes bytes, struct status_details *ret)
     wire_map_free(object);
 }
 
+/* A constant, as its specification has it: A-Z, 0-9 and '_'. */
+static bool is_reason(const char *text)
+{
+    size_t n = strspn(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_");
+    return n > 0 && n < STATUS_REASON_BYTES && !text[n];
+}
+
+static void take_tokens(const char *text, struct status_details *ret)
+{
+    size_t n = strspn(text, "0123456789");
+    if (n == 0 || n > 18 || text[n]) /* no sum of tokens has more digits */
+        return;
+    ret->n_tokens = strtoull(text, NULL, 10);
+    ret->has_tokens = true;
+}
+
+/* Of other domains nothing is known. */
+static void take_info(struct wire_bytes bytes, struct status_details *ret)
+{
+    void *object;
+    if (wire_map_unpack(&error_info, bytes.data, bytes.size, &object, NULL) < 0)
+        return;
+    const struct error_info *i = object;
+    if (strcmp(i->domain, our_domain) == 0 && is_reason(i->reason)) {
+        snprintf(ret->reason, sizeof ret->reason, "%s", i->reason);
+        for (uint32_t k = 0; k != i->n_metadata; k++) {
+            if (strcmp(i->metadata[k].key, tokens_key) == 0)
+                take_tokens(i->metadata[k].value, ret);
+        }
+    }
+    wire_map_free(object);
+}
+
+static void take_quota(struct wire_bytes bytes, struct status_details *ret)
+{
+    void *object;
+    if (wire_map_unpack(&quota_failure, bytes.data, bytes.size, &object, NULL) < 0)
+        return;
+    const struct quota_failure *q = object;
+    if (q->n_violations) {
+        snprintf(ret->quota, sizeof ret->quota, "%s", q->violations[0].subject);
+        utf8_repair(ret->quota, strlen(ret->quota));
+    }
+    wire_map_free(object);
+}
+
 int status_details_unpack(const uint8_t *data, size_t size, struct status_details *ret,
                           struct err *e)
 {
@@ -173,6 +297,10 @@ int status_details_unpack(const uint8_t *data, size_t size, struct status_detail
             take_retry(a->value, ret);
         else if (strcmp(a->type_url, bad_request_url) == 0)
             take_violation(a->value, ret);
+        else if (strcmp(a->type_url, error_info_url) == 0)
+            take_info(a->value, ret);
+        else if (strcmp(a->type_url, quota_failure_url) == 0)
+            take_quota(a->value, ret);
     }
     wire_map_free(object);
     return 0;

@@ -9,11 +9,16 @@
 #include "base/err.h"
 #include "proto/rpc/rpc.h"
 
-enum { STATUS_FIELD_BYTES = 64 };
+enum { STATUS_FIELD_BYTES = 64, STATUS_REASON_BYTES = 64 };
 
 struct status_details {
     int64_t retry_after_ns; /* RetryInfo: worth another try after this long; 0 = none given */
     char field[STATUS_FIELD_BYTES]; /* BadRequest: the field at fault; "" = none named */
+    /* ErrorInfo of the domain "glmd": "QUEUE_FULL" (docs/grpc.md has the list); "" = none */
+    char reason[STATUS_REASON_BYTES];
+    bool has_tokens; /* ErrorInfo, committed_tokens: that the request had produced until then */
+    uint64_t n_tokens;
+    char quota[STATUS_FIELD_BYTES]; /* QuotaFailure: whose quota is used up; "" = nobody's */
 };
 
 /* Appends the bytes; nothing when the details are empty. The message describes the field, too.

@@ -107,7 +107,7 @@ def test_a_stream_waits_for_a_group_no_longer_than_its_deadline(weights, cluster
             if i == 2:
                 c.processes["worker1"].kill()
                 c.processes["worker1"].wait()
-    assert e.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert e.value.code() in (grpc.StatusCode.ABORTED, grpc.StatusCode.DEADLINE_EXCEEDED)
     assert c.wait(lambda: (s := c.status()) and s.requests.failed == 1, "the request to end")
 
 
@@ -133,6 +133,8 @@ def test_a_query_of_death_ends(weights, cluster, api):
         run()
     assert e.value.code() == grpc.StatusCode.INTERNAL, e.value
     assert "lost 2 times" in e.value.details(), e.value.details()
+    trailers = {m.key: m.value for m in e.value.trailing_metadata()}
+    assert b"POISON" in trailers["grpc-status-details-bin"], "its ErrorInfo"
     c.wait_ready()
 
 

@@ -13,6 +13,8 @@ from conftest import DEADLINE_S, SANITIZED, SOURCE
 
 RETRY = "type.googleapis.com/google.rpc.RetryInfo"
 BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
+ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
+QUOTA_FAILURE = "type.googleapis.com/google.rpc.QuotaFailure"
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +45,10 @@ class Failure:
 
     def __init__(self, error, details_pb2):
         self.code, self.message = error.code(), error.details()
-        self.retry_seconds, self.fields = None, {}
+        self.retry_seconds, self.fields, self.reason, self.metadata = None, {}, None, {}
+        self.quotas = []
         trailers = {m.key: m.value for m in error.trailing_metadata() or ()}
+        self.pushback = trailers.get("grpc-retry-pushback-ms")
         raw = trailers.get("grpc-status-details-bin")
         self.has_details = raw is not None
         if raw is None:
@@ -58,6 +62,12 @@ class Failure:
             elif d.type_url == BAD_REQUEST:
                 for v in details_pb2.BadRequest.FromString(d.value).field_violations:
                     self.fields[v.field] = v.description
+            elif d.type_url == ERROR_INFO:
+                info = details_pb2.ErrorInfo.FromString(d.value)
+                assert info.domain == "glmd"
+                self.reason, self.metadata = info.reason, {m.key: m.value for m in info.metadata}
+            elif d.type_url == QUOTA_FAILURE:
+                self.quotas += details_pb2.QuotaFailure.FromString(d.value).violations
 
 
 @pytest.fixture
@@ -196,6 +206,7 @@ def test_invalid_argument_names_the_field(field, server, api, failure):
     assert f.code == grpc.StatusCode.INVALID_ARGUMENT
     assert f.fields == {field: f.message}
     assert f.retry_seconds is None, "never worth another try"
+    assert (f.reason, f.metadata) == ("INVALID_REQUEST", {}), "nothing ran"
 
 
 def test_what_can_never_fit_is_invalid(server, api, failure):
@@ -207,6 +218,7 @@ def test_what_can_never_fit_is_invalid(server, api, failure):
 def test_not_found(server, api, failure):
     f = failure(server.inference.Generate, api.GenerateRequest(text="a", model="gpt"))
     assert (f.code, list(f.fields)) == (grpc.StatusCode.NOT_FOUND, ["model"])
+    assert f.reason == "UNKNOWN_MODEL"
     for call, request in ((server.cluster.Abort, api.AbortRequest(request_id="nobody")),
                           (server.cluster.Drain, api.DrainRequest(group="nowhere"))):
         f = failure(call, request)
@@ -235,13 +247,15 @@ def test_large_metadata_is_refused(server, api):
     assert server.inference.ListModels(api.ListModelsRequest(), timeout=DEADLINE_S).models
 
 
-def test_cancelled_by_an_operator_and_by_the_client(server, api, failure):
+def test_cancelled_by_an_operator_and_by_the_client(server, api, standard):
     call = server.inference.Generate(endless(api, request_id="to-abort"), timeout=DEADLINE_S)
     next(call)
     assert server.cluster.Abort(api.AbortRequest(request_id="to-abort"), timeout=10).aborted == 1
     with pytest.raises(grpc.RpcError) as e:
         list(call)
-    assert e.value.code() == grpc.StatusCode.CANCELLED
+    f = Failure(e.value, standard[1])
+    assert (f.code, f.reason) == (grpc.StatusCode.CANCELLED, "ABORTED_BY_OPERATOR")
+    assert 1 <= int(f.metadata["committed_tokens"]) < 230
     before = server.status().requests.cancelled
     call = server.inference.Generate(endless(api), timeout=DEADLINE_S)
     next(call)
@@ -256,6 +270,7 @@ def test_a_full_queue_says_when_to_come_back(weights, cluster, api, failure):
     f = failure(c.inference.Generate, endless(api))
     assert f.code == grpc.StatusCode.RESOURCE_EXHAUSTED, f.message
     assert f.retry_seconds >= 1 and not f.fields
+    assert f.reason == "QUEUE_FULL" and int(f.pushback) == f.retry_seconds * 1000
     waiting.cancel()
 
 
@@ -273,6 +288,7 @@ def test_a_full_server_says_when_to_come_back(weights, cluster, api, failure):
     f = failure(c.inference.ListModels, api.ListModelsRequest())
     assert f.code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert f.retry_seconds == 1 and "limit of 2 calls" in f.message
+    assert (f.reason, f.pushback) == ("SERVER_FULL", "1000")
     for call in waiting:
         call.cancel()
     assert c.wait(c.status, "room for another call")
@@ -283,14 +299,19 @@ def test_deadline_exceeded(weights, cluster, api, failure):
     c.processes["worker0"].send_signal(signal.SIGSTOP)
     f = failure(c.inference.Generate, endless(api), timeout=0.5)
     assert f.code == grpc.StatusCode.DEADLINE_EXCEEDED, f.message
+    if f.reason:  # else the client's own clock was faster
+        assert (f.reason, f.metadata) == ("DEADLINE", {"committed_tokens": "0"})
     c.wait(lambda: c.status().requests.failed == 1, "the request to end at its deadline")
     c.processes["worker0"].send_signal(signal.SIGCONT)
 
 
 def test_without_ranks_it_is_unavailable(weights, cluster, api, failure):
-    c = cluster(weights, 0, ready=False, workers="external")
-    f = failure(c.inference.Generate, endless(api), timeout=1)
+    c = cluster(weights, 0, ready=False, workers="external",
+                coordinator__deadlines__request="500ms")
+    f = failure(c.inference.Generate, endless(api), timeout=None)
     assert f.code == grpc.StatusCode.UNAVAILABLE and "no group of workers" in f.message
+    assert (f.reason, f.retry_seconds, f.pushback) == ("NO_GROUP_READY", 1, "1000")
+    assert f.metadata == {"committed_tokens": "0"}
 
 
 def test_a_server_that_drains_is_unavailable_with_a_retry(weights, cluster, api, failure):
@@ -302,6 +323,33 @@ def test_a_server_that_drains_is_unavailable_with_a_retry(weights, cluster, api,
     f = failure(c.inference.Generate, endless(api))
     assert f.code == grpc.StatusCode.UNAVAILABLE
     if "draining" in f.message:  # else the process is gone already: the transport's own words
-        assert f.retry_seconds == 1
+        assert (f.reason, f.retry_seconds) == ("DRAINING", 1)
     assert list(running)[-1].usage.completion_tokens == 230
     assert c.processes["coordinator"].wait(timeout=DEADLINE_S) == 0
+
+
+def test_a_stream_that_the_end_of_the_server_cuts_says_how_far_it_came(weights, cluster, api,
+                                                                       standard):
+    """What runs when the time to drain is over: ABORTED where a part was told, else UNAVAILABLE."""
+    c = cluster(weights, 1, workers="external", deadlines__step="60s", deadlines__lease="60s",
+                coordinator__deadlines__drain="200ms")
+    running = c.inference.Generate(endless(api), timeout=DEADLINE_S)
+    told = len(next(running).choices)
+    assert told == 1
+    c.processes["worker0"].send_signal(signal.SIGSTOP)
+    waiting = c.inference.Generate(endless(api), timeout=DEADLINE_S)
+    c.wait(lambda: (s := c.status()) and s.requests.total >= 2, "the second request to be there")
+    c.processes["coordinator"].send_signal(signal.SIGTERM)
+    ends = []
+    for call in (running, waiting):
+        with pytest.raises(grpc.RpcError) as e:
+            list(call)
+        ends.append(Failure(e.value, standard[1]))
+    c.processes["worker0"].send_signal(signal.SIGCONT)
+    assert c.processes["coordinator"].wait(timeout=DEADLINE_S) == 0
+    lost, never_begun = ends
+    assert (lost.code, lost.reason) == (grpc.StatusCode.ABORTED, "STOPPING"), lost.message
+    assert int(lost.metadata["committed_tokens"]) >= 1
+    assert lost.retry_seconds is None and lost.pushback is None
+    assert (never_begun.code, never_begun.reason) == (grpc.StatusCode.UNAVAILABLE, "STOPPING")
+    assert never_begun.metadata == {"committed_tokens": "0"} and never_begun.retry_seconds == 1

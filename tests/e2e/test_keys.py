@@ -30,14 +30,20 @@ def bearer(key):
     return [("authorization", f"Bearer {key}")] if key else []
 
 
-def code_of(call, request, key):
+def end_of(call, request, key):
+    """(code, message, bytes of the details) of a call."""
     try:
         answer = call(request, metadata=bearer(key), timeout=30)
         if hasattr(answer, "__iter__"):
             list(answer)
-        return grpc.StatusCode.OK, ""
+        return grpc.StatusCode.OK, "", b""
     except grpc.RpcError as e:
-        return e.code(), e.details()
+        trailers = {m.key: m.value for m in e.trailing_metadata() or ()}
+        return e.code(), e.details(), trailers.get("grpc-status-details-bin", b"")
+
+
+def code_of(call, request, key):
+    return end_of(call, request, key)[:2]
 
 
 @pytest.fixture
@@ -108,7 +114,28 @@ def test_limits_of_a_key(keyed):
     codes = [generate(max_tokens=10, sampling=api.SamplingParameters(ignore_end=True))[0]
              for _ in range(8)]
     assert codes[0] == s.OK and codes[-1] == s.RESOURCE_EXHAUSTED, codes
-    assert "60 tokens a minute" in generate(max_tokens=10)[1]
+    message, details = end_of(c.inference.Generate, api.GenerateRequest(
+        text="a river", max_tokens=10), USER)[1:]
+    assert "60 tokens a minute" in message
+    for what in (b"KEY_QUOTA", b"google.rpc.RetryInfo", b"google.rpc.QuotaFailure", b"api_key"):
+        assert what in details, (what, details)
+    for need, key, what in ((c.cluster.Abort, USER, b"KEY_NOT_ALLOWED"),
+                            (c.cluster.Abort, STRANGER, b"KEY_NEEDED")):
+        assert what in end_of(need, api.AbortRequest(request_id="none"), key)[2]
+
+
+def test_a_key_with_all_its_requests_in_flight(keyed):
+    c = keyed(line("user", USER, "requests=1"), line("ops", OPS, "admin"))
+    api = c.api
+    running = c.inference.Generate(
+        api.GenerateRequest(text="a river", max_tokens=230,
+                            sampling=api.SamplingParameters(ignore_end=True)),
+        metadata=bearer(USER), timeout=30)
+    next(running)
+    code, message, details = end_of(c.inference.Generate, api.GenerateRequest(text="a"), USER)
+    running.cancel()
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED and "in flight" in message
+    assert b"KEY_QUOTA" in details and b"google.rpc.RetryInfo" in details, details
 
 
 def test_a_changed_file_is_read_again(keyed):

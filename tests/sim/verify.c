@@ -435,6 +435,8 @@ static bool may_fail(const struct sim_request *q, enum rpc_status status, const 
         return deadline_passed(q);
     case RPC_UNAVAILABLE:
         return was_unreachable(q, message);
+    case RPC_ABORTED: /* the same with a part of the stream told */
+        return q->n_messages > 0 && was_unreachable(q, message);
     case RPC_RESOURCE_EXHAUSTED:
         return was_exhausted(q, message);
     case RPC_INTERNAL: /* it may be what kills the groups */

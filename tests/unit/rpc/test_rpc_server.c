@@ -100,6 +100,7 @@ static void test_max_calls(void **state)
     struct status_details details;
     assert_int_equal(status_details_unpack(more.details, more.n_details, &details, NULL), 0);
     assert_int_equal(details.retry_after_ns, NSEC_PER_SEC);
+    assert_string_equal(details.reason, "SERVER_FULL");
     /* a method with room of its own is not kept out, and has a limit, too */
     struct client own = {0};
     client_open(r, &own, "/test.Test/Own", 0);
