@@ -204,6 +204,10 @@ static const struct conf_option options[] = {
      "other, or page-locked memory, on one host. host: through the CPUs, which always works and is "
      "slow. auto: peer for small sums and nccl for large ones, as far as they are there, else "
      "host; ranks report what it came to. All ranks must agree."},
+    {"worker.cuda_graphs", CONF_BOOL, AT(worker.cuda_graphs), "true", 0, 0, NULL,
+     "On GPUs, record the launches of a decode step as a CUDA graph and run that for those that "
+     "follow. false: launch them one by one; the results are the same bit for bit. Without use "
+     "where sums over ranks go through the host."},
     {"worker.threads", CONF_UINT, AT(worker.threads), "0", 0, 1024, NULL,
      "CPU threads of a rank. 0: all CPUs allowed (for spawned ranks see group.spawn)."},
     {"worker.slots", CONF_UINT, AT(worker.slots), "32", 1, 1024, NULL,

@@ -43,6 +43,7 @@ struct k_open_params {
     uint32_t max_cols;  /* largest input dimension of a linear */
     uint32_t max_seq;   /* largest sequence */
     const char *isa;    /* CPU: NULL = best; or "c", "avx2", "avx512", "avx512vnni" for tests */
+    bool no_graphs;     /* CUDA: launches of decode steps are not recorded */
 };
 
 /* A weight shard as it lies on disk: row-major [rows, cols], out x in. K_WEIGHT_I4: two values a
@@ -77,6 +78,13 @@ struct k_step {
     const struct k_seq *seqs;
     uint32_t n_seqs;
     uint32_t block_tokens;
+};
+
+/* How decode steps were run (k_ops.graph_begin). */
+struct k_graph_stats {
+    uint32_t n_graphs;              /* records that there are */
+    uint64_t n_replays, n_enqueued; /* steps that ran one; steps whose operations were enqueued */
+    const char *off;                /* why nothing is recorded any more; NULL = it is */
 };
 
 struct k_attn_params {
@@ -150,6 +158,25 @@ struct k_ops {
      * they are read in place. embed, rope_kv and attention are then given the same pointers, with
      * the first so many rows or sequences of the step, until the next call. */
     void (*begin_step)(struct k_ctx *c, const struct k_step *s);
+
+    /* Decode steps, of one row a sequence: from one to the next only the data differ, so that what
+     * is enqueued for one can be recorded and run again for those that follow (a CUDA graph). All
+     * of these or none:
+     *
+     *   n = begin_decode(c, &step);               instead of begin_step
+     *   for (bool go = graph_begin(c); go; go = graph_end(c))
+     *       enqueue operations on n rows;         always the same ones, with the same buffers
+     *
+     * n is at least step.n_rows and depends on that and on max_rows alone: the same on all ranks.
+     * The rows behind step.n_rows are padding: they leave no trace in the cache and mean nothing.
+     * 0: steps of so many rows are not recorded, and nothing was announced. Nothing in the loop
+     * may wait or touch the host's memory: operations and sums of k_ops.comm, which all come to an
+     * end with k_comm_ops.close. When recording fails the operations are enqueued once more, and
+     * as they are from then on (graph_stats says why). */
+    uint32_t (*begin_decode)(struct k_ctx *c, const struct k_step *s);
+    bool (*graph_begin)(struct k_ctx *c);
+    bool (*graph_end)(struct k_ctx *c);
+    void (*graph_stats)(struct k_ctx *c, struct k_graph_stats *ret);
 
     /* y[T, rows] = x[T, cols] W^T + bias */
     void (*linear)(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows,

@@ -13,6 +13,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/process.h"
 #include "base/utf8.h"
 #include "base/util.h"
@@ -33,6 +34,7 @@ struct runner {
     struct comm *comm;                /* guarded: pointer; driven by the engine thread */
     struct engine *engine;            /* engine thread */
     struct runner_order *open_order, *stopped_order;
+    bool graphs_off; /* engine thread: it was said that nothing is recorded any more */
     /* borrowed */
     struct runner_config config;
     /* state */
@@ -172,12 +174,25 @@ static bool tells_results(const struct runner *r)
     return c->tp_rank == 0 && c->stage + 1 >= c->pp_size;
 }
 
+/* Says once that the device records no more steps: it is slower from here on, not wrong. */
+static void watch_graphs(struct runner *r)
+{
+    struct k_graph_stats s;
+    if (r->config.engine.no_graphs || r->graphs_off)
+        return;
+    engine_graphs(r->engine, &s);
+    r->graphs_off = s.off != NULL;
+    if (s.off)
+        log_warn("decode steps are launched one by one from here on: %s", s.off);
+}
+
 static void step(struct runner *r, struct runner_order *o)
 {
     const struct step_result *result;
     int64_t begin_ns = clock_now_ns();
     o->code = engine_step(r->engine, o->message->step, &result, &o->err);
     publish_stats(r);
+    watch_graphs(r);
     if (o->code)
         return;
     if (engine_is_fake(r->engine))

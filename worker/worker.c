@@ -454,6 +454,7 @@ static int start_runner(struct worker *w, struct err *e)
                    .memory_percent = (uint32_t)c->worker.memory_utilization,
                    .max_step_tokens = (uint32_t)c->worker.max_step_tokens,
                    .collectives = (enum k_comm_choice)c->worker.collectives,
+                   .no_graphs = !c->worker.cuda_graphs,
                    .verify = c->worker.verify},
         .listen_fd = w->identity->listen_fd,
         .post = w->ops->post,

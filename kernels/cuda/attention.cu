@@ -167,19 +167,10 @@ template <int DIM> void run_decode(struct k_ctx *c, attention_params p, uint32_t
                "attention (decode)");
 }
 
-/* The short sequences among [first, end), as many in a launch as the scratch holds. */
-void decode(struct k_ctx *c, attention_params p, const struct k_seq *seqs, uint32_t n_seqs,
-            bool int8)
+/* As many sequences in a launch as the scratch holds, of at most so many rows and tiles. */
+void run_in_parts(struct k_ctx *c, attention_params p, uint32_t n_seqs, uint32_t rows,
+                  uint32_t tiles, bool int8)
 {
-    uint32_t tiles = 0, rows = 0;
-    for (uint32_t i = 0; i < n_seqs; i++) {
-        if (rows_of(&seqs[i], p.group) > ATT_ROWS)
-            continue;
-        tiles = host_tiles(&seqs[i]) > tiles ? host_tiles(&seqs[i]) : tiles;
-        rows = rows_of(&seqs[i], p.group) > rows ? rows_of(&seqs[i], p.group) : rows;
-    }
-    if (!tiles)
-        return;
     p.rows = rows;
     p.max_tiles = tiles;
     const size_t per_seq =
@@ -196,6 +187,21 @@ void decode(struct k_ctx *c, attention_params p, const struct k_seq *seqs, uint3
     }
 }
 
+/* The short sequences. */
+void decode(struct k_ctx *c, attention_params p, const struct k_seq *seqs, uint32_t n_seqs,
+            bool int8)
+{
+    uint32_t tiles = 0, rows = 0;
+    for (uint32_t i = 0; i < n_seqs; i++) {
+        if (rows_of(&seqs[i], p.group) > ATT_ROWS)
+            continue;
+        tiles = host_tiles(&seqs[i]) > tiles ? host_tiles(&seqs[i]) : tiles;
+        rows = rows_of(&seqs[i], p.group) > rows ? rows_of(&seqs[i], p.group) : rows;
+    }
+    if (tiles)
+        run_in_parts(c, p, n_seqs, rows, tiles, int8);
+}
+
 void prefill(struct k_ctx *c, attention_params p, const struct k_seq *seqs, uint32_t n_seqs,
              bool int8)
 {
@@ -207,6 +213,20 @@ void prefill(struct k_ctx *c, attention_params p, const struct k_seq *seqs, uint
         return;
     p.n_seqs = n_seqs;
     cuda_check(c, prefill_run(c->stream, p, pieces, int8), "attention (prefill)");
+}
+
+/* Of a decode step: launches for all of its rows, padding included, that depend on its size and on
+ * nothing else of it. */
+void decode_step(struct k_ctx *c, attention_params p, bool int8)
+{
+    const struct cuda_step *s = &c->step;
+    if (p.group <= ATT_ROWS) {
+        run_in_parts(c, p, s->decode_rows, p.group, s->decode_tiles, int8);
+        return;
+    }
+    p.n_seqs = s->decode_rows;
+    uint32_t pieces = (p.group + PREFILL_ROWS - 1) / PREFILL_ROWS * p.n_seqs;
+    cuda_check(c, prefill_run(c->stream, p, pieces, int8), "attention (decode)");
 }
 
 } // namespace
@@ -229,6 +249,10 @@ void cuda_attention(struct k_ctx *c, const struct k_attn_params *a, const void *
     p.scale = 1.44269504f / sqrtf((float)a->head_dim);
     p.counters = c->attention_counters;
     p.partials = (float *)c->attention;
+    if (c->step.decode_rows) {
+        decode_step(c, p, kv->type == K_KV_I8);
+        return;
+    }
     decode(c, p, seqs, n_seqs, kv->type == K_KV_I8);
     prefill(c, p, seqs, n_seqs, kv->type == K_KV_I8);
 }

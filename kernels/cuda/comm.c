@@ -45,6 +45,7 @@ int comm_fail(struct k_comm *m, int code, const char *format, ...)
     vsnprintf(m->failure, sizeof m->failure, format, args);
     va_end(args);
     m->failed = code;
+    cuda_graph_hold(m->c); /* NCCL waits for records of its calls to be dropped */
     if (m->signals)
         __atomic_store_n(&m->signals->stop, 1, __ATOMIC_RELEASE);
     if (m->nccl.comm) {
@@ -331,8 +332,10 @@ static void comm_close(struct k_comm *m)
     }
     c->comm = NULL;
     c->before_wait = NULL;
+    cuda_graph_hold(c);
     nccl_leave(m);
     peer_leave(m);
+    cuda_graph_release(c);
     cuda_free(c, m->control);
     if (m->signals)
         (void)c->driver->free_host(m->signals);
@@ -376,12 +379,14 @@ static int comm_open(struct k_ctx *c, enum k_comm_choice choice, const struct k_
         r = exchange_facts(m, choice, message, size)
                 ?: comm_agree(m, r, "out of memory", why, sizeof why);
     if (!r) {
+        cuda_graph_hold(c); /* records without it */
         c->comm = m;
         c->before_wait = comm_watch;
         r = choice == K_COMM_HOST ? -ENOTSUP : choose(m, choice, message, size);
     }
     if (!r) {
         describe(m, message);
+        cuda_graph_release(c);
         *ret = m;
         return 0;
     }

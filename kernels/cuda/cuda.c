@@ -11,10 +11,14 @@
 
 void cuda_check(struct k_ctx *c, int error, const char *what)
 {
-    if (!error || c->error)
+    bool recording = c->graphs.recording;
+    int *first = recording ? &c->graphs.error : &c->error;
+    if (!error || *first)
         return;
-    c->error = error;
-    snprintf(c->error_text, sizeof c->error_text, "cuda:%d: %s (%s), first seen at %s", c->device,
+    *first = error;
+    char *text = recording ? c->graphs.why : c->error_text;
+    size_t size = recording ? sizeof c->graphs.why : sizeof c->error_text;
+    snprintf(text, size, "cuda:%d: %s (%s), first seen at %s", c->device,
              c->driver->error_text(error), c->driver->error_name(error), what);
 }
 
@@ -25,10 +29,12 @@ void cuda_enter(struct k_ctx *c)
 
 void cuda_wait(struct k_ctx *c, const char *what)
 {
+    assert(!c->graphs.recording); /* it would wait for what does not run */
     if (c->before_wait)
         c->before_wait(c->comm);
     if (!c->error) /* nothing else ends for certain */
         cuda_check(c, c->driver->stream_wait(c->stream), what);
+    c->step.in_flight = false;
 }
 
 int cuda_sync(struct k_ctx *c, char *message, size_t size)
@@ -142,6 +148,7 @@ void cuda_close(struct k_ctx *c)
     (void)d->use(c->device);
     if (c->stream)
         (void)d->stream_wait(c->stream);
+    cuda_graph_hold(c);
     if (c->close_products)
         c->close_products(c);
     cuda_step_deinit(c);
@@ -190,6 +197,10 @@ int cuda_open(const struct k_open_params *p, struct k_ctx **ret, char *message, 
     c->max_rows = p->max_rows;
     c->max_cols = p->max_cols;
     c->max_seq = p->max_seq;
+    if (p->no_graphs) {
+        c->graphs.off = true;
+        snprintf(c->graphs.why, sizeof c->graphs.why, "as configured");
+    }
     describe(c, &properties);
     int e = make_buffers(c);
     if (!e)

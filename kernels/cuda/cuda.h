@@ -7,7 +7,7 @@
  * sync wait.
  *
  * Activations are binary16. Where an operation is fed from the host (ids, positions, sequences),
- * the arrays came with begin_step and lie in c->step.
+ * the arrays came with begin_step or begin_decode and lie in c->step.
  */
 #ifndef GLMD_KERNELS_CUDA_CUDA_H
 #define GLMD_KERNELS_CUDA_CUDA_H
@@ -27,9 +27,12 @@ enum {
     CUDA_KV_GROUP = 16, /* tokens that one piece of a block holds: block_tokens is a multiple */
     CUDA_ATTENTION_ROWS = 16, /* rows of q that one warp takes on */
     CUDA_ATTENTION_KEYS = 64, /* keys of a tile: the unit of all sums */
+    CUDA_MAX_GRAPHS = 64,
+    CUDA_MAX_DECODE_ROWS = 256, /* of a step that is recorded */
 };
 
-/* One sequence of a step, as the kernels read it. */
+/* One sequence of a step, as the kernels read it. n_rows 0: padding, whose row (its own number)
+ * nothing is written to the cache for. */
 struct cuda_seq {
     uint32_t row0, n_rows;
     uint32_t start, prefix_len;
@@ -43,6 +46,7 @@ struct cuda_step {
     void *host, *device;
     size_t bytes;
     struct CUevent_st *copied;
+    bool in_flight; /* the copy, for all that is known */
     /* of the current step: on the device */
     const int32_t *ids, *positions; /* [n_rows] */
     const uint32_t *row_seqs;       /* [n_rows] the sequence of a row */
@@ -50,6 +54,30 @@ struct cuda_step {
     const uint32_t *blocks;         /* block lists of all sequences, one behind the other */
     /* on the host: what the operations are given again */
     struct k_step given;
+    /* A decode step: rows and sequences with the padding, and how many tiles of keys the longest
+     * sequence may have. Launches depend on these two alone. 0: any other step. */
+    uint32_t decode_rows, decode_tiles;
+};
+
+/* Launches of decode steps, recorded (graph.c). */
+struct cuda_graph {
+    uint32_t rows, tiles;
+    struct CUgraphExec_st *exec; /* owned; NULL: such a step was seen, and no more */
+    uint64_t used;               /* when, in steps */
+};
+
+struct cuda_graphs {
+    /* owned */
+    struct cuda_graph all[CUDA_MAX_GRAPHS];
+    uint32_t n;
+    /* state */
+    bool off;  /* for good; `why` says for what reason */
+    bool held; /* nothing is recorded or run until cuda_graph_release */
+    bool recording;
+    struct cuda_graph *current; /* what is recorded */
+    int error;                  /* the first one while recording; nothing of it has run */
+    char why[256];
+    uint64_t n_replays, n_enqueued;
 };
 
 struct k_ctx {
@@ -66,6 +94,7 @@ struct k_ctx {
     struct CUstream_st *stream;
     void *stage_host, *stage_device; /* [CUDA_STAGE_BYTES] each */
     struct cuda_step step;
+    struct cuda_graphs graphs;
     void *attention; /* scratch of attention.cu, made by kv_new */
     size_t attention_bytes;
     uint32_t *attention_counters; /* zeros between launches */
@@ -95,7 +124,8 @@ void cuda_upload(struct k_ctx *c, void *dst, const float *src, size_t n);
 void cuda_download(struct k_ctx *c, float *dst, const void *src, size_t n);
 float *cuda_host_view(struct k_ctx *c, void *buffer);
 
-/* Keeps the first error. `what`: the operation. */
+/* Keeps the first error. `what`: the operation. While launches are recorded it is the recording's,
+ * whose operations are enqueued anew. */
 void cuda_check(struct k_ctx *c, int error, const char *what);
 /* Until the stream has run dry: what waits for the device says it here. */
 void cuda_wait(struct k_ctx *c, const char *what);
@@ -113,11 +143,22 @@ void cuda_download_bytes(struct k_ctx *c, void *dst, const void *src, size_t byt
 int cuda_step_reserve(struct k_ctx *c, uint32_t block_tokens);
 void cuda_step_deinit(struct k_ctx *c);
 void cuda_begin_step(struct k_ctx *c, const struct k_step *s);
+uint32_t cuda_begin_decode(struct k_ctx *c, const struct k_step *s);
 /* The device's copy of what begin_step was given; asserts that it is that. */
 const int32_t *cuda_step_ids(struct k_ctx *c, const int32_t *ids, uint32_t n_rows);
 const int32_t *cuda_step_positions(struct k_ctx *c, const int32_t *positions);
-/* Rows of the step's first `n_seqs` sequences. */
+/* Rows of the step's first `n_seqs` sequences; of a decode step, with the padding. */
 uint32_t cuda_step_rows(struct k_ctx *c, const struct k_seq *seqs, uint32_t n_seqs);
+
+/* ---- graph.c ---- */
+
+bool cuda_graph_begin(struct k_ctx *c);
+bool cuda_graph_end(struct k_ctx *c);
+void cuda_graph_stats(struct k_ctx *c, struct k_graph_stats *ret);
+/* Drops all records, one that is being made, too, and makes none until it is released: the sums in
+ * them belong to a comm that ends. */
+void cuda_graph_hold(struct k_ctx *c);
+void cuda_graph_release(struct k_ctx *c);
 
 /* ---- convert.cu ---- */
 

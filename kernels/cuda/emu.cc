@@ -1,12 +1,14 @@
 /* emu.cc: the emulated GPU (emu.h): launches, the CTAs that are in flight, and messages. */
 #include "emu_state.h"
 
+#include <atomic>
 #include <cassert>
 #include <chrono>
 #include <condition_variable>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <map>
 
 using namespace emulation;
@@ -227,6 +229,72 @@ int emu_run_together(uint64_t key, unsigned size, const struct emu_call *call)
         met.notify_all();
     }
     return mine->result;
+}
+
+/* ---- recording ---- */
+
+struct emu_record {
+    std::vector<std::function<int()>> all;
+};
+
+namespace
+{
+std::mutex recording; /* guards `records` */
+std::map<const struct CUstream_st *, std::unique_ptr<emu_record>> records;
+std::atomic<int (*)(void)> record_hook;
+} // namespace
+
+void emu_record_begin(struct CUstream_st *stream)
+{
+    std::lock_guard<std::mutex> hold(recording);
+    records[stream] = std::make_unique<emu_record>();
+}
+
+struct emu_record *emu_record_end(struct CUstream_st *stream)
+{
+    std::lock_guard<std::mutex> hold(recording);
+    auto at = records.find(stream);
+    if (at == records.end())
+        return nullptr;
+    emu_record *r = at->second.release();
+    records.erase(at);
+    return r;
+}
+
+bool emu_recording(const struct CUstream_st *stream)
+{
+    std::lock_guard<std::mutex> hold(recording);
+    return !records.empty() && records.count(stream);
+}
+
+int emu_record_add(struct CUstream_st *stream, std::function<int()> what)
+{
+    int (*hook)(void) = record_hook;
+    int e = hook ? hook() : 0;
+    if (e)
+        return e;
+    std::lock_guard<std::mutex> hold(recording);
+    records[stream]->all.push_back(std::move(what));
+    return 0;
+}
+
+int emu_record_run(const struct emu_record *r)
+{
+    int e = 0;
+    for (const std::function<int()> &what : r->all)
+        if ((e = what()) != 0)
+            break;
+    return e;
+}
+
+void emu_record_free(struct emu_record *r)
+{
+    delete r;
+}
+
+void emu_set_record_hook(int (*hook)(void))
+{
+    record_hook = hook;
 }
 
 void emu_set_options(const struct emu_options *o)

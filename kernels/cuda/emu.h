@@ -29,6 +29,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 
 #ifndef EMU_ARCH
 #define EMU_ARCH 800
@@ -88,6 +89,20 @@ void emu_free(void *p);
 /* Whether this process can run fibers (not under ThreadSanitizer). */
 bool emu_works(void);
 
+/* ---- recording ---- */
+
+/* What is enqueued in a stream between begin and end is kept and not run, as in a CUDA graph. */
+struct emu_record;
+void emu_record_begin(struct CUstream_st *stream);
+struct emu_record *emu_record_end(struct CUstream_st *stream); /* NULL: there was no begin */
+bool emu_recording(const struct CUstream_st *stream);
+/* 0, or what emu_set_record_hook's function returns. */
+int emu_record_add(struct CUstream_st *stream, std::function<int()> what);
+int emu_record_run(const struct emu_record *r); /* the first error */
+void emu_record_free(struct emu_record *r);
+/* Asked for every addition; NULL: there is nothing to ask. */
+void emu_set_record_hook(int (*hook)(void));
+
 /* ---- running kernels ---- */
 
 struct emu_call {
@@ -133,6 +148,9 @@ enum { cudaSuccess = 0 };
 template <class P, class Q>
 static inline cudaError_t dev_run(const struct dev_launch &at, void (*kernel)(P), const Q &params)
 {
+    if (emu_recording(at.stream))
+        return (cudaError_t)emu_record_add(at.stream,
+                                           [=] { return (int)dev_run(at, kernel, params); });
     if (emu_try_launch(at, kernel, params) != 0)
         emu_die();
     return cudaSuccess;
@@ -149,6 +167,9 @@ template <class P, class Q>
 static inline cudaError_t dev_run_together(uint64_t key, unsigned size, const struct dev_launch &at,
                                            void (*kernel)(P), const Q &params)
 {
+    if (emu_recording(at.stream))
+        return (cudaError_t)emu_record_add(
+            at.stream, [=] { return (int)dev_run_together(key, size, at, kernel, params); });
     emu_kernel<P> k = {kernel};
     struct emu_call call = {at, emu_kernel<P>::run, &k, &params,
                             emu_allowed_shared(reinterpret_cast<const void *>(kernel))};
@@ -663,13 +684,21 @@ static inline void dev_memory_free(void *p)
 {
     emu_free(p);
 }
-static inline cudaError_t dev_upload(void *dst, const void *src, size_t bytes, struct CUstream_st *)
+static inline cudaError_t dev_upload(void *dst, const void *src, size_t bytes,
+                                     struct CUstream_st *stream)
 {
+    if (emu_recording(stream))
+        emu_fail("an upload while launches are recorded");
     memcpy(dst, src, bytes);
     return cudaSuccess;
 }
-static inline cudaError_t dev_zero(void *dst, size_t bytes, struct CUstream_st *)
+static inline cudaError_t dev_zero(void *dst, size_t bytes, struct CUstream_st *stream)
 {
+    if (emu_recording(stream))
+        return (cudaError_t)emu_record_add(stream, [=] {
+            memset(dst, 0, bytes);
+            return 0;
+        });
     memset(dst, 0, bytes);
     return cudaSuccess;
 }

@@ -116,6 +116,15 @@ static void op_embed(struct k_ctx *c, const struct k_linear *table, uint32_t fir
     cuda_check(c, c->products->error, "embedding");
 }
 
+/* An error while launches were recorded is not one of the device: they are enqueued again. */
+static bool op_graph_end(struct k_ctx *c)
+{
+    bool again = cuda_graph_end(c);
+    if (again)
+        c->products->error = 0;
+    return again;
+}
+
 /* ---- the table ---- */
 
 __attribute__((visibility("default"))) const struct k_ops glmd_cuda_ops = {
@@ -136,6 +145,10 @@ __attribute__((visibility("default"))) const struct k_ops glmd_cuda_ops = {
     .linear_new = op_linear_new,
     .linear_free = op_linear_free,
     .begin_step = cuda_begin_step,
+    .begin_decode = cuda_begin_decode,
+    .graph_begin = cuda_graph_begin,
+    .graph_end = op_graph_end,
+    .graph_stats = cuda_graph_stats,
     .linear = op_linear,
     .logits = op_logits,
     .embed = op_embed,

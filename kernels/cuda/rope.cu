@@ -148,6 +148,8 @@ template <bool INT8> DEV_KERNEL(THREADS, 1) void rope_kernel(DEV_PARAMS(rope_par
     const lane_values k = rotate(load_lane(x + p.group * p.dim, half, col), cos, sin);
     const lane_values v = load_lane(x + (p.group + 1) * p.dim, half, col);
     const struct cuda_seq seq = p.seqs[p.row_seqs[row]];
+    if (row - seq.row0 >= seq.n_rows)
+        return; /* padding: the whole warp */
     const uint32_t token = seq.start + row - seq.row0;
     const uint32_t block = p.blocks[seq.first_block + token / p.kv.block_tokens];
     const uint32_t slot = token % p.kv.block_tokens;

@@ -1,5 +1,9 @@
 /* step.c: a step's arrays on the device. All of them go there in one copy, once a step; the seventy
- * layers then read the same ones. */
+ * layers then read the same ones.
+ *
+ * A decode step is padded to one of a few numbers of rows, so that its launches and the places of
+ * its arrays are those of the next one (graph.c).
+ */
 #include "kernels/cuda/cuda.h"
 
 #include <assert.h>
@@ -76,26 +80,48 @@ static void write_seqs(const struct k_step *from, struct cuda_seq *seqs, uint32_
     }
 }
 
-void cuda_begin_step(struct k_ctx *c, const struct k_step *from)
+/* Rows that belong to nobody: their id has no embedding, their sequence no rows. */
+static void write_padding(const struct k_step *from, uint32_t n_rows, char *host,
+                          const struct places *p)
+{
+    int32_t *ids = (int32_t *)host, *positions = (int32_t *)(host + p->positions);
+    uint32_t *row_seqs = (uint32_t *)(host + p->row_seqs);
+    struct cuda_seq *seqs = (struct cuda_seq *)(host + p->seqs);
+    for (uint32_t i = from->n_rows; i < n_rows; i++) {
+        ids[i] = -1;
+        positions[i] = 0;
+        row_seqs[i] = i;
+        seqs[i] = (struct cuda_seq){.row0 = i};
+    }
+}
+
+/* The arrays of `from` onto the device, in the places of a step of n_rows rows and n_seqs
+ * sequences, which may be more than it has. */
+static void send_arrays(struct k_ctx *c, const struct k_step *from, uint32_t n_rows,
+                        uint32_t n_seqs)
 {
     struct cuda_step *s = &c->step;
     assert(s->host); /* there is a cache */
-    assert(from->n_rows && from->n_rows <= c->max_rows && from->n_seqs <= from->n_rows);
+    assert(from->n_rows && n_rows <= c->max_rows && from->n_seqs <= from->n_rows);
     size_t n_blocks = 0;
     for (uint32_t i = 0; i < from->n_seqs; i++) {
         assert(from->seqs[i].start + from->seqs[i].n_rows <= c->max_seq);
         n_blocks += blocks_of(&from->seqs[i], from->block_tokens);
     }
-    struct places p = places_of(from->n_rows, from->n_seqs, n_blocks);
+    struct places p = places_of(n_rows, n_seqs, n_blocks);
     assert(p.end <= s->bytes);
     cuda_enter(c);
-    cuda_check(c, c->driver->event_wait(s->copied), "the step before");
+    if (s->in_flight)
+        cuda_check(c, c->driver->event_wait(s->copied), "the step before");
     char *host = s->host, *device = s->device;
     memcpy(host, from->ids, from->n_rows * sizeof *from->ids);
     memcpy(host + p.positions, from->positions, from->n_rows * sizeof *from->positions);
     memset(host + p.row_seqs, 0, from->n_rows * sizeof(uint32_t));
     write_seqs(from, (struct cuda_seq *)(host + p.seqs), (uint32_t *)(host + p.row_seqs),
                (uint32_t *)(host + p.blocks));
+    if (n_seqs > from->n_seqs)
+        write_padding(from, n_rows, host, &p);
+    s->in_flight = true;
     cuda_check(c, c->driver->copy(device, host, p.end, c->stream), "the arrays of a step");
     cuda_check(c, c->driver->event_record(s->copied, c->stream), "the arrays of a step");
     s->ids = (const int32_t *)device;
@@ -104,6 +130,48 @@ void cuda_begin_step(struct k_ctx *c, const struct k_step *from)
     s->seqs = (const struct cuda_seq *)(device + p.seqs);
     s->blocks = (const uint32_t *)(device + p.blocks);
     s->given = *from;
+    s->given.n_rows = n_rows;
+}
+
+void cuda_begin_step(struct k_ctx *c, const struct k_step *from)
+{
+    send_arrays(c, from, from->n_rows, from->n_seqs);
+    c->step.decode_rows = c->step.decode_tiles = 0;
+}
+
+/* 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, ... 256: at most a third more than it must be. */
+static uint32_t padded_rows(uint32_t n, uint32_t max_rows)
+{
+    uint32_t rows = 1;
+    while (rows < n)
+        rows = rows >= 16 && rows + rows / 2 >= n ? rows + rows / 2 : rows * 2;
+    return rows < max_rows ? rows : max_rows;
+}
+
+/* 4, 8, 16, ... tiles, enough for the longest sequence: a launch has CTAs for all of them. */
+static uint32_t padded_tiles(const struct k_step *s, uint32_t max_seq)
+{
+    uint32_t keys = 1, tiles = 4, most = (max_seq + CUDA_ATTENTION_KEYS - 1) / CUDA_ATTENTION_KEYS;
+    for (uint32_t i = 0; i < s->n_seqs; i++) {
+        const struct k_seq *q = &s->seqs[i];
+        uint32_t n = q->start + q->n_rows > q->prefix_len ? q->start + q->n_rows : q->prefix_len;
+        keys = keys < n ? n : keys;
+    }
+    while (tiles * CUDA_ATTENTION_KEYS < keys)
+        tiles *= 2;
+    return tiles < most ? tiles : most;
+}
+
+uint32_t cuda_begin_decode(struct k_ctx *c, const struct k_step *from)
+{
+    assert(from->n_seqs == from->n_rows);
+    if (from->n_rows > CUDA_MAX_DECODE_ROWS)
+        return 0;
+    const uint32_t rows = padded_rows(from->n_rows, c->max_rows);
+    send_arrays(c, from, rows, rows);
+    c->step.decode_rows = rows;
+    c->step.decode_tiles = padded_tiles(from, c->max_seq);
+    return rows;
 }
 
 const int32_t *cuda_step_ids(struct k_ctx *c, const int32_t *ids, uint32_t n_rows)
@@ -122,6 +190,10 @@ uint32_t cuda_step_rows(struct k_ctx *c, const struct k_seq *seqs, uint32_t n_se
 {
     const struct k_step *s = &c->step.given;
     assert(seqs == s->seqs && n_seqs <= s->n_seqs);
+    if (c->step.decode_rows) {
+        assert(n_seqs == s->n_seqs);
+        return c->step.decode_rows;
+    }
     uint32_t n_rows = 0;
     for (uint32_t i = 0; i < n_seqs; i++) { /* rows of the first sequences come first */
         assert(seqs[i].row0 == n_rows);

@@ -64,6 +64,7 @@ struct golden_options {
     uint32_t n_blocks; /* 0 = full sequences for all slots */
     uint32_t max_step_tokens;
     enum k_comm_choice collectives;
+    bool no_graphs;
 };
 
 /* "1x2 (1+2 layers)": tp x pp, for messages. */

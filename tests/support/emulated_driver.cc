@@ -14,10 +14,12 @@
 namespace
 {
 
-std::mutex lock; /* ranks are threads */
+std::recursive_mutex lock; /* ranks are threads */
 struct emulated_driver state;
 bool ready, stuck;
 std::map<void *, size_t> device_memory, host_memory;
+
+int record_hook();
 
 void make_ready()
 {
@@ -40,7 +42,7 @@ int result_of(const char *name)
 
 int device_count(int *ret)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     make_ready();
     *ret = state.count_error ? 0 : state.n_devices;
     return state.count_error;
@@ -48,7 +50,7 @@ int device_count(int *ret)
 
 int properties(int device, struct cuda_properties *ret)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     int e = result_of("properties");
     if (e)
         return e;
@@ -66,7 +68,7 @@ int properties(int device, struct cuda_properties *ret)
 
 int versions(int *ret_driver, int *ret_runtime)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     make_ready();
     *ret_driver = state.driver_version;
     *ret_runtime = 13000;
@@ -75,7 +77,7 @@ int versions(int *ret_driver, int *ret_runtime)
 
 int use(int device)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     int e = result_of("use");
     if (!e)
         state.device = device;
@@ -84,7 +86,7 @@ int use(int device)
 
 int memory(size_t *ret_free, size_t *ret_total)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     int e = result_of("memory");
     *ret_total = state.memory_bytes;
     *ret_free = state.memory_bytes - (size_t)state.allocated;
@@ -93,7 +95,7 @@ int memory(size_t *ret_free, size_t *ret_total)
 
 int alloc(void **ret, size_t bytes)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     int e = result_of("alloc");
     if (e)
         return e;
@@ -108,7 +110,7 @@ int alloc(void **ret, size_t bytes)
 
 int free_memory(void *p)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     auto at = device_memory.find(p);
     assert(at != device_memory.end());
     state.allocated -= at->second;
@@ -119,7 +121,7 @@ int free_memory(void *p)
 
 int alloc_host(void **ret, size_t bytes)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     int e = result_of("alloc_host");
     if (e)
         return e;
@@ -132,7 +134,7 @@ int alloc_host(void **ret, size_t bytes)
 
 int free_host(void *p)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     auto at = host_memory.find(p);
     assert(at != host_memory.end());
     state.host_allocated -= at->second;
@@ -144,7 +146,7 @@ int free_host(void *p)
 /* Streams, events and graphs are a byte each, so that a leak shows. */
 template <class T> int handle_new(const char *name, T **ret)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     int e = result_of(name);
     if (!e)
         *ret = reinterpret_cast<T *>(malloc(1));
@@ -162,11 +164,18 @@ int stream_free(struct CUstream_st *s)
     return 0;
 }
 
-int stream_wait(struct CUstream_st *)
+/* What waits is refused while the stream is recorded. */
+int refused(const struct CUstream_st *s)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    return emu_recording(s) ? EMULATED_CAPTURING : 0;
+}
+
+int stream_wait(struct CUstream_st *s)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
     state.n_waits++;
-    return result_of("stream_wait");
+    int e = result_of("stream_wait");
+    return e ? e : refused(s);
 }
 
 int event_new(struct CUevent_st **ret)
@@ -182,38 +191,51 @@ int event_free(struct CUevent_st *e)
 
 int event_record(struct CUevent_st *, struct CUstream_st *)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     return result_of("event_record");
 }
 
 int event_wait(struct CUevent_st *)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    state.n_event_waits++;
     return result_of("event_wait");
 }
 
-int copy(void *dst, const void *src, size_t bytes, struct CUstream_st *)
+int copy(void *dst, const void *src, size_t bytes, struct CUstream_st *s)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     int e = result_of("copy");
     state.n_copies++;
-    if (!e)
-        memcpy(dst, src, bytes);
-    return e;
+    if (e)
+        return e;
+    if (emu_recording(s))
+        return emu_record_add(s, [=] {
+            memcpy(dst, src, bytes);
+            return 0;
+        });
+    memcpy(dst, src, bytes);
+    return 0;
 }
 
-int clear(void *dst, size_t bytes, struct CUstream_st *)
+int clear(void *dst, size_t bytes, struct CUstream_st *s)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     int e = result_of("clear");
-    if (!e)
-        memset(dst, 0, bytes);
-    return e;
+    if (e)
+        return e;
+    if (emu_recording(s))
+        return emu_record_add(s, [=] {
+            memset(dst, 0, bytes);
+            return 0;
+        });
+    memset(dst, 0, bytes);
+    return 0;
 }
 
 int last_error()
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     return result_of("last_error");
 }
 
@@ -234,6 +256,8 @@ const char *error_name(int error)
         return "cudaErrorLaunchTimeout";
     case EMULATED_NO_PEERS:
         return "cudaErrorPeerAccessUnsupported";
+    case EMULATED_CAPTURING:
+        return "cudaErrorStreamCaptureUnsupported";
     default:
         return "cudaErrorUnknown";
     }
@@ -256,36 +280,75 @@ const char *error_text(int error)
         return "the launch timed out and was terminated";
     case EMULATED_NO_PEERS:
         return "peer access is not supported between these two devices";
+    case EMULATED_CAPTURING:
+        return "operation not permitted when stream is capturing";
     default:
         return "unknown error";
     }
 }
 
-/* Kernels run when they are launched: nothing can be recorded. */
-int no_capture(struct CUstream_st *)
+/* Kernels run when they are launched, so that what is launched meanwhile is kept (emu.h). */
+int capture_begin(struct CUstream_st *s)
 {
-    return 801; /* not supported */
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    int e = result_of("capture_begin");
+    if (!e)
+        emu_record_begin(s);
+    return e;
 }
-int no_capture_end(struct CUstream_st *, struct CUgraphExec_st **)
+
+int capture_end(struct CUstream_st *s, struct CUgraphExec_st **ret)
 {
-    return 801;
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    struct emu_record *r = emu_record_end(s);
+    int e = result_of("capture_end");
+    if (!e && !r)
+        e = EMULATED_CAPTURING;
+    if (e) {
+        emu_record_free(r);
+        return e;
+    }
+    state.n_graphs++;
+    *ret = reinterpret_cast<struct CUgraphExec_st *>(r);
+    return 0;
 }
-int no_graph(struct CUgraphExec_st *, struct CUstream_st *)
+
+/* Without the lock: ranks wait for each other in it. */
+int graph_run(struct CUgraphExec_st *g, struct CUstream_st *)
 {
-    return 801;
+    {
+        std::lock_guard<std::recursive_mutex> hold(lock);
+        int e = result_of("graph_run");
+        if (e)
+            return e;
+        state.n_graph_runs++;
+    }
+    return emu_record_run(reinterpret_cast<struct emu_record *>(g));
 }
-int no_graph_free(struct CUgraphExec_st *)
+
+int graph_free(struct CUgraphExec_st *g)
 {
-    return 801;
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    emu_record_free(reinterpret_cast<struct emu_record *>(g));
+    state.n_graphs--;
+    return stuck ? state.error : 0;
+}
+
+/* A launch that is recorded. */
+int record_hook()
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    return result_of("launch");
 }
 
 /* What was launched has run, unless something holds the stream up. */
-int stream_ready(struct CUstream_st *, bool *ret)
+int stream_ready(struct CUstream_st *s, bool *ret)
 {
     bool (*pending)(void);
     {
-        std::lock_guard<std::mutex> hold(lock);
+        std::lock_guard<std::recursive_mutex> hold(lock);
         int e = result_of("stream_ready");
+        e = e ? e : refused(s);
         if (e)
             return e;
         pending = state.pending;
@@ -296,7 +359,7 @@ int stream_ready(struct CUstream_st *, bool *ret)
 
 int reach(int device, int other, bool *ret)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     *ret = device == other || !state.no_peers;
     return result_of("reach");
 }
@@ -304,14 +367,14 @@ int reach(int device, int other, bool *ret)
 /* Every process is this one: a handle is the address. */
 int share(void *p, struct cuda_shared_memory *ret)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     memcpy(ret->bytes, &p, sizeof p);
     return result_of("share");
 }
 
 int share_open(const struct cuda_shared_memory *m, void **ret)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     int e = state.no_peers ? EMULATED_NO_PEERS : result_of("share_open");
     if (e)
         return e;
@@ -322,14 +385,14 @@ int share_open(const struct cuda_shared_memory *m, void **ret)
 
 int share_close(void *)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     state.n_shared--;
     return 0;
 }
 
 int pin(void *p, size_t, void **ret)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     int e = result_of("pin");
     if (e)
         return e;
@@ -340,14 +403,14 @@ int pin(void *p, size_t, void **ret)
 
 int unpin(void *)
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     state.n_pinned--;
     return 0;
 }
 
 uint64_t process()
 {
-    std::lock_guard<std::mutex> hold(lock);
+    std::lock_guard<std::recursive_mutex> hold(lock);
     return state.separate_processes ? ++state.n_processes : 1;
 }
 
@@ -370,10 +433,10 @@ const struct cuda_driver driver = {
     event_wait,
     copy,
     clear,
-    no_capture,
-    no_capture_end,
-    no_graph,
-    no_graph_free,
+    capture_begin,
+    capture_end,
+    graph_run,
+    graph_free,
     last_error,
     error_name,
     error_text,
@@ -417,7 +480,7 @@ bool emulated_driver_works(void)
 void emulated_driver_reset(void)
 {
     uint64_t allocated = state.allocated, host_allocated = state.host_allocated;
-    int64_t n_shared = state.n_shared, n_pinned = state.n_pinned;
+    int64_t n_shared = state.n_shared, n_pinned = state.n_pinned, n_graphs = state.n_graphs;
     state = {};
     state.n_devices = 8;
     state.driver_version = 13000;
@@ -428,8 +491,10 @@ void emulated_driver_reset(void)
     state.host_allocated = host_allocated;
     state.n_shared = n_shared;
     state.n_pinned = n_pinned;
+    state.n_graphs = n_graphs;
     ready = true;
     stuck = false;
+    emu_set_record_hook(record_hook);
 }
 
 const struct cuda_driver *cuda_driver_table(void)

@@ -22,6 +22,7 @@ enum {
     EMULATED_NO_PEERS = 217,
     EMULATED_ILLEGAL_ADDRESS = 700,
     EMULATED_TIMED_OUT = 702,
+    EMULATED_CAPTURING = 900,
 };
 
 struct emulated_driver {
@@ -30,8 +31,9 @@ struct emulated_driver {
     int driver_version;  /* 0 = none */
     int major, minor;    /* compute capability */
     size_t memory_bytes; /* of a device; what is taken counts */
-    /* The call of that name fails with `error` when it comes for the `fail_after`-th time from now
-     * (0 = the next one); from then on, if `sticky`, everything does. NULL = none fails. */
+    /* The call of that name ("launch": of a kernel that is recorded) fails with `error` when it
+     * comes for the `fail_after`-th time from now (0 = the next one); from then on, if `sticky`,
+     * everything does. NULL = none fails. */
     const char *fail;
     int fail_after, error, sticky;
     bool no_peers;           /* devices do not reach each other's memory */
@@ -40,9 +42,11 @@ struct emulated_driver {
     bool (*pending)(void);   /* NULL, or whether the streams hold something that has not run */
     /* counted */
     int64_t n_shared, n_pinned; /* shared memory that is open, page-locked ranges */
+    int64_t n_graphs;           /* that are not freed */
+    uint64_t n_graph_runs;
     uint64_t n_processes;
     uint64_t allocated, host_allocated; /* bytes that are not freed */
-    uint64_t n_allocs, n_copies, n_waits;
+    uint64_t n_allocs, n_copies, n_waits, n_event_waits;
     int device; /* in use */
 };
 

@@ -11,6 +11,7 @@
 #include <mutex>
 #include <vector>
 
+#include "kernels/cuda/dev.h"
 #include "kernels/cuda/nccl.h"
 #include "tests/support/emulated_driver.h"
 
@@ -41,6 +42,7 @@ bool ready;
 thread_local std::vector<transfer> group;
 thread_local int group_depth;
 thread_local struct ncclComm *group_comm, *pending_comm;
+thread_local struct CUstream_st *group_stream;
 
 void make_ready()
 {
@@ -132,9 +134,12 @@ void meet(std::unique_lock<std::mutex> &hold, struct hub *h)
     changed.wait(hold, [&] { return h->generation != generation; });
 }
 
-/* Moves what this rank sends and receives; `given` is looked at by its peers. */
-int move(struct ncclComm *c, const std::vector<transfer> &given)
+/* Moves what this rank sends and receives, when the stream comes to it; `given` is looked at by its
+ * peers. */
+int move(struct ncclComm *c, const std::vector<transfer> &given, struct CUstream_st *stream)
 {
+    if (emu_recording(stream))
+        return emu_record_add(stream, [=] { return move(c, given, stream); });
     std::unique_lock<std::mutex> hold(lock);
     if (state.calls_hang) {
         pending_comm = c;
@@ -177,11 +182,11 @@ int group_end()
     }
     std::vector<transfer> given;
     given.swap(group);
-    return move(group_comm, given);
+    return move(group_comm, given, group_stream);
 }
 
 int all_gather(const void *src, void *dst, size_t n, int type, struct ncclComm *c,
-               struct CUstream_st *)
+               struct CUstream_st *stream)
 {
     assert(type == NCCL_HALF && !group_depth);
     std::vector<transfer> given;
@@ -194,21 +199,24 @@ int all_gather(const void *src, void *dst, size_t n, int type, struct ncclComm *
         given.push_back({true, (char *)const_cast<void *>(src), bytes, r});
         given.push_back({false, (char *)dst + (size_t)r * bytes, bytes, r});
     }
-    return move(c, given);
+    return move(c, given, stream);
 }
 
-int send(const void *src, size_t n, int type, int to, struct ncclComm *c, struct CUstream_st *)
+int send(const void *src, size_t n, int type, int to, struct ncclComm *c,
+         struct CUstream_st *stream)
 {
     assert(type == NCCL_HALF && group_depth);
     group_comm = c;
+    group_stream = stream;
     group.push_back({true, (char *)const_cast<void *>(src), n * 2, to});
     return NCCL_OK;
 }
 
-int recv(void *dst, size_t n, int type, int from, struct ncclComm *c, struct CUstream_st *)
+int recv(void *dst, size_t n, int type, int from, struct ncclComm *c, struct CUstream_st *stream)
 {
     assert(type == NCCL_HALF && group_depth);
     group_comm = c;
+    group_stream = stream;
     group.push_back({false, (char *)dst, n * 2, from});
     return NCCL_OK;
 }

@@ -114,7 +114,8 @@ static int open_device(struct engine *g, const struct engine_config *c, const st
                               .max_rows = g->limits.max_tokens,
                               .max_cols = MAX(a->hidden, a->inner / c->tp_size),
                               .max_seq = a->max_seq,
-                              .isa = c->isa};
+                              .isa = c->isa,
+                              .no_graphs = c->no_graphs};
     int r = ops->open(&p, &m->ctx, message, sizeof message);
     if (r < 0)
         return err_set(e, r, "device %s: %s", c->device, message);
@@ -540,7 +541,9 @@ static int run_plan(struct engine *g, const struct plan *p, struct err *e)
                               .slice_begin = p->layer_begin,
                               .slice_end = p->layer_end};
     int r = glm_forward(m, &batch, g->comm, e);
-    return r == 0 && is_last_stage(g) ? produce_outputs(g, p, e) : r;
+    if (r == 0 && is_last_stage(g) && g->batch.n_outputs)
+        return produce_outputs(g, p, e); /* waits for what it reads */
+    return r == 0 ? glm_wait(m, g->comm, e) : r;
 }
 
 /* The step on a real device. */
@@ -637,6 +640,14 @@ void engine_memory(const struct engine *g, struct engine_memory *ret)
                    results_bytes(l) + sampler_bytes(l->vocab) + l->vocab * sizeof *g->row +
                    g->results.logits_cap * sizeof(float),
     };
+}
+
+void engine_graphs(const struct engine *g, struct k_graph_stats *ret)
+{
+    const struct glm *m = &g->model;
+    *ret = (struct k_graph_stats){0};
+    if (m->ops && m->ops->graph_stats)
+        m->ops->graph_stats(m->ctx, ret);
 }
 
 void engine_stats(const struct engine *g, struct engine_stats *ret)

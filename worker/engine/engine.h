@@ -50,6 +50,7 @@ struct engine_config {
                                  cache together, when neither of the above is given; 0 = no limit */
     uint32_t max_step_tokens; /* 0 = max_seq, at least n_slots */
     enum k_comm_choice collectives; /* what sums over ranks where activations are on a device */
+    bool no_graphs;                 /* CUDA: launches of decode steps are not recorded */
     bool verify; /* checksums of every tensor that is read (default on in the daemon) */
     /* Called from engine_open between tensors: progress in bytes; may be NULL. A non-zero return
      * cancels the load (-ECANCELED). */
@@ -85,6 +86,9 @@ int engine_set_comm(struct engine *g, struct comm *comm, struct err *e);
 void engine_drop_comm(struct engine *g);
 /* What sums over ranks, and why, since the last engine_set_comm; "" before. */
 const char *engine_collectives(const struct engine *g);
+
+/* How decode steps were run; zeros where the device does not record any. Since it was opened. */
+void engine_graphs(const struct engine *g, struct k_graph_stats *ret);
 
 /* Runs one step. The result is valid until the next call. -EINVAL: the plan contradicts the
  * engine's slots (nothing ran); -EIO: the device failed; -ETIMEDOUT, -ECONNRESET, -ECANCELED: a

@@ -52,15 +52,27 @@ static int peer_failed(int r)
     return r == -EIO ? -ECONNRESET : r;
 }
 
+/* Whether the operations of a step may be recorded: nothing between them is the host's. */
+static bool can_record(const struct glm *m, const struct glm_batch *b)
+{
+    return m->ops->begin_decode && (m->tp_size == 1 || m->sums.comm) && !m->capture &&
+           b->n_seqs == b->n_rows && b->n_whole_rows == b->n_rows;
+}
+
+/* The step may have been aborted; asked where no other rank would be met. */
+static int check_aborted(const struct glm *m, struct comm *comm, const char *what, uint32_t layer,
+                         struct err *e)
+{
+    int aborted = m->tp_size == 1 ? comm->ops->barrier(comm) : 0;
+    return aborted < 0 ? err_set(e, aborted, "after %s %u: %s", what, layer, err_name(aborted)) : 0;
+}
+
 /* x[n] = sum of x over ranks. `what` and `layer` name the place in the error message. */
 static int sum_over_ranks(struct glm *m, struct comm *comm, void *x, size_t n, const char *what,
                           uint32_t layer, struct err *e)
 {
-    if (m->tp_size == 1) { /* nothing to add, but the step may have been aborted */
-        int aborted = comm->ops->barrier(comm);
-        return aborted < 0 ? err_set(e, aborted, "after %s %u: %s", what, layer, err_name(aborted))
-                           : 0;
-    }
+    if (m->tp_size == 1)
+        return m->recording ? 0 : check_aborted(m, comm, what, layer, e);
     if (m->sums.comm) { /* what goes wrong there is found when the step is waited for */
         m->sums.ops->sum(m->sums.comm, x, (uint32_t)(n / m->arch->hidden), m->arch->hidden);
         return 0;
@@ -193,14 +205,10 @@ static void stash_rows(struct glm *m, const struct glm_batch *b, bool save)
     }
 }
 
-/* a = input of the stage's first layer, for the rows that come from in front of it. */
-static int enter(struct glm *m, const struct glm_batch *b, struct comm *comm, struct err *e)
+/* a = embedding of the first `rows` rows, behind the first norm. */
+static int embed(struct glm *m, const struct glm_batch *b, uint32_t rows, struct comm *comm,
+                 struct err *e)
 {
-    if (!is_first(m))
-        return receive_rows(m, rows_at_border(b, m->layer_begin), comm, e);
-    uint32_t rows = in_slice(b, 0) ? b->n_rows : b->n_whole_rows;
-    if (!rows)
-        return 0;
     /* r = E[ids]: each id is a row of one rank and zeros on the others. */
     struct workspace *ws = &m->ws;
     m->ops->embed(m->ctx, m->weights.embedding, m->tp_rank * (m->arch->vocab / m->tp_size), b->ids,
@@ -210,6 +218,15 @@ static int enter(struct glm *m, const struct glm_batch *b, struct comm *comm, st
         return r;
     m->ops->norm(m->ctx, m->weights.layers[0].input_norm, m->arch->norm_eps, ws->r, rows, ws->a);
     return 0;
+}
+
+/* a = input of the stage's first layer, for the rows that come from in front of it. */
+static int enter(struct glm *m, const struct glm_batch *b, struct comm *comm, struct err *e)
+{
+    if (!is_first(m))
+        return receive_rows(m, rows_at_border(b, m->layer_begin), comm, e);
+    uint32_t rows = in_slice(b, 0) ? b->n_rows : b->n_whole_rows;
+    return rows ? embed(m, b, rows, comm, e) : 0;
 }
 
 /* ---- layers ---- */
@@ -256,21 +273,11 @@ static int run_layer(struct glm *m, const struct glm_batch *batch, uint32_t laye
     return 0;
 }
 
-int glm_forward(struct glm *m, const struct glm_batch *batch, struct comm *comm, struct err *e)
+/* All layers of the stage on the rows that run them. */
+static int run_layers(struct glm *m, const struct glm_batch *batch, struct comm *comm,
+                      struct err *e)
 {
-    const struct arch *arch = m->arch;
-    assert(arch->norm == ARCH_NORM_LAYER && arch->residual == ARCH_RESIDUAL_NORMED &&
-           arch->glu == ARCH_GLU_GEGLU_SECOND && arch->tied_head);
     const bool sliced = n_sliced(batch) > 0;
-    if (m->ops->begin_step) {
-        const struct k_step step = {.ids = batch->ids,
-                                    .positions = batch->positions,
-                                    .n_rows = batch->n_rows,
-                                    .seqs = batch->seqs,
-                                    .n_seqs = batch->n_seqs,
-                                    .block_tokens = PLAN_KV_BLOCK_TOKENS};
-        m->ops->begin_step(m->ctx, &step);
-    }
     int r = enter(m, batch, comm, e);
     for (uint32_t layer = m->layer_begin; layer != m->layer_end && r == 0; layer++) {
         if (sliced && layer == batch->slice_begin && layer > 0)
@@ -283,9 +290,50 @@ int glm_forward(struct glm *m, const struct glm_batch *batch, struct comm *comm,
         if (n_rows)
             r = run_layer(m, batch, layer, n_rows, n_seqs, comm, e);
     }
-    if (r == 0 && !is_last(m))
-        r = send_rows(m, rows_at_border(batch, m->layer_end), comm, e);
-    return r < 0 ? r : check_device(m, comm, e);
+    return r;
+}
+
+/* The same for a decode step, announced with begin_decode, on `n_rows` rows with its padding: the
+ * device may have the operations recorded. */
+static int replay_layers(struct glm *m, const struct glm_batch *batch, uint32_t n_rows,
+                         struct comm *comm, struct err *e)
+{
+    int r = is_first(m) ? check_aborted(m, comm, "layer", m->layer_begin, e)
+                        : receive_rows(m, batch->n_rows, comm, e);
+    if (r < 0)
+        return r;
+    m->recording = true;
+    for (bool go = m->ops->graph_begin(m->ctx); go; go = m->ops->graph_end(m->ctx)) {
+        r = is_first(m) ? embed(m, batch, n_rows, comm, e) : 0;
+        for (uint32_t layer = m->layer_begin; layer != m->layer_end && r == 0; layer++)
+            r = run_layer(m, batch, layer, n_rows, batch->n_seqs, comm, e);
+        assert(r == 0); /* nothing in it waits */
+    }
+    m->recording = false;
+    return 0;
+}
+
+int glm_forward(struct glm *m, const struct glm_batch *batch, struct comm *comm, struct err *e)
+{
+    const struct arch *arch = m->arch;
+    assert(arch->norm == ARCH_NORM_LAYER && arch->residual == ARCH_RESIDUAL_NORMED &&
+           arch->glu == ARCH_GLU_GEGLU_SECOND && arch->tied_head);
+    const struct k_step step = {.ids = batch->ids,
+                                .positions = batch->positions,
+                                .n_rows = batch->n_rows,
+                                .seqs = batch->seqs,
+                                .n_seqs = batch->n_seqs,
+                                .block_tokens = PLAN_KV_BLOCK_TOKENS};
+    uint32_t rows = can_record(m, batch) ? m->ops->begin_decode(m->ctx, &step) : 0;
+    if (!rows && m->ops->begin_step)
+        m->ops->begin_step(m->ctx, &step);
+    int r = rows ? replay_layers(m, batch, rows, comm, e) : run_layers(m, batch, comm, e);
+    return r == 0 && !is_last(m) ? send_rows(m, rows_at_border(batch, m->layer_end), comm, e) : r;
+}
+
+int glm_wait(struct glm *m, struct comm *comm, struct err *e)
+{
+    return check_device(m, comm, e);
 }
 
 int glm_head(struct glm *m, const uint32_t *rows, uint32_t n, struct comm *comm, struct err *e)

@@ -39,6 +39,7 @@ struct glm {                 /* one rank of the model on a device; owned by the 
     struct comm_device sums; /* over ranks, where the device does them itself */
     float *capture;          /* borrowed; NULL = off. [n_layers, rows, H] */
     uint32_t capture_rows;
+    bool recording;        /* what is enqueued may be kept by the device and run again */
     uint64_t link_wait_ns; /* spent in messages from and to other stages; only grows */
 };
 
@@ -56,9 +57,13 @@ struct glm_batch {
 /* Rotary tables as the original computes them. */
 struct k_rope *glm_rope_new(const struct arch *a, const struct k_ops *ops, struct k_ctx *ctx);
 
-/* Runs the stage's layers; on the last stage the normalised last hidden states are in ws.a then.
- * Every rank of `comm` calls it with the same batch. Errors: the device's or the comm's. */
+/* Enqueues the stage's layers; on the last stage the normalised last hidden states are in ws.a
+ * when they have run. Every rank of `comm` calls it with the same batch. Errors: the device's or
+ * the comm's; those of what is only enqueued are found by glm_head or glm_wait. */
 int glm_forward(struct glm *m, const struct glm_batch *batch, struct comm *comm, struct err *e);
+
+/* Until all that is enqueued has run. */
+int glm_wait(struct glm *m, struct comm *comm, struct err *e);
 
 /* The last stage: logits of `n` <= WORKSPACE_HEAD_ROWS rows of the last forward pass, on the host
  * of every rank of the stage. */
