@@ -1,8 +1,9 @@
 /* sampler.h: how a row of logits becomes a token, a log-probability or beam candidates.
  *
  * Pure functions of the row, the plan's parameters and a counter-based generator, computed alike on
- * every rank and every platform: no libm, no state between steps. Rows are [vocab] FP32 and are
- * overwritten. One thread per sampler; nothing is allocated after sampler_new.
+ * every rank and every platform, on CPUs and GPUs (kernels/sampling.h): no libm, no state between
+ * steps. Rows are [vocab] FP32 and get their bias in place. vocab is at most SAMPLING_MAX_VOCAB.
+ * One thread per sampler; nothing is allocated after sampler_new.
  */
 #ifndef GLMD_WORKER_ENGINE_SAMPLER_H
 #define GLMD_WORKER_ENGINE_SAMPLER_H
@@ -10,9 +11,6 @@
 #include <stdint.h>
 
 #include "proto/plan.h"
-
-/* What a forbidden token's logit becomes: the smallest finite FP16 value, as published. */
-#define SAMPLER_FORBIDDEN (-65504.0f)
 
 struct sampler; /* opaque: scratch for one row and one beam group */
 

@@ -10,8 +10,6 @@
 #include <stdbool.h>
 
 #include "base/util.h"
-#include "worker/engine/detmath.h"
-#include "worker/engine/philox.h"
 #include "worker/engine/sampler_impl.h"
 
 static bool better(const struct sampler_held *a, const struct sampler_held *b, bool by_score)
@@ -133,14 +131,15 @@ void sampler_beam_row(struct sampler *s, float *row, uint32_t item, float beam_s
                       const struct plan_sampling *p)
 {
     sampler_add_bias(row, p);
-    sampler_penalize(s, row, p, -1); /* beams are not planned ahead of their tokens */
-    sampler_forbid(row, p);
-    /* score = row[token] + base */
-    double base = (double)beam_score - sampler_log_sum_exp(row, s->vocab);
+    sampler_prepare(s, row, p, -1, 1.0f); /* beams are not planned ahead of their tokens */
+    float max = sampler_maximum(s->values, s->vocab);
+    uint64_t sum = sampler_weigh(s->values, s->vocab, max, NULL);
+    /* score = value of the token + base */
+    double base = (double)beam_score - sampling_log_sum(max, sum);
     if (s->group.deterministic)
-        search_row(s, row, item, base);
+        search_row(s, s->values, item, base);
     else
-        draw_row(s, row, item, base);
+        draw_row(s, s->values, item, base);
 }
 
 uint32_t sampler_beam_finish(struct sampler *s, struct result_candidate *ret_candidates)

@@ -15,8 +15,7 @@
 
 #include "base/util.h"
 #include "cli/npy.h"
-#include "worker/engine/detmath.h"
-#include "worker/engine/philox.h"
+#include "kernels/sampling.h"
 #include "worker/engine/sampler.h"
 
 /* Random123's known answers (kat_vectors, philox4x32 10). */
@@ -68,6 +67,39 @@ static void test_exp_and_log(void **state)
     }
     if (worst > 1e-12)
         fail_msg("det_log: relative error %g, expected at most 1e-12", worst);
+}
+
+/* Weights are rounded once, to the nearest multiple of 2^-40; keys are in the order of the values.
+ */
+static void test_weights_and_keys(void **state)
+{
+    (void)state;
+    uint64_t bits = 1;
+    for (int i = 0; i != 200000; i++) {
+        bits = bits * 6364136223846793005u + 1442695040888963407u;
+        /* All exponents below 1, and half-way cases: few bits of the mantissa. */
+        uint32_t mantissa = (uint32_t)(bits >> 41) & (i % 2 ? 0x7fffff : 0x700000);
+        uint32_t word = ((uint32_t)(bits >> 16) % 127) << 23 | mantissa;
+        float w;
+        memcpy(&w, &word, sizeof w);
+        uint64_t expected = (uint64_t)nearbyint(ldexp((double)w, 40));
+        if (sampling_fixed(w) != expected)
+            fail_msg("weight of %a: %llu, expected %llu", (double)w,
+                     (unsigned long long)sampling_fixed(w), (unsigned long long)expected);
+    }
+    assert_true(sampling_fixed(1.0f) == UINT64_C(1) << 40);
+    assert_true(sampling_fixed(0.0f) == 0);
+    static const float ascending[] = {-INFINITY, -3e38f, -65504, -1, -1e-30f, -1e-42f, 0,
+                                      1e-42f,    1e-30f, 1,      2,  65504,   3e38f,   INFINITY};
+    for (size_t i = 0; i != ARRAY_LEN(ascending); i++) {
+        uint32_t key = sampling_key(ascending[i]);
+        assert_true(sampling_key_value(key) == ascending[i]);
+        assert_true(key > sampling_key(NAN) && key > sampling_key(-NAN));
+        if (i)
+            assert_true(key > sampling_key(ascending[i - 1]));
+    }
+    assert_int_equal(sampling_key(-0.0f), sampling_key(0.0f));
+    assert_true(sampling_key_value(sampling_key(NAN)) == -INFINITY);
 }
 
 /* ---- the published distributions ---- */
@@ -194,7 +226,7 @@ static void plain_distribution(const float *logits, uint32_t vocab, const struct
     for (uint32_t i = 0; i != vocab; i++)
         order[i] = (struct entry){plain_penalty(logits[i], p, (int32_t)i) / p->temperature, i};
     for (uint32_t i = 0; i != p->n_banned; i++)
-        order[p->banned[i]].logit = SAMPLER_FORBIDDEN;
+        order[p->banned[i]].logit = SAMPLING_FORBIDDEN;
     qsort(order, vocab, sizeof *order, by_logit);
     uint32_t n = vocab;
     if (p->top_k && p->top_k < vocab) {
@@ -530,7 +562,8 @@ static void test_draw_depends_on_the_counter(void **state)
     sampler_free(s);
 }
 
-/* NaN and infinity from a broken model: some token comes out, nothing is out of bounds. */
+/* NaN and infinity from a broken model: the first maximum comes out, NaNs below everything and in
+ * one pattern. */
 static void test_rows_without_order(void **state)
 {
     (void)state;
@@ -551,9 +584,15 @@ static void test_rows_without_order(void **state)
         float logprob;
         struct result_logprob top[5];
         int32_t token = sampler_choose(s, row, &p, -1, &logprob, top);
-        assert_true(token >= 0 && token < VOCAB);
+        if (i % 4 == 1) { /* some have an order */
+            assert_true(token % 3 == 0 && token < VOCAB && isfinite(logprob));
+        } else {
+            static const uint32_t nan_bits = 0x7fc00000;
+            assert_int_equal(token, 0);
+            assert_memory_equal(&logprob, &nan_bits, sizeof nan_bits);
+        }
         for (size_t j = 0; j != 5; j++)
-            assert_true(top[j].token >= 0 && top[j].token < VOCAB);
+            assert_int_equal(top[j].token, i % 4 == 1 ? 3 * j : j);
     }
     sampler_free(s);
 }
@@ -595,7 +634,7 @@ static void test_beam_best(void **state)
             float score = round % 4 == 1 ? 0.0f : -(float)(random_u32() % 100) / 40.0f;
             float masked[VOCAB];
             memcpy(masked, row, sizeof row);
-            masked[3] = masked[600] = SAMPLER_FORBIDDEN;
+            masked[3] = masked[600] = SAMPLING_FORBIDDEN;
             double max = -INFINITY;
             for (int t = 0; t != VOCAB; t++)
                 max = fmax(max, (double)masked[t]);
@@ -709,6 +748,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_philox_known_answers),
         cmocka_unit_test(test_exp_and_log),
+        cmocka_unit_test(test_weights_and_keys),
         cmocka_unit_test(test_golden_distributions),
         cmocka_unit_test(test_random_distributions),
         cmocka_unit_test(test_random_penalties),

@@ -1,18 +1,26 @@
-/* detmath.h: exp and log whose results do not depend on the C library.
+/* detmath.h: exp and log with the same bits everywhere: whatever the C library, the compiler and
+ * the device.
  *
  * Ranks of one group may run on hosts with different C libraries, and all of them must choose the
- * same token and report the same bits. Plain IEEE arithmetic in a fixed order; the build forbids
- * contraction to fused multiply-adds. The loops over det_expf vectorise.
+ * same token and report the same bits; so must a GPU and the CPU it is checked against. Plain IEEE
+ * arithmetic in a fixed order; the build forbids contraction to fused multiply-adds (-ffp-contract=
+ * off, and -fmad=false for nvcc). The loops over det_expf vectorise.
  */
-#ifndef GLMD_WORKER_ENGINE_DETMATH_H
-#define GLMD_WORKER_ENGINE_DETMATH_H
+#ifndef GLMD_KERNELS_DETMATH_H
+#define GLMD_KERNELS_DETMATH_H
 
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __CUDACC__
+#define DET_FN static inline __host__ __device__
+#else
+#define DET_FN static inline
+#endif
+
 /* exp(x) for x <= 0, relative error below 2e-7; exactly 0 below -87 (and there the true value is
  * below 1.7e-38). */
-static inline float det_expf(float x)
+DET_FN float det_expf(float x)
 {
     /* Without a branch, so that loops over it vectorise: below -87 compute exp(0), return 0. */
     uint32_t keep = 0u - (uint32_t)(x >= -87.0f);
@@ -45,7 +53,7 @@ static inline float det_expf(float x)
 }
 
 /* Natural logarithm of a positive, normal x; relative error below 1e-15. */
-static inline double det_log(double x)
+DET_FN double det_log(double x)
 {
     uint64_t bits;
     memcpy(&bits, &x, sizeof bits);

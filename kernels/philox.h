@@ -4,16 +4,18 @@
  * every rank draws the same number, and a replay is exact. Source: Salmon, Moraes, Dror, Shaw,
  * "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
  */
-#ifndef GLMD_WORKER_ENGINE_PHILOX_H
-#define GLMD_WORKER_ENGINE_PHILOX_H
+#ifndef GLMD_KERNELS_PHILOX_H
+#define GLMD_KERNELS_PHILOX_H
 
 #include <stdint.h>
+
+#include "kernels/detmath.h"
 
 struct philox {
     uint32_t word[4];
 };
 
-static inline struct philox philox4x32(uint64_t seed, struct philox counter)
+DET_FN struct philox philox4x32(uint64_t seed, struct philox counter)
 {
     uint32_t key0 = (uint32_t)seed;
     uint32_t key1 = (uint32_t)(seed >> 32);
@@ -34,7 +36,7 @@ static inline struct philox philox4x32(uint64_t seed, struct philox counter)
 }
 
 /* Uniform in [0, 1), 53 bits. */
-static inline double philox_uniform(struct philox p)
+DET_FN double philox_uniform(struct philox p)
 {
     return ((double)(p.word[0] >> 5) * 0x1p26 + (double)(p.word[1] >> 6)) * 0x1p-53;
 }
