@@ -46,6 +46,12 @@ struct k_open_params {
     bool no_graphs;     /* CUDA: launches of decode steps are not recorded */
 };
 
+/* LayerNorm: (x - mean) / sqrt(variance + eps); RMS: x / sqrt(mean square + eps). */
+enum k_norm_kind { K_NORM_LAYER, K_NORM_RMS };
+
+/* GEGLU: first half * gelu(second half), exact erf form. SWIGLU: silu(first half) * second half. */
+enum k_glu { K_GLU_GEGLU, K_GLU_SWIGLU };
+
 /* A weight shard as it lies on disk: row-major [rows, cols], out x in. K_WEIGHT_I4: two values a
  * byte, even column in the high nibble, signed. scale [rows, n_groups]: group g covers columns
  * [g * group_cols, (g + 1) * group_cols) of this shard; NULL for K_WEIGHT_F16. bias [rows] F16 or
@@ -57,6 +63,7 @@ struct k_linear_src {
     const void *data;
     const uint16_t *scale;
     const uint16_t *bias;
+    bool glu; /* for k_ops.linear_glu: rows i and rows / 2 + i are used together */
 };
 
 /* One sequence of a step: rows [row0, row0 + n_rows) of the batch are its tokens
@@ -190,13 +197,14 @@ struct k_ops {
      */
     void (*embed)(struct k_ctx *c, const struct k_linear *table, uint32_t first_row,
                   const int32_t *ids, uint32_t n_rows, void *y);
-    /* y = LayerNorm(x) with weight and bias [H] FP32 (device copies made by norm_new). */
-    struct k_norm *(*norm_new)(struct k_ctx *c, const uint16_t *weight, const uint16_t *bias,
-                               uint32_t cols);
+    /* y = LayerNorm(x) or RMSNorm(x), as norm_new was told, with weight and bias [H] FP32 (device
+     * copies made by norm_new); bias NULL: none. */
+    struct k_norm *(*norm_new)(struct k_ctx *c, enum k_norm_kind kind, const uint16_t *weight,
+                               const uint16_t *bias, uint32_t cols);
     void (*norm_free)(struct k_ctx *c, struct k_norm *n);
     void (*norm)(struct k_ctx *c, const struct k_norm *n, float eps, const void *x, uint32_t n_rows,
                  void *y);
-    /* x = alpha * a + r + bias; y = LayerNorm(x). `r` is overwritten with x (the layer's output
+    /* x = alpha * a + r + bias; y = norm(x). `r` is overwritten with x (the layer's output
      * before the next norm). bias: [H] FP16 on the host side copied by bias_new; may be NULL. */
     struct k_bias *(*bias_new)(struct k_ctx *c, const uint16_t *bias, uint32_t cols);
     void (*bias_free)(struct k_ctx *c, struct k_bias *b);
@@ -225,8 +233,19 @@ struct k_ops {
     /* out [T, Nl * D] = softmax(q k^T / sqrt(D)) v over the visible columns; softmax in FP32. */
     void (*attention)(struct k_ctx *c, const struct k_attn_params *p, const void *q,
                       const struct k_seq *seqs, uint32_t n_seqs, const struct k_kv *kv, void *out);
-    /* u [T, 2 I] -> g [T, I]: first half * gelu(second half), exact erf form. */
-    void (*geglu)(struct k_ctx *c, const void *u, uint32_t n_rows, uint32_t inner, void *g);
+    /* u [T, 2 I] -> g [T, I], from the halves of a row. */
+    void (*glu)(struct k_ctx *c, enum k_glu glu, const void *u, uint32_t n_rows, uint32_t inner,
+                void *g);
+    /* Optional, NULL: there are the separate operations only, whose bits these give.
+     * linear, then glu: x [T, cols] -> g [T, rows / 2], of a matrix packed with `glu` set.
+     * u [T, rows]: scratch. */
+    void (*linear_glu)(struct k_ctx *c, const struct k_linear *l, enum k_glu glu, const void *x,
+                       uint32_t n_rows, void *u, void *g);
+    /* linear, then rope_kv. qkv [T, rows]: scratch. */
+    void (*linear_rope_kv)(struct k_ctx *c, const struct k_linear *l, const void *x,
+                           const struct k_attn_params *p, const struct k_rope *r,
+                           const int32_t *positions, const struct k_seq *seqs, uint32_t n_seqs,
+                           struct k_kv *kv, void *qkv, void *q);
     /* Gathers rows: y[i] = x[rows[i]], i < n. */
     void (*gather)(struct k_ctx *c, const void *x, uint32_t cols, const uint32_t *rows, uint32_t n,
                    void *y);

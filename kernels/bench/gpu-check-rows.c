@@ -17,15 +17,15 @@ static bool same(const float *a, const float *b, size_t n)
 
 /* ---- norms ---- */
 
-static void one_norm(uint32_t rows, uint32_t cols, bool residual)
+static void one_norm(enum k_norm_kind kind, uint32_t rows, uint32_t cols, bool residual)
 {
     const size_t n = (size_t)rows * cols;
     const float alpha = 11.832160f, eps = 1e-5f;
     float *a = check_random(n, 0.1f, 1), *x = check_random(n, -0.3f, 2);
     uint16_t *weight = check_halves(cols, 1, 0.2f), *bias = check_halves(cols, 0, 0.2f);
     uint16_t *sum_bias = check_halves(cols, 0, 1);
-    struct k_norm *norm = check_ops->norm_new(check_c, weight, bias, cols);
-    struct k_norm *norm_ref = check_cpu->norm_new(check_ref, weight, bias, cols);
+    struct k_norm *norm = check_ops->norm_new(check_c, kind, weight, bias, cols);
+    struct k_norm *norm_ref = check_cpu->norm_new(check_ref, kind, weight, bias, cols);
     struct k_bias *b = check_ops->bias_new(check_c, sum_bias, cols);
     struct k_bias *b_ref = check_cpu->bias_new(check_ref, sum_bias, cols);
     void *da = check_device(a, n);
@@ -62,7 +62,8 @@ static void one_norm(uint32_t rows, uint32_t cols, bool residual)
         check_drop(dy);
     }
     char what[96];
-    snprintf(what, sizeof what, "%s %u x %u", residual ? "residual + norm" : "norm", rows, cols);
+    snprintf(what, sizeof what, "%s%s %u x %u", residual ? "residual + " : "",
+             kind == K_NORM_RMS ? "RMS norm" : "norm", rows, cols);
     check_report(what, error, rounding, equal);
     check_drop(da);
     check_ops->norm_free(check_c, norm);
@@ -74,18 +75,19 @@ static void one_norm(uint32_t rows, uint32_t cols, bool residual)
         free(host[i]);
 }
 
-static void one_geglu(uint32_t rows, uint32_t inner)
+static void one_glu(enum k_glu glu, uint32_t rows, uint32_t inner)
 {
     const size_t n = (size_t)rows * inner;
     float *u = check_random(2 * n, 0, 2), *want = check_malloc(n * sizeof *want);
-    check_cpu->geglu(check_ref, u, rows, inner, want);
+    check_cpu->glu(check_ref, glu, u, rows, inner, want);
     void *du = check_device(u, 2 * n), *dg = check_device(NULL, n);
-    check_ops->geglu(check_c, du, rows, inner, dg);
+    check_ops->glu(check_c, glu, du, rows, inner, dg);
     float *got = check_fetch(dg, n);
-    check_ops->geglu(check_c, du, 1, inner, dg);
+    check_ops->glu(check_c, glu, du, 1, inner, dg);
     float *again = check_fetch(dg, inner);
     char what[96];
-    snprintf(what, sizeof what, "geglu %u x %u", rows, inner);
+    snprintf(what, sizeof what, "%s %u x %u", glu == K_GLU_SWIGLU ? "swiglu" : "geglu", rows,
+             inner);
     check_report(what, check_error(got, want, n), rounding, same(got, again, inner));
     check_drop(du);
     check_drop(dg);
@@ -121,18 +123,20 @@ void check_rowwise(const struct check_limits *l)
 {
     static const uint32_t shapes[][2] = {{1, 8}, {3, 64}, {17, 200}, {2, 1024}, {5, 1016}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        one_norm(shapes[i][0], shapes[i][1], false);
-        one_norm(shapes[i][0], shapes[i][1], true);
-        one_geglu(shapes[i][0], shapes[i][1]);
+        one_norm(K_NORM_LAYER, shapes[i][0], shapes[i][1], false);
+        one_norm(K_NORM_LAYER, shapes[i][0], shapes[i][1], true);
+        one_norm(K_NORM_RMS, shapes[i][0], shapes[i][1], true);
+        one_glu(K_GLU_GEGLU, shapes[i][0], shapes[i][1]);
+        one_glu(K_GLU_SWIGLU, shapes[i][0], shapes[i][1]);
         one_gather(shapes[i][0] + 2, shapes[i][1], 2 * shapes[i][0] + 1);
     }
     if (!l->full)
         return;
-    one_norm(1, 12288, true);
-    one_norm(64, 12288, true);
-    one_norm(2048, 12288, true);
-    one_geglu(33, 4096);
-    one_geglu(2047, 4096);
+    one_norm(K_NORM_LAYER, 1, 12288, true);
+    one_norm(K_NORM_LAYER, 64, 12288, true);
+    one_norm(K_NORM_LAYER, 2048, 12288, true);
+    one_glu(K_GLU_GEGLU, 33, 4096);
+    one_glu(K_GLU_GEGLU, 2047, 4096);
 }
 
 /* ---- products ---- */

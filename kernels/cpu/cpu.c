@@ -171,6 +171,6 @@ const struct k_ops cpu_ops = {
     .rope_free = cpu_rope_free,
     .rope_kv = cpu_rope_kv,
     .attention = cpu_attention,
-    .geglu = cpu_geglu,
+    .glu = cpu_glu,
     .gather = cpu_gather,
 };

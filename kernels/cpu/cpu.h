@@ -28,6 +28,7 @@ struct k_linear {
 };
 
 struct k_norm {
+    enum k_norm_kind kind;
     uint32_t cols;
     float *weight, *bias; /* [cols] */
 };
@@ -72,6 +73,7 @@ struct cpu_norm_job {
 };
 
 struct cpu_glu_job {
+    enum k_glu kind;
     const float *u;
     float *g;
     uint32_t inner;
@@ -120,7 +122,7 @@ struct cpu_kernels {
     /* items: rows */
     void (*norm)(const struct cpu_norm_job *j, uint64_t first, uint64_t end);
     /* items: (row, piece) in this order */
-    void (*geglu)(const struct cpu_glu_job *j, uint64_t first, uint64_t end);
+    void (*glu)(const struct cpu_glu_job *j, uint64_t first, uint64_t end);
     /* items: key-value heads */
     void (*rope)(const struct cpu_rope_job *j, uint64_t first, uint64_t end);
     /* one tile of rows [row, row + n) of a sequence, one head; scores: attention_rows times the
@@ -197,8 +199,8 @@ void cpu_attention(struct k_ctx *c, const struct k_attn_params *p, const void *q
                    const struct k_seq *seqs, uint32_t n_seqs, const struct k_kv *kv, void *out);
 
 /* rowwise.c: norms, GLU, gather */
-struct k_norm *cpu_norm_new(struct k_ctx *c, const uint16_t *weight, const uint16_t *bias,
-                            uint32_t cols);
+struct k_norm *cpu_norm_new(struct k_ctx *c, enum k_norm_kind kind, const uint16_t *weight,
+                            const uint16_t *bias, uint32_t cols);
 void cpu_norm_free(struct k_ctx *c, struct k_norm *n);
 void cpu_norm(struct k_ctx *c, const struct k_norm *n, float eps, const void *x, uint32_t n_rows,
               void *y);
@@ -206,7 +208,8 @@ struct k_bias *cpu_bias_new(struct k_ctx *c, const uint16_t *bias, uint32_t cols
 void cpu_bias_free(struct k_ctx *c, struct k_bias *b);
 void cpu_residual_norm(struct k_ctx *c, const struct k_norm *n, float eps, float alpha,
                        const void *a, void *r, const struct k_bias *bias, uint32_t n_rows, void *y);
-void cpu_geglu(struct k_ctx *c, const void *u, uint32_t n_rows, uint32_t inner, void *g);
+void cpu_glu(struct k_ctx *c, enum k_glu glu, const void *u, uint32_t n_rows, uint32_t inner,
+             void *g);
 void cpu_gather(struct k_ctx *c, const void *x, uint32_t cols, const uint32_t *rows, uint32_t n,
                 void *y);
 

@@ -1,8 +1,9 @@
-/* glu.c: g = first half * gelu(second half). Items are pieces of GLU_PIECE columns of a row. */
+/* glu.c: g = first half * gelu(second half), or silu(first half) * second half. Items are pieces of
+ * GLU_PIECE columns of a row. */
 #include "isa.h"
 #include "vmath.h"
 
-CPU_RANGE_FN(geglu, cpu_glu_job)
+CPU_RANGE_FN(glu, cpu_glu_job)
 {
     uint32_t pieces = cpu_glu_pieces(j->inner);
     for (uint64_t item = first; item < end; item++) {
@@ -13,9 +14,11 @@ CPU_RANGE_FN(geglu, cpu_glu_job)
         float *g = j->g + row * j->inner;
         for (; i < stop; i += VEC) {
             int n = stop - i < VEC ? (int)(stop - i) : VEC;
-            vf value = vf_load_n(u + i, n);
-            vf gate = vf_load_n(u + j->inner + i, n);
-            vf_store_n(g + i, vf_mul(value, vf_gelu(gate)), n);
+            vf left = vf_load_n(u + i, n);
+            vf right = vf_load_n(u + j->inner + i, n);
+            vf v = j->kind == K_GLU_SWIGLU ? vf_mul(vf_silu(left), right)
+                                           : vf_mul(left, vf_gelu(right));
+            vf_store_n(g + i, v, n);
         }
     }
 }

@@ -34,7 +34,7 @@ const struct cpu_kernels CPU_FN(cpu_kernels) = {
                 },
         },
     .norm = CPU_FN(norm),
-    .geglu = CPU_FN(geglu),
+    .glu = CPU_FN(glu),
     .rope = CPU_FN(rope),
     .attention = CPU_FN(attention),
     .embed = CPU_FN(embed),

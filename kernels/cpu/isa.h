@@ -47,7 +47,7 @@ CPU_RANGE_FN(multiply_i16_i4, cpu_product);
 CPU_RANGE_FN(multiply_i8_i8, cpu_product);
 CPU_RANGE_FN(multiply_i8_i4, cpu_product);
 CPU_RANGE_FN(norm, cpu_norm_job);
-CPU_RANGE_FN(geglu, cpu_glu_job);
+CPU_RANGE_FN(glu, cpu_glu_job);
 CPU_RANGE_FN(rope, cpu_rope_job);
 void CPU_FN(attention)(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t head,
                        uint32_t row, uint32_t n, float *scores);

@@ -1,5 +1,6 @@
-/* norm.c: LayerNorm of rows, alone or behind the residual sum. Mean first, then the squares of the
- * differences: four partial sums of 16 lanes each, combined in a fixed order.
+/* norm.c: LayerNorm or RMSNorm of rows, alone or behind the residual sum. Mean (or zero) first,
+ * then the squares of the differences: four partial sums of 16 lanes each, combined in a fixed
+ * order.
  */
 #include "isa.h"
 
@@ -59,7 +60,7 @@ CPU_RANGE_FN(norm, cpu_norm_job)
             add_residual(j, j->a + row * cols, j->residual + row * cols, cols);
         const float *x = (j->a ? j->residual : j->x) + row * cols;
         float *y = j->y + row * cols;
-        float mean = row_mean(x, cols);
+        float mean = j->norm->kind == K_NORM_RMS ? 0.0f : row_mean(x, cols);
         float inverse = 1.0f / sqrtf(row_variance(x, cols, mean) + j->eps);
         for (uint32_t i = 0; i < cols; i += VEC) {
             int n = lanes_left(cols, i);

@@ -7,20 +7,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* NULL: zeros. */
 static float *floats_from_half(const uint16_t *half, uint32_t n)
 {
     float *values = mem_alloc((size_t)n * sizeof *values);
     for (uint32_t i = 0; values && i < n; i++)
-        values[i] = half_to_float(half[i]);
+        values[i] = half ? half_to_float(half[i]) : 0.0f;
     return values;
 }
 
-struct k_norm *cpu_norm_new(struct k_ctx *c, const uint16_t *weight, const uint16_t *bias,
-                            uint32_t cols)
+struct k_norm *cpu_norm_new(struct k_ctx *c, enum k_norm_kind kind, const uint16_t *weight,
+                            const uint16_t *bias, uint32_t cols)
 {
     struct k_norm *n = calloc(1, sizeof *n);
     if (!n)
         return NULL;
+    n->kind = kind;
     n->cols = cols;
     n->weight = floats_from_half(weight, cols);
     n->bias = floats_from_half(bias, cols);
@@ -117,13 +119,15 @@ static void glu_share(void *arg, uint32_t thread, uint32_t n_threads)
     const struct glu_share *s = arg;
     uint64_t first, end;
     pool_share(s->n_items, thread, n_threads, &first, &end);
-    s->kernels->geglu(&s->job, first, end);
+    s->kernels->glu(&s->job, first, end);
 }
 
-void cpu_geglu(struct k_ctx *c, const void *u, uint32_t n_rows, uint32_t inner, void *g)
+void cpu_glu(struct k_ctx *c, enum k_glu glu, const void *u, uint32_t n_rows, uint32_t inner,
+             void *g)
 {
-    struct glu_share s = {
-        c->kernels, {.u = u, .g = g, .inner = inner}, (uint64_t)n_rows * cpu_glu_pieces(inner)};
+    struct glu_share s = {c->kernels,
+                          {.kind = glu, .u = u, .g = g, .inner = inner},
+                          (uint64_t)n_rows * cpu_glu_pieces(inner)};
     pool_run(c->pool, glu_share, &s);
 }
 

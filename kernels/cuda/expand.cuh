@@ -12,7 +12,8 @@ struct expand_params {
     struct packed_shape s;
     const unsigned char *w; /* the first panel */
     const uint16_t *scale;
-    uint16_t *to; /* [rows of the panels that exist, cols], from first_panel on */
+    uint16_t *to; /* [rows of the panels that exist, cols], from first_panel on; of a paired matrix
+                   * those of the first half, then those of the second */
     uint32_t first_panel, n_panels;
     uint32_t dense; /* packed_dense */
 };
@@ -51,7 +52,11 @@ DEV_KERNEL(EXPAND_THREADS, 4) void expand_kernel(DEV_PARAMS(expand_params) p)
         pair[t] = dev_half2(expand_value(p.s.bits, word, bit) * scale,
                             expand_value(p.s.bits, word, next) * scale);
     }
-    uint16_t *to = p.to + (size_t)(row - row0) * p.s.cols;
+    uint32_t place = row - row0;
+    if (p.s.pair_rows)
+        place = place % PACKED_ROWS / PACKED_HALF * p.n_panels * PACKED_HALF +
+                place / PACKED_ROWS * PACKED_HALF + place % PACKED_HALF;
+    uint16_t *to = p.to + (size_t)place * p.s.cols;
     if (p.dense) {
         if (k0 < p.s.cols)
             dev_store16(to + k0, make_uint4(pair[0], pair[1], pair[2], pair[3]));

@@ -18,7 +18,6 @@ enum {
     GEMM_ROW_WARPS = 4,
     GEMM_TILES = PACKED_TILES / GEMM_ROW_WARPS, /* of a warp */
     GEMM_X_UNITS = PACKED_COLS / 8,             /* 16-byte pieces of a token and block */
-    GEMM_Y_STRIDE = PACKED_ROWS + 8,            /* halves of a token on its way out */
 };
 
 /* 16-byte units of a stage: weights, then x. */
@@ -35,7 +34,7 @@ DEV_HOST_FN constexpr uint32_t gemm_stage_units(uint32_t bits, uint32_t tokens)
 DEV_HOST_FN constexpr size_t gemm_shared_bytes(uint32_t bits, uint32_t tokens, uint32_t stages)
 {
     size_t ring = (size_t)stages * gemm_stage_units(bits, tokens) * 16;
-    size_t out = (size_t)tokens * GEMM_Y_STRIDE * 2;
+    size_t out = (size_t)tokens * PRODUCT_STRIDE * 2;
     return ring < out ? out : ring;
 }
 
@@ -102,13 +101,13 @@ static DEV_INLINE void gemm_block(const product_params &p, dev_shared<uint4> sta
     }
 }
 
-/* The tile to y: through shared memory, so that whole rows of 256 bytes are written. */
-template <int TOKENS, int THREADS, int N>
+/* The tile on its way out: through shared memory, so that whole rows of 256 bytes are written. */
+template <int TOKENS, int N>
 static DEV_INLINE void gemm_store(const product_params &p, uint32_t panel, uint32_t token0,
                                   uint32_t first_token, const float (&total)[GEMM_TILES][N][4])
 {
     const uint32_t lane = dev_lane(), tile = dev_warp() % GEMM_ROW_WARPS * GEMM_TILES;
-    dev_shared<uint16_t> out = dev_dynamic<uint16_t>(0, TOKENS * GEMM_Y_STRIDE);
+    dev_shared<uint16_t> out = dev_dynamic<uint16_t>(0, TOKENS * PRODUCT_STRIDE);
     DEV_UNROLL
     for (int m = 0; m < GEMM_TILES; m++)
         DEV_UNROLL
@@ -118,23 +117,15 @@ static DEV_INLINE void gemm_store(const product_params &p, uint32_t panel, uint3
         uint32_t row = (tile + (uint32_t)m) * PACKED_TILE + lane / 4 + j / 2 * 8;
         uint32_t token = first_token + (uint32_t)n * 8 + lane % 4 * 2 + j % 2;
         float v = total[m][n][j] + dev_from_half(p.bias[panel * PACKED_ROWS + row]);
-        if (p.y_vector)
-            out[token * GEMM_Y_STRIDE + row] = dev_to_half(v);
+        if (p.staged)
+            out[token * PRODUCT_STRIDE + row] = dev_to_half(v);
         else
             product_store(p, token0 + token, panel * PACKED_ROWS + row, v);
     }
-    if (!p.y_vector)
+    if (!p.staged)
         return;
     dev_barrier();
-    constexpr uint32_t UNITS = PACKED_ROWS / 8;
-    for (uint32_t i = dev_thread(); i < TOKENS * UNITS; i += THREADS) {
-        uint32_t token = i / UNITS, row = panel * PACKED_ROWS + i % UNITS * 8;
-        if (token0 + token < p.n_tokens && row < p.s.rows) {
-            uint4 v = dev_shared_as<uint4>(out + token * GEMM_Y_STRIDE + i % UNITS * 8)[0];
-            dev_store16(static_cast<uint16_t *>(p.y) + (size_t)(token0 + token) * p.s.rows + row,
-                        v);
-        }
-    }
+    product_finish(p, out, panel, token0, TOKENS);
 }
 
 /* Grid: token tiles * (WHOLE ? 1 : n_slices) * panels, in this order. */
@@ -207,7 +198,7 @@ void gemm_kernel(DEV_PARAMS(product_params) p)
             product_collect<BITS, SHORT>(p, tile, row0, token0 + first_token, total);
         }
     }
-    gemm_store<TOKENS, THREADS>(p, panel, token0, first_token, total);
+    gemm_store<TOKENS>(p, panel, token0, first_token, total);
 }
 
 #endif

@@ -22,7 +22,9 @@ PACKED_FN uint32_t gemv_x_stride(const struct packed_shape *s)
 
 PACKED_FN size_t gemv_shared_bytes(const struct packed_shape *s)
 {
-    return (size_t)GEMV_TOKENS * gemv_x_stride(s) * 4;
+    size_t x = (size_t)GEMV_TOKENS * gemv_x_stride(s) * 4;
+    size_t out = (size_t)GEMV_TOKENS * PRODUCT_STRIDE * 2;
+    return x < out ? out : x;
 }
 
 /* Grid: panels * n_slices. */
@@ -99,10 +101,21 @@ void gemv_kernel(DEV_PARAMS(product_params) p)
             return;
         product_collect<BITS, SHORT>(p, panel, row0, 0, total);
     }
+    dev_shared<uint16_t> out = dev_dynamic<uint16_t>(0, GEMV_TOKENS * PRODUCT_STRIDE);
+    if (p.staged)
+        dev_barrier(); /* x becomes the way out */
     DEV_UNROLL
     for (uint32_t j = 0; j < 4; j++) {
-        uint32_t row = row0 + lane / 4 + j / 2 * 8;
-        product_store(p, lane % 4 * 2 + j % 2, row, total[0][0][j] + dev_from_half(p.bias[row]));
+        uint32_t row = row0 + lane / 4 + j / 2 * 8, token = lane % 4 * 2 + j % 2;
+        float v = total[0][0][j] + dev_from_half(p.bias[row]);
+        if (p.staged)
+            out[token * PRODUCT_STRIDE + row % PACKED_ROWS] = dev_to_half(v);
+        else
+            product_store(p, token, row, v);
+    }
+    if (p.staged) {
+        dev_barrier();
+        product_finish(p, out, panel, 0, GEMV_TOKENS);
     }
 }
 

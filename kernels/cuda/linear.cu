@@ -60,7 +60,7 @@ struct dev_launch launch_of(const struct cuda_products *p, uint64_t ctas, unsign
 }
 
 struct product_params params_of(const struct cuda_products *p, const struct k_linear *l,
-                                const void *x, uint32_t n_rows, void *y, bool y_float)
+                                const void *x, uint32_t n_rows, const struct linear_end *end)
 {
     const struct packed_shape *s = &l->shape;
     const unsigned char *memory = static_cast<const unsigned char *>(l->memory);
@@ -70,19 +70,22 @@ struct product_params params_of(const struct cuda_products *p, const struct k_li
     q.scale = reinterpret_cast<const uint16_t *>(memory + s->scale_at);
     q.bias = reinterpret_cast<const uint16_t *>(memory + s->bias_at);
     q.x = static_cast<const uint16_t *>(x);
-    q.y = y;
-    q.y_float = y_float;
+    q.y = end->y;
+    q.end = end->kind;
+    q.glu = end->glu;
+    q.rope = end->rope;
     q.partials = static_cast<float *>(p->partials);
     q.counters = p->counters;
     q.n_tokens = n_rows;
     q.dense = packed_dense(s) && (uintptr_t)x % 16 == 0;
-    q.y_vector = !y_float && s->rows % 8 == 0 && (uintptr_t)y % 16 == 0;
+    q.staged = end->kind != LINEAR_FLOATS &&
+               (end->kind != LINEAR_HALVES || (s->rows % 8 == 0 && (uintptr_t)end->y % 16 == 0));
     return q;
 }
 
-/* Rows of the source from panel `first` on to the device, and from there into their panels. */
-void pack_panels(struct cuda_products *p, struct k_linear *l, const struct k_linear_src *src,
-                 uint32_t first, uint32_t n)
+/* Rows of the source from 128 * first on to the device, and from there into their panels. */
+void pack_rows(struct cuda_products *p, struct k_linear *l, const struct k_linear_src *src,
+               uint32_t first, uint32_t n)
 {
     const struct packed_shape *s = &l->shape;
     size_t row_bytes = (size_t)s->cols * s->bits / 8;
@@ -94,28 +97,30 @@ void pack_panels(struct cuda_products *p, struct k_linear *l, const struct k_lin
     q.s = *s;
     q.from = static_cast<const unsigned char *>(p->staging);
     q.to = static_cast<unsigned char *>(l->memory);
-    q.first_panel = first;
-    q.n_panels = n;
+    q.first = first;
+    q.n = n;
     uint64_t units = (uint64_t)n * s->n_blocks * (packed_block_bytes(s->bits) / 16);
     note(p, dev_run(launch_of(p, (units + ROWS_THREADS - 1) / ROWS_THREADS, ROWS_THREADS),
                     repack_kernel, q));
 }
 
-void pack_scales(struct cuda_products *p, struct k_linear *l, const struct k_linear_src *src)
+/* Scales, or anything else of n_groups halves to a row, to `at` bytes behind the first panel. */
+void pack_halves(struct cuda_products *p, struct k_linear *l, const uint16_t *from,
+                 uint32_t n_groups, size_t at)
 {
     const struct packed_shape *s = &l->shape;
-    uint32_t at_once = (uint32_t)(p->staging_bytes / ((size_t)s->n_groups * 2));
+    uint32_t at_once = (uint32_t)(p->staging_bytes / ((size_t)n_groups * 2));
     for (uint32_t row = 0; row < s->rows; row += at_once) {
         uint32_t n = s->rows - row < at_once ? s->rows - row : at_once;
-        upload(p, p->staging, src->scale + (size_t)row * s->n_groups, (size_t)n * s->n_groups * 2);
+        upload(p, p->staging, from + (size_t)row * n_groups, (size_t)n * n_groups * 2);
         struct rescale_params q = {};
+        q.s = *s;
         q.from = static_cast<const uint16_t *>(p->staging);
-        q.to = reinterpret_cast<uint16_t *>(static_cast<char *>(l->memory) + s->scale_at);
+        q.to = reinterpret_cast<uint16_t *>(static_cast<char *>(l->memory) + at);
         q.first_row = row;
         q.n = n;
-        q.n_groups = s->n_groups;
-        q.row_pad = s->row_pad;
-        uint64_t values = (uint64_t)n * s->n_groups;
+        q.n_groups = n_groups;
+        uint64_t values = (uint64_t)n * n_groups;
         note(p, dev_run(launch_of(p, (values + ROWS_THREADS - 1) / ROWS_THREADS, ROWS_THREADS),
                         rescale_kernel, q));
     }
@@ -175,13 +180,12 @@ size_t products_bytes(const struct cuda_products *p)
            linear_library_bytes(p->library);
 }
 
-struct k_linear *linear_blank(struct cuda_products *p, enum k_weight type, uint32_t rows,
-                              uint32_t cols, uint32_t n_groups, uint32_t group_cols)
+static struct k_linear *blank(struct cuda_products *p, const struct packed_shape &shape)
 {
     struct k_linear *l = static_cast<struct k_linear *>(calloc(1, sizeof *l));
     if (!l)
         return nullptr;
-    l->shape = linear_shape(type, rows, cols, n_groups, group_cols);
+    l->shape = shape;
     l->memory = memory_new(p, l->shape.bytes);
     if (!l->memory || l->shape.n_panels > LINEAR_MAX_TILES ||
         !reserve(p, &p->partials, &p->partial_bytes,
@@ -192,13 +196,22 @@ struct k_linear *linear_blank(struct cuda_products *p, enum k_weight type, uint3
     return l;
 }
 
+struct k_linear *linear_blank(struct cuda_products *p, enum k_weight type, uint32_t rows,
+                              uint32_t cols, uint32_t n_groups, uint32_t group_cols)
+{
+    return blank(p, linear_shape(type, rows, cols, n_groups, group_cols));
+}
+
 struct k_linear *linear_new(struct cuda_products *p, const struct k_linear_src *src)
 {
     assert(src->data && src->rows && src->cols && src->cols <= p->device.max_cols);
     assert(src->type != K_WEIGHT_I4 || src->cols % 2 == 0);
     assert((src->type == K_WEIGHT_F16) == !src->scale);
-    struct k_linear *l =
-        linear_blank(p, src->type, src->rows, src->cols, src->n_groups, src->group_cols);
+    struct packed_shape shape =
+        linear_shape(src->type, src->rows, src->cols, src->n_groups, src->group_cols);
+    if (src->glu)
+        packed_pair(&shape);
+    struct k_linear *l = blank(p, shape);
     if (!l)
         return nullptr;
     const struct packed_shape *s = &l->shape;
@@ -210,14 +223,13 @@ struct k_linear *linear_new(struct cuda_products *p, const struct k_linear_src *
     uint32_t at_once = (uint32_t)(p->staging_bytes / panel);
     at_once = at_once ? at_once : 1; /* the only panel, with fewer rows */
     for (uint32_t first = 0; first < s->n_panels; first += at_once)
-        pack_panels(p, l, src, first,
-                    s->n_panels - first < at_once ? s->n_panels - first : at_once);
+        pack_rows(p, l, src, first, s->n_panels - first < at_once ? s->n_panels - first : at_once);
     char *memory = static_cast<char *>(l->memory);
     note(p, dev_zero(memory + s->scale_at, s->bytes - s->scale_at, p->device.stream));
     if (src->scale)
-        pack_scales(p, l, src);
+        pack_halves(p, l, src->scale, s->n_groups, s->scale_at);
     if (src->bias)
-        upload(p, memory + s->bias_at, src->bias, (size_t)s->rows * 2);
+        pack_halves(p, l, src->bias, 1, s->bias_at);
     return l;
 }
 
@@ -230,14 +242,16 @@ void linear_free(struct cuda_products *p, struct k_linear *l)
 }
 
 int linear_run(struct cuda_products *p, const struct k_linear *l, const void *x, uint32_t n_rows,
-               void *y, bool y_float, enum linear_kernel kernel, uint32_t tokens)
+               const struct linear_end *end, enum linear_kernel kernel, uint32_t tokens)
 {
     const struct packed_shape *s = &l->shape;
     const struct variant *v = find_variant(s, kernel, tokens);
     if (!v || (kernel == LINEAR_GEMV && n_rows > GEMV_TOKENS) ||
-        v->shared + 1024 > p->device.shared_bytes)
+        v->shared + 1024 > p->device.shared_bytes || !linear_can_end(s, end))
         return -EINVAL;
-    struct product_params q = params_of(p, l, x, n_rows, y, y_float);
+    struct product_params q = params_of(p, l, x, n_rows, end);
+    if (kernel == LINEAR_GEMV && end->kind == LINEAR_HALVES)
+        q.staged = 0; /* two bytes at a time: few of them, and no barriers */
     q.n_token_tiles = packed_div_up(n_rows, tokens);
     uint64_t tiles = (uint64_t)s->n_panels * q.n_token_tiles;
     uint64_t ctas = tiles * (kernel == LINEAR_WHOLE ? 1 : s->n_slices);
@@ -251,42 +265,36 @@ int linear_run(struct cuda_products *p, const struct k_linear *l, const void *x,
     return 0;
 }
 
-static void product(struct cuda_products *p, const struct k_linear *l, const void *x,
-                    uint32_t n_rows, void *y, bool y_float)
+int linear_multiply(struct cuda_products *p, const struct k_linear *l, const void *x,
+                    uint32_t n_rows, const struct linear_end *end)
 {
     assert(n_rows && n_rows <= p->device.max_rows);
+    if (!linear_can_end(&l->shape, end))
+        return -ENOTSUP;
     struct linear_plan plan = linear_plan_for(&p->device, &l->shape, n_rows);
     if (plan.kernel == LINEAR_LIBRARY) {
-        int error = y_float ? -ENOTSUP : linear_library_product(p->library, l, x, n_rows, y);
+        if (end->kind == LINEAR_GLU || end->kind == LINEAR_ROPE)
+            return -ENOTSUP;
+        int error = end->kind == LINEAR_HALVES
+                        ? linear_library_product(p->library, l, x, n_rows, end->y)
+                        : -ENOTSUP;
         if (error != -ENOTSUP) {
             note(p, error);
-            return;
+            return 0;
         }
         struct linear_device own = p->device;
         own.library_rows = 0;
         plan = linear_plan_for(&own, &l->shape, n_rows);
     }
-    int rc = linear_run(p, l, x, n_rows, y, y_float, plan.kernel, plan.tokens);
+    int rc = linear_run(p, l, x, n_rows, end, plan.kernel, plan.tokens);
     assert(rc == 0 && "linear_plan names kernels that exist");
-    (void)rc;
-}
-
-void linear_multiply(struct cuda_products *p, const struct k_linear *l, const void *x,
-                     uint32_t n_rows, void *y)
-{
-    product(p, l, x, n_rows, y, false);
-}
-
-void linear_multiply_float(struct cuda_products *p, const struct k_linear *l, const void *x,
-                           uint32_t n_rows, float *y)
-{
-    product(p, l, x, n_rows, y, true);
+    return rc;
 }
 
 void linear_embed(struct cuda_products *p, const struct k_linear *table, uint32_t first_row,
                   const int32_t *ids, uint32_t n_rows, void *y)
 {
-    assert(table->shape.bits == 16);
+    assert(table->shape.bits == 16 && !table->shape.pair_rows);
     struct lookup_params q = {};
     q.s = table->shape;
     q.table = static_cast<const unsigned char *>(table->memory);

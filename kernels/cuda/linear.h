@@ -17,8 +17,8 @@
 #ifndef GLMD_KERNELS_CUDA_LINEAR_H
 #define GLMD_KERNELS_CUDA_LINEAR_H
 
-#include "kernels/kernels.h"
 #include "packed.h"
+#include "rope.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -86,7 +86,24 @@ struct linear_plan {
     size_t shared_bytes, partial_bytes;
 };
 
+/* What becomes of a product x W^T + bias: in every case of its values rounded to halves, but for
+ * LINEAR_FLOATS. */
+enum linear_end_kind {
+    LINEAR_HALVES, /* y[n_rows, rows] */
+    LINEAR_FLOATS, /* the same: logits */
+    LINEAR_GLU,    /* y[n_rows, rows / 2], as k_ops.glu */
+    LINEAR_ROPE,   /* rope.q and the cache, as k_ops.rope_kv */
+};
+struct linear_end {
+    enum linear_end_kind kind;
+    void *y;
+    enum k_glu glu;
+    struct rope_view rope;
+};
+
 const char *linear_kernel_name(enum linear_kernel k);
+/* Whether the kernels of such a matrix can do that. */
+bool linear_can_end(const struct packed_shape *s, const struct linear_end *end);
 /* The shape of such a matrix; group_cols 0: groups as even as n_groups allows. */
 struct packed_shape linear_shape(enum k_weight type, uint32_t rows, uint32_t cols,
                                  uint32_t n_groups, uint32_t group_cols);
@@ -117,12 +134,10 @@ struct k_linear *linear_blank(struct cuda_products *p, enum k_weight type, uint3
                               uint32_t cols, uint32_t n_groups, uint32_t group_cols);
 void linear_free(struct cuda_products *p, struct k_linear *l);
 
-/* y[n_rows, rows] = x W^T + bias, halves. */
-void linear_multiply(struct cuda_products *p, const struct k_linear *l, const void *x,
-                     uint32_t n_rows, void *y);
-/* The same into floats: logits. */
-void linear_multiply_float(struct cuda_products *p, const struct k_linear *l, const void *x,
-                           uint32_t n_rows, float *y);
+/* x W^T + bias, x[n_rows, cols] halves. -ENOTSUP, nothing done: not with this matrix or with so
+ * many rows; LINEAR_HALVES and LINEAR_FLOATS always are. */
+int linear_multiply(struct cuda_products *p, const struct k_linear *l, const void *x,
+                    uint32_t n_rows, const struct linear_end *end);
 void linear_embed(struct cuda_products *p, const struct k_linear *table, uint32_t first_row,
                   const int32_t *ids, uint32_t n_rows, void *y);
 void linear_gather(struct cuda_products *p, const void *x, uint32_t cols, const uint32_t *rows,
@@ -131,7 +146,7 @@ void linear_gather(struct cuda_products *p, const void *x, uint32_t cols, const 
 /* Runs a kernel of this kind with so many tokens to a CTA instead of what linear_plan_for chooses,
  * for tests and benches; all of them give the same bits. -EINVAL: there is none. */
 int linear_run(struct cuda_products *p, const struct k_linear *l, const void *x, uint32_t n_rows,
-               void *y, bool y_float, enum linear_kernel kernel, uint32_t tokens);
+               const struct linear_end *end, enum linear_kernel kernel, uint32_t tokens);
 
 /* pack.c: the reference of the packed form, on the host: all of a matrix, shape->bytes. */
 void linear_pack(const struct packed_shape *s, const struct k_linear_src *src, void *to);

@@ -1,17 +1,19 @@
 /* norm.cuh: the norm of a row in the registers of a CTA, with the residual sum in front of it where
  * there is one: for rowwise.cu, and for sums over ranks that go on with it (sums.cuh).
  *
- * A row is one CTA's. Its values stay in registers between the sums: mean first, then the squares
- * of the differences. A thread owns pieces of 8 columns, thread by thread across the row; sums run
- * over a thread's pieces, over the lanes of a warp by butterfly and over the warps in order: an
- * order that depends on the number of columns alone.
+ * A row is one CTA's. Its values stay in registers between the sums: mean first (RMSNorm:
+ * zero), then the squares of the differences. A thread owns pieces of 8 columns, thread by thread
+ * across the row; sums run over a thread's pieces, over the lanes of a warp by butterfly and over
+ * the warps in order: an order that depends on the number of columns alone.
  */
 #ifndef GLMD_KERNELS_CUDA_NORM_CUH
 #define GLMD_KERNELS_CUDA_NORM_CUH
 
 #include "dev.h"
+#include "kernels/kernels.h"
 
 struct k_norm {
+    enum k_norm_kind kind;
     uint32_t cols;
     float *weight, *bias; /* device, [cols] */
 };
@@ -33,6 +35,7 @@ struct norm_params {
     const float *weight, *bias;
     float alpha, eps;
     uint32_t cols;
+    enum k_norm_kind kind;
 };
 
 DEV_FN void norm_unpack(float *to, uint4 v)
@@ -111,7 +114,7 @@ DEV_INLINE void norm_row(const norm_params &p, size_t row, float (&x)[ITEMS][NOR
         for (int j = 0; j < NORM_PIECE; j++)
             sum += x[i][j];
     }
-    const float mean = dev_div(norm_sum(sum, parts), (float)p.cols);
+    const float mean = p.kind == K_NORM_RMS ? 0.0f : dev_div(norm_sum(sum, parts), (float)p.cols);
     float squares = 0.0f;
     DEV_UNROLL
     for (int i = 0; i < ITEMS; i++) {

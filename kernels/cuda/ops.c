@@ -96,15 +96,45 @@ static void op_linear_free(struct k_ctx *c, struct k_linear *l)
 static void op_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows,
                       void *y)
 {
-    linear_multiply(c->products, l, x, n_rows, y);
+    const struct linear_end end = {.kind = LINEAR_HALVES, .y = y};
+    linear_multiply(c->products, l, x, n_rows, &end);
     cuda_check(c, c->products->error, "linear");
+}
+
+static void op_linear_glu(struct k_ctx *c, const struct k_linear *l, enum k_glu glu, const void *x,
+                          uint32_t n_rows, void *u, void *g)
+{
+    const struct linear_end end = {.kind = LINEAR_GLU, .y = g, .glu = glu};
+    if (linear_multiply(c->products, l, x, n_rows, &end) == 0) {
+        cuda_check(c, c->products->error, "linear and glu");
+        return;
+    }
+    op_linear(c, l, x, n_rows, u);
+    cuda_glu(c, glu, u, n_rows, l->shape.rows / 2, g);
+}
+
+static void op_linear_rope_kv(struct k_ctx *c, const struct k_linear *l, const void *x,
+                              const struct k_attn_params *a, const struct k_rope *r,
+                              const int32_t *positions, const struct k_seq *seqs, uint32_t n_seqs,
+                              struct k_kv *kv, void *qkv, void *q)
+{
+    const uint32_t n_rows = cuda_step_rows(c, seqs, n_seqs);
+    const struct linear_end end = {.kind = LINEAR_ROPE,
+                                   .rope = cuda_rope_view(c, a, r, positions, kv, q)};
+    if (linear_multiply(c->products, l, x, n_rows, &end) == 0) {
+        cuda_check(c, c->products->error, "linear and rope");
+        return;
+    }
+    op_linear(c, l, x, n_rows, qkv);
+    cuda_rope_kv(c, a, r, qkv, positions, seqs, n_seqs, kv, q);
 }
 
 static void op_logits(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows,
                       void *scratch, float *ret)
 {
     cuda_enter(c);
-    linear_multiply_float(c->products, l, x, n_rows, scratch);
+    const struct linear_end end = {.kind = LINEAR_FLOATS, .y = scratch};
+    linear_multiply(c->products, l, x, n_rows, &end);
     cuda_check(c, c->products->error, "logits");
     cuda_download_bytes(c, ret, scratch, (size_t)n_rows * l->shape.rows * sizeof *ret);
 }
@@ -166,7 +196,9 @@ __attribute__((visibility("default"))) const struct k_ops glmd_cuda_ops = {
     .rope_free = cuda_rope_free,
     .rope_kv = cuda_rope_kv,
     .attention = cuda_attention,
-    .geglu = cuda_geglu,
+    .glu = cuda_glu,
+    .linear_glu = op_linear_glu,
+    .linear_rope_kv = op_linear_rope_kv,
     .gather = cuda_gather,
     .comm = &cuda_comm_ops,
 };

@@ -37,23 +37,24 @@ void linear_pack(const struct packed_shape *s, const struct k_linear_src *src, v
     memset(out, 0, s->bytes);
     for (uint32_t row = 0; row < s->row_pad; row++)
         for (uint32_t k = 0; k < s->n_blocks * PACKED_COLS; k++) {
-            uint32_t col = packed_source_col(s, k);
+            uint32_t from = packed_source_row(s, row), col = packed_source_col(s, k);
             bool exists = row < s->rows && col < s->cols;
             struct packed_place at = packed_place_of(s, row, k);
-            put(out + at.byte, s->bits, at.bit, exists ? source_bits(src, row, col) : zero);
+            put(out + at.byte, s->bits, at.bit, exists ? source_bits(src, from, col) : zero);
         }
     uint16_t *scale = (uint16_t *)(out + s->scale_at), *bias = (uint16_t *)(out + s->bias_at);
     for (uint32_t row = 0; row < s->rows; row++) {
+        const uint32_t place = packed_row(s, row);
         for (uint32_t g = 0; src->scale && g < s->n_groups; g++)
-            scale[(size_t)g * s->row_pad + row] = src->scale[(size_t)row * s->n_groups + g];
+            scale[(size_t)g * s->row_pad + place] = src->scale[(size_t)row * s->n_groups + g];
         if (src->bias)
-            bias[row] = src->bias[row];
+            bias[place] = src->bias[row];
     }
 }
 
 int32_t linear_unpack(const struct packed_shape *s, const void *packed, uint32_t row, uint32_t col)
 {
-    struct packed_place at = packed_place_of(s, row, packed_col(s, col));
+    struct packed_place at = packed_place_of(s, packed_row(s, row), packed_col(s, col));
     const uint8_t *lane = (const uint8_t *)packed + at.byte + at.bit / 8;
     if (s->bits == 4)
         return (int32_t)(lane[0] >> at.bit % 8 & 15) - PACKED_I4_ZERO;

@@ -34,6 +34,10 @@
  *     Bytes (u, 0x64) are a half 1024 + u: minus 1152 gives q.
  * FP16: four words, a0..a3.
  *
+ * Rows are numbered in the packed matrix, too: of one whose halves are used together (GLU: rows i
+ * and rows / 2 + i), a panel holds 64 rows of the first half and, behind them, the 64 of the
+ * second, so that one CTA has both. That is possible where the rows are a multiple of 128.
+ *
  * Columns are numbered in the packed matrix: a group of columns with a scale of its own begins at a
  * multiple of 16 columns (PACKED_STEP), a long group at a multiple of 64, padded with zeros where
  * need be. Groups of 32, 64, 128 columns and one group per row need no padding.
@@ -41,14 +45,14 @@
  * Behind the panels: scales, binary16 [n_groups][rows padded], and the bias, binary16 [rows
  * padded].
  *
- * Sums. The columns are cut into slices, by the shape alone. Within a slice, steps of 16 columns
- * are added one after another in the accumulators of the tensor core (FP32), from zero. long groups
- * (one per row, per shard): a slice lies within one group; the result is sum over slices,
- * ascending, of scale * slice, each with one rounding (fma); short groups: the accumulators start
- * anew with every group; within a slice scale * group is summed with one rounding each, and the
- * slices' sums are added in ascending order; FP16: the slices' sums are added in ascending order.
- * Then comes the bias. Every kernel keeps this order, whatever the number of tokens, so that a row
- * of x gives the same bits in every batch.
+ * Sums. The columns are cut into slices, by the shape alone, not by the GPU at hand. Within a
+ * slice, steps of 16 columns are added one after another in the accumulators of the tensor core
+ * (FP32), from zero. long groups (one per row, per shard): a slice lies within one group; the
+ * result is sum over slices, ascending, of scale * slice, each with one rounding (fma); short
+ * groups: the accumulators start anew with every group; within a slice scale * group is summed with
+ * one rounding each, and the slices' sums are added in ascending order; FP16: the slices' sums are
+ * added in ascending order. Then comes the bias. Every kernel keeps this order, whatever the number
+ * of tokens, so that a row of x gives the same bits in every batch.
  */
 #ifndef GLMD_KERNELS_CUDA_PACKED_H
 #define GLMD_KERNELS_CUDA_PACKED_H
@@ -80,6 +84,7 @@ enum {
     PACKED_STEPS = 4,  /* of a block */
     PACKED_LANES = 32,
     PACKED_LANE_BYTES = 16,
+    PACKED_HALF = 64, /* rows of a panel that belong to one half of a paired matrix */
     PACKED_QUAD_BYTES = 512,
     PACKED_I4_ZERO = 8,
     PACKED_I8_ZERO = 128,
@@ -115,6 +120,7 @@ struct packed_shape {
      */
     uint32_t span_blocks, span_slices, slice_blocks;
     uint32_t n_slices;        /* of all spans */
+    uint32_t pair_rows;       /* rows / 2 where both halves are in every panel; 0: in order */
     size_t scale_at, bias_at; /* bytes from the first panel */
     size_t bytes;             /* of everything */
 };
@@ -172,10 +178,36 @@ PACKED_FN struct packed_shape packed_shape_of(uint32_t bits, uint32_t rows, uint
     s.slice_blocks = packed_slice_blocks(bits, s.n_panels, s.n_blocks, s.span_blocks);
     s.span_slices = packed_div_up(s.span_blocks, s.slice_blocks);
     s.n_slices = s.span_slices * (s.short_groups ? 1 : n_groups);
+    s.pair_rows = 0;
     s.scale_at = packed_align((size_t)s.n_panels * s.n_blocks * packed_block_bytes(bits));
     s.bias_at = s.scale_at + packed_align(bits == 16 ? 0 : (size_t)n_groups * s.row_pad * 2);
     s.bytes = s.bias_at + packed_align((size_t)s.row_pad * 2);
     return s;
+}
+
+/* Has the two halves of the rows side by side, where that is possible. */
+PACKED_FN void packed_pair(struct packed_shape *s)
+{
+    s->pair_rows = s->rows % PACKED_ROWS == 0 ? s->rows / 2 : 0;
+}
+
+/* The packed row of row `row` of the matrix. */
+PACKED_FN uint32_t packed_row(const struct packed_shape *s, uint32_t row)
+{
+    if (!s->pair_rows)
+        return row;
+    uint32_t half = row / s->pair_rows, i = row % s->pair_rows;
+    return i / PACKED_HALF * PACKED_ROWS + half * PACKED_HALF + i % PACKED_HALF;
+}
+
+/* The row of the matrix that packed row `row` holds. */
+PACKED_FN uint32_t packed_source_row(const struct packed_shape *s, uint32_t row)
+{
+    if (!s->pair_rows)
+        return row;
+    uint32_t within = row % PACKED_ROWS;
+    return within / PACKED_HALF * s->pair_rows + row / PACKED_ROWS * PACKED_HALF +
+           within % PACKED_HALF;
 }
 
 /* The packed column of column `col` of the matrix. */
@@ -232,7 +264,7 @@ struct packed_place {
     uint32_t bit; /* of those 128 */
 };
 
-/* k: a packed column. */
+/* row, k: a packed row and column. */
 PACKED_FN struct packed_place packed_place_of(const struct packed_shape *s, uint32_t row,
                                               uint32_t k)
 {

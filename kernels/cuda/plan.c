@@ -47,7 +47,9 @@ size_t linear_gemm_shared(uint32_t bits, uint32_t tokens)
 
 static size_t gemv_shared(const struct packed_shape *s)
 {
-    return (size_t)GEMV_TOKENS_MAX * (s->slice_blocks * (PACKED_COLS / 2) + 4) * 4;
+    size_t x = (size_t)GEMV_TOKENS_MAX * (s->slice_blocks * (PACKED_COLS / 2) + 4) * 4;
+    size_t out = (size_t)GEMV_TOKENS_MAX * (PACKED_ROWS + 8) * 2;
+    return x < out ? out : x;
 }
 
 /* FP32 sums of all slices of `tiles` tiles of 128 rows and `tokens` tokens. */
@@ -134,6 +136,16 @@ size_t linear_partial_bound(const struct packed_shape *s, uint32_t max_rows)
             most = bytes;
     }
     return most;
+}
+
+bool linear_can_end(const struct packed_shape *s, const struct linear_end *end)
+{
+    const struct rope_view *r = &end->rope;
+    if (end->kind == LINEAR_GLU)
+        return s->pair_rows && (uintptr_t)end->y % 16 == 0;
+    if (end->kind == LINEAR_ROPE)
+        return PACKED_ROWS % r->dim == 0 && s->rows == r->kv.n_kv_heads * (r->group + 2) * r->dim;
+    return true;
 }
 
 size_t linear_staging_bytes(const struct packed_shape *s)

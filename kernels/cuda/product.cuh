@@ -8,8 +8,11 @@
 #ifndef GLMD_KERNELS_CUDA_PRODUCT_CUH
 #define GLMD_KERNELS_CUDA_PRODUCT_CUH
 
-#include "dev.h"
-#include "packed.h"
+#include "glu.cuh"
+#include "linear.h"
+#include "rope.cuh"
+
+enum { PRODUCT_STRIDE = PACKED_ROWS + 8 }; /* halves of a token in a tile on its way out */
 
 struct product_params {
     struct packed_shape s;
@@ -17,13 +20,15 @@ struct product_params {
     const uint16_t *scale;  /* [n_groups, row_pad], unused for FP16 */
     const uint16_t *bias;   /* [row_pad] */
     const uint16_t *x;      /* [n_tokens, cols] */
-    void *y;                /* [n_tokens, rows] half, or float */
+    void *y;                /* as `end` says */
     float *partials;        /* sums of slices, where they are added by another CTA */
     uint32_t *counters;     /* [CTAs of one slice], zero between kernels */
     uint32_t n_tokens, n_token_tiles;
-    uint32_t dense;    /* x can be read in 16-byte pieces (packed_dense, and its address) */
-    uint32_t y_vector; /* y can be written in 16-byte pieces */
-    uint32_t y_float;
+    uint32_t dense;  /* x can be read in 16-byte pieces (packed_dense, and its address) */
+    uint32_t staged; /* a tile goes out through shared memory (product_finish) */
+    enum linear_end_kind end;
+    enum k_glu glu;
+    struct rope_view rope;
 };
 
 /* Eight halves of x at packed columns k0.. of a token, whatever the padding; zeros beyond. */
@@ -270,15 +275,98 @@ static DEV_INLINE void product_collect(const product_params &p, uint32_t tile, u
 
 /* ---- the end ---- */
 
+/* LINEAR_HALVES, LINEAR_FLOATS. row: of the packed matrix. */
 DEV_FN void product_store(const product_params &p, uint32_t token, uint32_t row, float v)
 {
     if (token >= p.n_tokens || row >= p.s.rows)
         return;
-    size_t at = (size_t)token * p.s.rows + row;
-    if (p.y_float)
+    size_t at = (size_t)token * p.s.rows + packed_source_row(&p.s, row);
+    if (p.end == LINEAR_FLOATS)
         static_cast<float *>(p.y)[at] = v;
     else
         static_cast<uint16_t *>(p.y)[at] = dev_to_half(v);
+}
+
+/* A tile of a panel that is on its way out lies in shared memory, as halves, the bias added:
+ * [tokens][PRODUCT_STRIDE]. From there it goes, as `end` says, in whole rows. All threads of the
+ * CTA, behind a barrier. */
+
+DEV_FN uint4 product_piece(dev_shared<uint16_t> out, uint32_t token, uint32_t row)
+{
+    uint4 v = dev_shared_as<uint4>(out + (long)(token * PRODUCT_STRIDE + row))[0];
+    return v;
+}
+
+DEV_FN void product_rows(const product_params &p, dev_shared<uint16_t> out, uint32_t panel,
+                         uint32_t token0, uint32_t n_tokens)
+{
+    constexpr uint32_t UNITS = PACKED_ROWS / 8;
+    for (uint32_t i = dev_thread(); i < n_tokens * UNITS; i += dev_threads()) {
+        uint32_t token = i / UNITS, row = panel * PACKED_ROWS + i % UNITS * 8;
+        if (token0 + token < p.n_tokens && row < p.s.rows)
+            dev_store16(static_cast<uint16_t *>(p.y) + (size_t)(token0 + token) * p.s.rows +
+                            packed_source_row(&p.s, row),
+                        product_piece(out, token, i % UNITS * 8));
+    }
+}
+
+/* The halves of the rows are halves of the panel. */
+DEV_FN void product_glu(const product_params &p, dev_shared<uint16_t> out, uint32_t panel,
+                        uint32_t token0, uint32_t n_tokens)
+{
+    constexpr uint32_t UNITS = PACKED_HALF / 8;
+    for (uint32_t i = dev_thread(); i < n_tokens * UNITS; i += dev_threads()) {
+        uint32_t token = i / UNITS, row = i % UNITS * 8;
+        if (token0 + token < p.n_tokens)
+            dev_store16(static_cast<uint16_t *>(p.y) + (size_t)(token0 + token) * p.s.pair_rows +
+                            panel * PACKED_HALF + row,
+                        glu_piece(p.glu, product_piece(out, token, row),
+                                  product_piece(out, token, PACKED_HALF + row)));
+    }
+}
+
+/* A warp for each vector: a panel holds one or more, whole. */
+DEV_FN void product_rope(const product_params &p, dev_shared<uint16_t> out, uint32_t panel,
+                         uint32_t token0, uint32_t n_tokens)
+{
+    const rope_view &r = p.rope;
+    const uint32_t vectors = PACKED_ROWS / r.dim, half = r.dim / 2, of_head = r.group + 2;
+    for (uint32_t i = dev_warp(); i < n_tokens * vectors; i += dev_threads() / DEV_WARP) {
+        const uint32_t token = i / vectors, row = token0 + token;
+        const uint32_t vector = panel * vectors + i % vectors;
+        const uint32_t kv_head = vector / of_head, which = vector % of_head;
+        if (row >= p.n_tokens || kv_head >= r.kv.n_kv_heads)
+            continue; /* the whole warp */
+        dev_shared<uint32_t> words =
+            dev_shared_as<uint32_t>(out + (long)(token * PRODUCT_STRIDE + i % vectors * r.dim));
+        uint32_t lo = 0, hi = 0;
+        if (rope_col() < half) {
+            lo = words[dev_lane()];
+            hi = words[half / 2 + dev_lane()];
+        }
+        rope_values v = rope_unpack(lo, hi);
+        if (which <= r.group)
+            v = rope_rotate(v, rope_angles_of(r, row));
+        if (which < r.group) {
+            const size_t head = ((size_t)row * r.kv.n_kv_heads + kv_head) * r.group + which;
+            rope_store_halves(r.q + head * r.dim, half, v);
+            continue;
+        }
+        rope_slot at;
+        if (rope_find(r, row, kv_head, &at))
+            rope_file(r, at, which > r.group, v);
+    }
+}
+
+DEV_FN void product_finish(const product_params &p, dev_shared<uint16_t> out, uint32_t panel,
+                           uint32_t token0, uint32_t n_tokens)
+{
+    if (p.end == LINEAR_GLU)
+        product_glu(p, out, panel, token0, n_tokens);
+    else if (p.end == LINEAR_ROPE)
+        product_rope(p, out, panel, token0, n_tokens);
+    else
+        product_rows(p, out, panel, token0, n_tokens);
 }
 
 #endif

@@ -1,10 +1,11 @@
-/* rowwise.cu: norms of rows, alone or behind the residual sum, and GeGLU.
- * */
+/* rowwise.cu: norms of rows, alone or behind the residual sum, and gated linear
+ * units. */
 #include <cassert>
 #include <cstdlib>
 
 #include "base/half.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/glu.cuh"
 #include "kernels/cuda/norm.cuh"
 
 namespace
@@ -27,40 +28,30 @@ template <int ITEMS> DEV_KERNEL(NORM_THREADS, 1) void norm_kernel(DEV_PARAMS(nor
 }
 
 struct glu_params {
+    enum k_glu kind;
     const uint16_t *u; /* [n_rows, 2 inner] */
     uint16_t *g;       /* [n_rows, inner] */
     uint32_t inner;
 };
 
-/* x Phi(x), the exact form. */
-DEV_FN float gelu(float x)
-{
-    return x * (0.5f + 0.5f * dev_erf(x * 0x1.6a09e6p-1f));
-}
-
-DEV_KERNEL(GLU_THREADS, 1) void geglu_kernel(DEV_PARAMS(glu_params) p)
+DEV_KERNEL(GLU_THREADS, 1) void glu_kernel(DEV_PARAMS(glu_params) p)
 {
     uint32_t col = (dev_cta_y() * GLU_THREADS + dev_thread()) * NORM_PIECE;
     if (col >= p.inner)
         return;
     const uint16_t *u = p.u + (size_t)dev_cta_x() * 2 * p.inner;
-    float value[NORM_PIECE], gate[NORM_PIECE];
-    norm_unpack(value, dev_load16(u + col));
-    norm_unpack(gate, dev_load16(u + p.inner + col));
-    DEV_UNROLL
-    for (int i = 0; i < NORM_PIECE; i++)
-        value[i] = value[i] * gelu(gate[i]);
-    dev_store16(p.g + (size_t)dev_cta_x() * p.inner + col, norm_pack(value));
+    dev_store16(p.g + (size_t)dev_cta_x() * p.inner + col,
+                glu_piece(p.kind, dev_load16(u + col), dev_load16(u + p.inner + col)));
 }
 
-/* Halves on the host as floats on the device. */
+/* Halves on the host (NULL: zeros) as floats on the device. */
 float *device_floats(struct k_ctx *c, const uint16_t *half, uint32_t n)
 {
     float *host = (float *)malloc(n * sizeof *host);
     float *device = host ? (float *)cuda_new(c, n * sizeof *host) : nullptr;
     if (device) {
         for (uint32_t i = 0; i < n; i++)
-            host[i] = half_to_float(half[i]);
+            host[i] = half ? half_to_float(half[i]) : 0.0f;
         cuda_upload_bytes(c, device, host, n * sizeof *host);
     }
     free(host);
@@ -85,12 +76,13 @@ void run_norm(struct k_ctx *c, const norm_params &p, uint32_t n_rows, const char
 
 } // namespace
 
-struct k_norm *cuda_norm_new(struct k_ctx *c, const uint16_t *weight, const uint16_t *bias,
-                             uint32_t cols)
+struct k_norm *cuda_norm_new(struct k_ctx *c, enum k_norm_kind kind, const uint16_t *weight,
+                             const uint16_t *bias, uint32_t cols)
 {
     struct k_norm *n = (struct k_norm *)calloc(1, sizeof *n);
     if (!n)
         return nullptr;
+    n->kind = kind;
     n->cols = cols;
     n->weight = device_floats(c, weight, cols);
     n->bias = device_floats(c, bias, cols);
@@ -142,6 +134,7 @@ void cuda_norm(struct k_ctx *c, const struct k_norm *n, float eps, const void *x
     p.bias = n->bias;
     p.eps = eps;
     p.cols = n->cols;
+    p.kind = n->kind;
     run_norm(c, p, n_rows, "norm");
 }
 
@@ -160,16 +153,18 @@ void cuda_residual_norm(struct k_ctx *c, const struct k_norm *n, float eps, floa
     p.alpha = alpha;
     p.eps = eps;
     p.cols = n->cols;
+    p.kind = n->kind;
     run_norm(c, p, n_rows, "residual and norm");
 }
 
-void cuda_geglu(struct k_ctx *c, const void *u, uint32_t n_rows, uint32_t inner, void *g)
+void cuda_glu(struct k_ctx *c, enum k_glu glu, const void *u, uint32_t n_rows, uint32_t inner,
+              void *g)
 {
     assert(inner % NORM_PIECE == 0);
-    glu_params p = {(const uint16_t *)u, (uint16_t *)g, inner};
+    glu_params p = {glu, (const uint16_t *)u, (uint16_t *)g, inner};
     struct dev_launch at = {};
     at.grid = {n_rows, (inner / NORM_PIECE + GLU_THREADS - 1) / GLU_THREADS, 1};
     at.threads = GLU_THREADS;
     at.stream = c->stream;
-    cuda_check(c, dev_run(at, geglu_kernel, p), "geglu");
+    cuda_check(c, dev_run(at, glu_kernel, p), "glu");
 }

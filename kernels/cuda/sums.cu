@@ -216,6 +216,7 @@ int sums_of_peers_norm(const struct sums_mailboxes *m, const struct k_norm *n, f
     p.norm.alpha = alpha;
     p.norm.eps = eps;
     p.norm.cols = n->cols;
+    p.norm.kind = n->kind;
     p.n_rows = n_rows;
     return run_peers(p, stream);
 }

@@ -301,7 +301,7 @@ static int sum_norm(struct rank *r, bool fused)
         weight[i] = value(77, i, 5);
     for (size_t i = 0; i < n; i++)
         a[i] = value(78, i, 6);
-    struct k_norm *norm = op->norm_new(c, weight, weight, (uint32_t)cols);
+    struct k_norm *norm = op->norm_new(c, K_NORM_LAYER, weight, weight, (uint32_t)cols);
     struct k_bias *bias = op->bias_new(c, weight, (uint32_t)cols);
     void *x = cuda_new(c, n * 2), *y = cuda_new(c, n * 2), *da = cuda_new(c, n * 2);
     cuda_upload_bytes(c, x, r->values, n * 2);

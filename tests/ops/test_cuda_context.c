@@ -116,7 +116,7 @@ static void test_out_of_memory(void **state)
                 assert_nothing_left();
                 continue;
             }
-            struct k_norm *norm = cuda_norm_new(c, halves, halves, 64);
+            struct k_norm *norm = cuda_norm_new(c, K_NORM_LAYER, halves, halves, 64);
             struct k_bias *bias = cuda_bias_new(c, halves, 64);
             struct k_rope *rope = cuda_rope_new(c, table, table, 128, 32);
             struct k_kv *kv = cuda_kv_new(c, &kv_params);

@@ -1,4 +1,4 @@
-/* test_cuda_rowwise.c: norms and GeGLU of the CUDA backend, executed on the emulated GPU, against
+/* test_cuda_rowwise.c: norms and GLU of the CUDA backend, executed on the emulated GPU, against
  * the CPU backend, and every row alone against the row in its batch, bit by bit. */
 #include "harness.h"
 
@@ -64,15 +64,17 @@ static void assert_rounded(const float *got, const float *want, size_t n, double
     }
 }
 
-static void one_norm(struct rng *r, uint32_t rows, uint32_t cols, bool residual, bool with_bias)
+static void one_norm(struct rng *r, enum k_norm_kind kind, uint32_t rows, uint32_t cols,
+                     bool residual, bool with_bias)
 {
     const struct k_ops *ops = op_cpu();
     const size_t n = (size_t)rows * cols;
     float *a = random_halves(r, n, 0.1f, 1), *x = random_halves(r, n, -0.3f, 2);
     uint16_t *weight = rng_halves(r, cols, 1, 0.2f), *bias = rng_halves(r, cols, 0, 0.2f);
+    const uint16_t *own_bias = kind == K_NORM_RMS ? NULL : bias;
     uint16_t *sum_bias = rng_halves(r, cols, 0, 1);
-    struct k_norm *gpu_norm = cuda_norm_new(gpu, weight, bias, cols);
-    struct k_norm *cpu_norm = ops->norm_new(cpu, weight, bias, cols);
+    struct k_norm *gpu_norm = cuda_norm_new(gpu, kind, weight, own_bias, cols);
+    struct k_norm *cpu_norm = ops->norm_new(cpu, kind, weight, own_bias, cols);
     struct k_bias *gpu_bias = with_bias ? cuda_bias_new(gpu, sum_bias, cols) : NULL;
     struct k_bias *cpu_bias = with_bias ? ops->bias_new(cpu, sum_bias, cols) : NULL;
     void *ga = on_gpu(a, n), *gx = on_gpu(x, n), *gy = on_gpu(NULL, n);
@@ -126,15 +128,17 @@ static void test_norms(void **state)
     struct rng r = {11};
     open_both();
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        one_norm(&r, shapes[i].rows, shapes[i].cols, false, false);
-        one_norm(&r, shapes[i].rows, shapes[i].cols, true, i % 2 == 0);
+        for (int kind = K_NORM_LAYER; kind <= K_NORM_RMS; kind++) {
+            const enum k_norm_kind k = (enum k_norm_kind)kind;
+            one_norm(&r, k, shapes[i].rows, shapes[i].cols, false, false);
+            one_norm(&r, k, shapes[i].rows, shapes[i].cols, true, i % 2 == 0);
+        }
     }
     close_both();
 }
 
-static void test_geglu(void **state)
+static void check_glu(enum k_glu glu)
 {
-    (void)state;
     static const struct {
         uint32_t rows, inner;
     } shapes[] = {{1, 8}, {7, 48}, {3, 2056}, {2, 8192}};
@@ -144,18 +148,18 @@ static void test_geglu(void **state)
         const uint32_t rows = shapes[i].rows, inner = shapes[i].inner;
         const size_t n = (size_t)rows * inner;
         float *u = random_halves(&r, 2 * n, 0, 2);
-        for (uint32_t j = 0; j < inner && j < 64; j++) /* the tails of gelu */
-            u[inner + j] = half_round((float)j - 32);
+        for (uint32_t j = 0; j < inner && j < 64; j++) /* the tails */
+            u[j] = u[inner + j] = half_round((float)j - 32);
         void *gu = on_gpu(u, 2 * n), *gg = on_gpu(NULL, n);
         float *want = op_malloc(n * sizeof *want), *got = op_malloc(n * sizeof *got);
-        op_cpu()->geglu(cpu, u, rows, inner, want);
-        cuda_geglu(gpu, gu, rows, inner, gg);
+        op_cpu()->glu(cpu, glu, u, rows, inner, want);
+        cuda_glu(gpu, glu, gu, rows, inner, gg);
         cuda_download(gpu, got, gg, n);
         for (size_t j = 0; j < n; j++) {
             double value = fabs((double)u[j / inner * 2 * inner + j % inner]);
             double gate = fabs((double)u[j / inner * 2 * inner + inner + j % inner]);
             double step = ldexp(1.0, (int)floor(log2(fabs((double)want[j]) + 6.2e-5)) - 10);
-            /* Phi is good to 1e-7 absolutely */
+            /* Phi and the logistic function are good to 1e-7 absolutely */
             assert_near((double)got[j], (double)want[j], 0.52 * step + 2e-7 * value * gate,
                         "inner %u: %zu", inner, j);
         }
@@ -168,12 +172,19 @@ static void test_geglu(void **state)
     close_both();
 }
 
+static void test_glu(void **state)
+{
+    (void)state;
+    check_glu(K_GLU_GEGLU);
+    check_glu(K_GLU_SWIGLU);
+}
+
 int main(void)
 {
     if (!emulated_driver_works()) {
         print_message("skipped: fibers and ThreadSanitizer do not go together\n");
         return 77;
     }
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_norms), cmocka_unit_test(test_geglu)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_norms), cmocka_unit_test(test_glu)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -61,7 +61,7 @@ static bool device_open(struct device *d, const struct chain *chain, const char 
     d->up = d->ops->linear_new(d->c, &chain->up.src);
     d->down = d->ops->linear_new(d->c, &chain->down.src);
     d->head = d->ops->linear_new(d->c, &chain->head.src);
-    d->norm = d->ops->norm_new(d->c, chain->weight, chain->bias, COLS);
+    d->norm = d->ops->norm_new(d->c, K_NORM_LAYER, chain->weight, chain->bias, COLS);
     d->bias = d->ops->bias_new(d->c, chain->bias, COLS);
     float **buffers[] = {&d->x, &d->a, &d->u, &d->g, &d->d, &d->y, &d->logits};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
@@ -90,7 +90,7 @@ static void run_chain(struct device *d, uint32_t n)
     const struct k_ops *ops = d->ops;
     ops->norm(d->c, d->norm, 1e-5f, d->x, n, d->a);
     ops->linear(d->c, d->up, d->a, n, d->u);
-    ops->geglu(d->c, d->u, n, INNER, d->g);
+    ops->glu(d->c, K_GLU_GEGLU, d->u, n, INNER, d->g);
     ops->linear(d->c, d->down, d->g, n, d->d);
     ops->residual_norm(d->c, d->norm, 1e-5f, 3.5f, d->a, d->d, d->bias, n, d->y);
     ops->linear(d->c, d->head, d->y, n, d->logits);

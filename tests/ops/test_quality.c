@@ -82,18 +82,18 @@ static void run_stack(const struct stack *s, enum k_mode mode, const float *x, f
     struct k_norm *norms[N_LAYERS + 1];
     struct k_linear *up[N_LAYERS], *down[N_LAYERS], *head = ops->linear_new(c, &s->head.src);
     for (int i = 0; i < N_LAYERS; i++) {
-        norms[i] = ops->norm_new(c, s->layers[i].weight, s->layers[i].bias, COLS);
+        norms[i] = ops->norm_new(c, K_NORM_LAYER, s->layers[i].weight, s->layers[i].bias, COLS);
         up[i] = ops->linear_new(c, &s->layers[i].up.src);
         down[i] = ops->linear_new(c, &s->layers[i].down.src);
     }
-    norms[N_LAYERS] = ops->norm_new(c, s->weight, s->bias, COLS);
+    norms[N_LAYERS] = ops->norm_new(c, K_NORM_LAYER, s->weight, s->bias, COLS);
     for (uint32_t row = 0; row < N_ROWS; row += PASS) {
         memcpy(h, x + row * COLS, PASS * COLS * sizeof *h);
         for (int i = 0; i < N_LAYERS; i++) {
             ops->norm(c, norms[i], 1e-5f, h, PASS, a);
             ops->linear(c, up[i], a, PASS, u);
             normalize(u, PASS, 2 * INNER);
-            ops->geglu(c, u, PASS, INNER, g);
+            ops->glu(c, K_GLU_GEGLU, u, PASS, INNER, g);
             ops->linear(c, down[i], g, PASS, d);
             normalize(d, PASS, COLS);
             for (uint32_t k = 0; k < PASS * COLS; k++)

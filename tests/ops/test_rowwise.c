@@ -12,27 +12,28 @@
 static const uint32_t widths[] = {1, 2, 15, 16, 17, 48, 64, 100, 1000, 12288};
 enum { ROWS = 5, N_WIDTHS = sizeof widths / sizeof *widths };
 
-static void naive_norm(const double *x, uint32_t cols, const uint16_t *weight, const uint16_t *bias,
-                       double *y)
+static void naive_norm(enum k_norm_kind kind, const double *x, uint32_t cols,
+                       const uint16_t *weight, const uint16_t *bias, double *y)
 {
     double mean = 0, variance = 0;
-    for (uint32_t i = 0; i < cols; i++)
+    for (uint32_t i = 0; i < cols && kind == K_NORM_LAYER; i++)
         mean += x[i] / cols;
     for (uint32_t i = 0; i < cols; i++)
         variance += (x[i] - mean) * (x[i] - mean) / cols;
     for (uint32_t i = 0; i < cols; i++)
         y[i] = (x[i] - mean) / sqrt(variance + 1e-5) * (double)half_to_float(weight[i]) +
-               (double)half_to_float(bias[i]);
+               (bias ? (double)half_to_float(bias[i]) : 0);
 }
 
 /* x and y of both norms for one width, on every set; the first is checked against double. */
-static void check_norms(uint32_t cols)
+static void check_norms(uint32_t cols, enum k_norm_kind kind)
 {
     const struct k_ops *ops = op_cpu();
     struct rng r = {cols};
     size_t n = (size_t)ROWS * cols;
     const float alpha = 11.832160f;
     uint16_t *weight = rng_halves(&r, cols, 1, 0.1f), *bias = rng_halves(&r, cols, 0, 0.1f);
+    const uint16_t *own_bias = kind == K_NORM_RMS && cols != 48 ? NULL : bias; /* mostly */
     uint16_t *add = rng_halves(&r, cols, 0, 1);
     float *a = op_malloc(n * 4), *res = op_malloc(n * 4), *y = op_malloc(n * 4);
     float *first[3] = {op_malloc(n * 4), op_malloc(n * 4), op_malloc(n * 4)};
@@ -47,7 +48,7 @@ static void check_norms(uint32_t cols)
             struct k_ctx *c = op_open(ops, op_sets[set], K_MODE_FP16, threads, ROWS, cols, 16);
             if (!c)
                 continue;
-            struct k_norm *norm = ops->norm_new(c, weight, bias, cols);
+            struct k_norm *norm = ops->norm_new(c, kind, weight, own_bias, cols);
             struct k_bias *b = ops->bias_new(c, add, cols);
             for (int with_bias = 0; with_bias < 2; with_bias++) {
                 memcpy(sum, res, n * 4);
@@ -56,7 +57,7 @@ static void check_norms(uint32_t cols)
                     for (uint32_t i = 0; i < cols; i++)
                         x[i] = (double)alpha * (double)a[t * cols + i] + (double)res[t * cols + i] +
                                (with_bias ? (double)half_to_float(add[i]) : 0);
-                    naive_norm(x, cols, weight, bias, want);
+                    naive_norm(kind, x, cols, weight, own_bias, want);
                     for (uint32_t i = 0; i < cols; i++) {
                         assert_near((double)sum[t * cols + i], x[i], 3e-5, "residual %u", i);
                         /* one column: the variance is 0 and the rounding of x is amplified */
@@ -72,7 +73,7 @@ static void check_norms(uint32_t cols)
             for (uint32_t t = 0; t < ROWS && !set; t++) {
                 for (uint32_t i = 0; i < cols; i++)
                     x[i] = (double)a[t * cols + i];
-                naive_norm(x, cols, weight, bias, want);
+                naive_norm(kind, x, cols, weight, own_bias, want);
                 for (uint32_t i = 0; i < cols; i++)
                     assert_near((double)y[t * cols + i], want[i], 1e-5, "norm of %u columns", cols);
             }
@@ -102,8 +103,10 @@ static void check_norms(uint32_t cols)
 static void test_norms(void **state)
 {
     (void)state;
-    for (int i = 0; i < N_WIDTHS; i++)
-        check_norms(widths[i]);
+    for (int i = 0; i < N_WIDTHS; i++) {
+        check_norms(widths[i], K_NORM_LAYER);
+        check_norms(widths[i], K_NORM_RMS);
+    }
 }
 
 static double naive_gelu(double x)
@@ -111,7 +114,12 @@ static double naive_gelu(double x)
     return 0.5 * x * erfc(-x / sqrt(2));
 }
 
-static void check_geglu(uint32_t inner)
+static double naive_silu(double x)
+{
+    return x / (1 + exp(-x));
+}
+
+static void check_glu(uint32_t inner, enum k_glu glu)
 {
     const struct k_ops *ops = op_cpu();
     struct rng r = {inner};
@@ -124,23 +132,27 @@ static void check_geglu(uint32_t inner)
         u[inner + 2] = -1e30f;
         u[inner + 3] = 20;
         u[inner + 4] = -20;
+        u[5] = 100;
+        u[6] = -100;
     }
     for (int set = 0; set < MAX_SETS; set++) {
         struct k_ctx *c = op_open(ops, op_sets[set], K_MODE_FP16, 2, ROWS, 64, 16);
         if (!c)
             continue;
         memset(g, 0xff, n * 4);
-        ops->geglu(c, u, ROWS, inner, g);
+        ops->glu(c, glu, u, ROWS, inner, g);
         for (size_t i = 0; i < n && !set; i++) {
             const float *row = u + i / inner * 2 * inner;
-            double value = (double)row[i % inner], gate = (double)row[inner + i % inner];
-            double want = value * naive_gelu(gate);
+            double left = (double)row[i % inner], right = (double)row[inner + i % inner];
+            double value = glu == K_GLU_SWIGLU ? right : left;
+            double gate = glu == K_GLU_SWIGLU ? left : right;
+            double want = value * (glu == K_GLU_SWIGLU ? naive_silu(gate) : naive_gelu(gate));
             assert_near((double)g[i], want, fabs(value) * (1.2e-7 + 2e-7 * fabs(gate)),
-                        "geglu(%g, %g)", value, gate);
+                        "glu %d (%g, %g)", (int)glu, left, right);
         }
         if (!set)
             memcpy(first, g, n * 4);
-        assert_same_bits(g, first, n, "geglu of %u, %s", inner, op_sets[set]);
+        assert_same_bits(g, first, n, "glu of %u, %s", inner, op_sets[set]);
         ops->close(c);
     }
     free(u);
@@ -148,11 +160,13 @@ static void check_geglu(uint32_t inner)
     free(first);
 }
 
-static void test_geglu(void **state)
+static void test_glu(void **state)
 {
     (void)state;
-    for (int i = 0; i < N_WIDTHS; i++)
-        check_geglu(widths[i]);
+    for (int i = 0; i < N_WIDTHS; i++) {
+        check_glu(widths[i], K_GLU_GEGLU);
+        check_glu(widths[i], K_GLU_SWIGLU);
+    }
 }
 
 /* GELU over its whole range, in small steps. */
@@ -167,7 +181,7 @@ static void test_gelu_range(void **state)
         u[N + i] = ((float)i - HALF) * 2.5e-4f;
     }
     struct k_ctx *c = op_open(ops, NULL, K_MODE_FP16, 1, 1, 64, 16);
-    ops->geglu(c, u, 1, N, g);
+    ops->glu(c, K_GLU_GEGLU, u, 1, N, g);
     double worst = 0;
     for (int i = 0; i < N; i++) {
         double x = (double)u[N + i], want = naive_gelu(x);
@@ -269,7 +283,7 @@ static void test_registry(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_norms),      cmocka_unit_test(test_geglu),
+        cmocka_unit_test(test_norms),      cmocka_unit_test(test_glu),
         cmocka_unit_test(test_gelu_range), cmocka_unit_test(test_buffers),
         cmocka_unit_test(test_open),       cmocka_unit_test(test_registry),
     };

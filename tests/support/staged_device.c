@@ -282,9 +282,10 @@ static void staged_residual_norm(struct k_ctx *c, const struct k_norm *n, float 
     cpu->residual_norm(c, n, eps, alpha, real_of(a), real_of(r), bias, n_rows, real_of(y));
 }
 
-static void staged_geglu(struct k_ctx *c, const void *u, uint32_t n_rows, uint32_t inner, void *g)
+static void staged_glu(struct k_ctx *c, enum k_glu glu, const void *u, uint32_t n_rows,
+                       uint32_t inner, void *g)
 {
-    cpu->geglu(c, real_of(u), n_rows, inner, real_of(g));
+    cpu->glu(c, glu, real_of(u), n_rows, inner, real_of(g));
 }
 
 static void staged_gather(struct k_ctx *c, const void *x, uint32_t cols, const uint32_t *rows,
@@ -313,7 +314,7 @@ static void fill_in(void)
     ops.residual_norm = staged_residual_norm;
     ops.rope_kv = staged_rope_kv;
     ops.attention = staged_attention;
-    ops.geglu = staged_geglu;
+    ops.glu = staged_glu;
     ops.gather = staged_gather;
 }
 

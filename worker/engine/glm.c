@@ -248,8 +248,14 @@ static int run_layer(struct glm *m, const struct glm_batch *batch, uint32_t laye
                                        .layer = idx};
 
     /* r = alpha a + Attn(a); b = LN_post(r) */
-    op->linear(c, l->qkv, ws->a, n_rows, ws->qkv);
-    op->rope_kv(c, &attn, m->rope, ws->qkv, batch->positions, batch->seqs, n_seqs, m->kv, ws->q);
+    if (op->linear_rope_kv) {
+        op->linear_rope_kv(c, l->qkv, ws->a, &attn, m->rope, batch->positions, batch->seqs, n_seqs,
+                           m->kv, ws->qkv, ws->q);
+    } else {
+        op->linear(c, l->qkv, ws->a, n_rows, ws->qkv);
+        op->rope_kv(c, &attn, m->rope, ws->qkv, batch->positions, batch->seqs, n_seqs, m->kv,
+                    ws->q);
+    }
     op->attention(c, &attn, ws->q, batch->seqs, n_seqs, m->kv, ws->context);
     op->linear(c, l->dense, ws->context, n_rows, ws->r);
     int r = sum_residual_norm(m, comm, l->post_norm, ws->a, l->dense_bias, n_rows, ws->b,
@@ -258,8 +264,12 @@ static int run_layer(struct glm *m, const struct glm_batch *batch, uint32_t laye
         return r;
 
     /* r = alpha b + MLP(b); a = LN of what comes next (r) */
-    op->linear(c, l->h_to_4h, ws->b, n_rows, ws->u);
-    op->geglu(c, ws->u, n_rows, arch->inner / m->tp_size, ws->g);
+    if (op->linear_glu) {
+        op->linear_glu(c, l->h_to_4h, K_GLU_GEGLU, ws->b, n_rows, ws->u, ws->g);
+    } else {
+        op->linear(c, l->h_to_4h, ws->b, n_rows, ws->u);
+        op->glu(c, K_GLU_GEGLU, ws->u, n_rows, arch->inner / m->tp_size, ws->g);
+    }
     op->linear(c, l->four_h_to_h, ws->g, n_rows, ws->r);
     const struct k_norm *next =
         layer + 1 < m->layer_end ? m->weights.layers[idx + 1].input_norm : m->weights.exit_norm;

@@ -31,6 +31,7 @@ struct part {
     enum part_kind kind;
     char name[80];  /* tensor name without ".weight" / ".bias" */
     bool with_bias; /* PART_LINEAR: the bias belongs to this rank's rows and is added by linear() */
+    bool glu;       /* PART_LINEAR: its rows are two halves of a gated unit */
     void **place;   /* where the packed object goes, inside the weights */
 };
 
@@ -111,6 +112,7 @@ static struct part part_at(const struct arch *a, const struct weights_load *in,
     };
     size_t i = (idx - n_before) % PARTS_PER_LAYER;
     set_part(&p, table[i].kind, table[i].with_bias, table[i].place);
+    p.glu = table[i].place == (void *)&l->h_to_4h;
     snprintf(p.name, sizeof p.name, "transformer.layers.%zu.%s", in->layer_begin + layer_idx,
              table[i].name);
     return p;
@@ -291,7 +293,11 @@ static int read_linear(const struct loader *l, const struct part *p, struct slot
         rows += pieces[i].n_rows;
     }
     s->src = (struct k_linear_src){
-        .type = (enum k_weight)w, .rows = (uint32_t)rows, .cols = (uint32_t)pieces[0].n_cols};
+        .type = (enum k_weight)w,
+        .rows = (uint32_t)rows,
+        .cols = (uint32_t)pieces[0].n_cols,
+        .glu = p->glu,
+    };
     r = read_slices(l, t, slices, n, &s->weight, &s->cap[0], &s->n_read, e);
     s->src.data = s->weight;
     s->src.n_groups = 1; /* read_scales knows better */
@@ -361,7 +367,7 @@ static int pack_part(struct loader *l, const struct part *p, const struct slot *
         l->out->bytes +=
             ops->linear_bytes(ctx, s->src.type, s->src.rows, s->src.cols, s->src.n_groups);
     } else if (p->kind == PART_NORM) {
-        object = ops->norm_new(ctx, s->weight, s->bias, hidden);
+        object = ops->norm_new(ctx, K_NORM_LAYER, s->weight, s->bias, hidden);
         l->out->bytes += k_sizes(ops->name)->norm_bytes(hidden);
     } else {
         object = ops->bias_new(ctx, s->bias, hidden);

@@ -21,21 +21,23 @@ namespace
 struct shape {
     enum k_weight type;
     uint32_t rows, cols, group_cols;
-    bool bias;
+    bool bias, glu;
 };
 
 const struct shape shapes[] = {
-    {K_WEIGHT_I4, 128, 512, 512, true},     {K_WEIGHT_I4, 256, 1088, 1088, false},
-    {K_WEIGHT_I4, 136, 3072, 3072, true},   {K_WEIGHT_I4, 1, 2, 2, true},
-    {K_WEIGHT_I4, 70, 190, 190, true},      {K_WEIGHT_I4, 40, 320, 64, true},
-    {K_WEIGHT_I4, 200, 1152, 32, false},    {K_WEIGHT_I4, 24, 1536, 128, true},
-    {K_WEIGHT_I4, 33, 192, 48, true},       {K_WEIGHT_I4, 18, 1026, 114, true},
-    {K_WEIGHT_I4, 130, 3072, 1536, true},   {K_WEIGHT_I4, 16, 1040, 520, true},
-    {K_WEIGHT_I8, 128, 640, 640, true},     {K_WEIGHT_I8, 31, 510, 510, false},
-    {K_WEIGHT_I8, 144, 1536, 64, true},     {K_WEIGHT_I8, 35, 1000, 200, true},
-    {K_WEIGHT_I8, 129, 2048, 1024, true},   {K_WEIGHT_F16, 192, 768, 768, false},
-    {K_WEIGHT_F16, 257, 330, 330, true},    {K_WEIGHT_F16, 5, 64, 64, true},
-    {K_WEIGHT_F16, 128, 2176, 2176, false},
+    {K_WEIGHT_I4, 128, 512, 512, true},      {K_WEIGHT_I4, 256, 1088, 1088, false},
+    {K_WEIGHT_I4, 136, 3072, 3072, true},    {K_WEIGHT_I4, 1, 2, 2, true},
+    {K_WEIGHT_I4, 70, 190, 190, true},       {K_WEIGHT_I4, 40, 320, 64, true},
+    {K_WEIGHT_I4, 200, 1152, 32, false},     {K_WEIGHT_I4, 24, 1536, 128, true},
+    {K_WEIGHT_I4, 33, 192, 48, true},        {K_WEIGHT_I4, 18, 1026, 114, true},
+    {K_WEIGHT_I4, 130, 3072, 1536, true},    {K_WEIGHT_I4, 16, 1040, 520, true},
+    {K_WEIGHT_I8, 128, 640, 640, true},      {K_WEIGHT_I8, 31, 510, 510, false},
+    {K_WEIGHT_I8, 144, 1536, 64, true},      {K_WEIGHT_I8, 35, 1000, 200, true},
+    {K_WEIGHT_I8, 129, 2048, 1024, true},    {K_WEIGHT_F16, 192, 768, 768, false},
+    {K_WEIGHT_F16, 257, 330, 330, true},     {K_WEIGHT_F16, 5, 64, 64, true},
+    {K_WEIGHT_F16, 128, 2176, 2176, false},  {K_WEIGHT_I4, 384, 640, 640, true, true},
+    {K_WEIGHT_I8, 256, 192, 64, true, true}, {K_WEIGHT_F16, 256, 100, 100, true, true},
+    {K_WEIGHT_I4, 200, 64, 64, true, true},
 };
 
 size_t memory_used; /* blocks */
@@ -89,8 +91,12 @@ std::vector<uint16_t> random_x(struct rng *r, size_t n)
 void check_pack(struct cuda_products *p, const struct shape &at, struct rng *r)
 {
     struct matrix m = matrix_new(r, at.type, at.rows, at.cols, at.group_cols, at.bias);
+    m.src.glu = at.glu;
     struct k_linear *l = linear_new(p, &m.src);
     assert_non_null(l);
+    assert_int_equal(l->shape.pair_rows, at.glu && at.rows % 128 == 0 ? at.rows / 2 : 0);
+    for (uint32_t row = 0; row < l->shape.rows; row++)
+        assert_int_equal(packed_source_row(&l->shape, packed_row(&l->shape, row)), row);
     std::vector<uint8_t> want(l->shape.bytes);
     linear_pack(&l->shape, &m.src, want.data());
     const uint8_t *got = (const uint8_t *)l->memory;
@@ -215,7 +221,9 @@ std::vector<uint16_t> multiply(struct cuda_products *p, const struct k_linear *l
     size_t size = (size_t)n * l->shape.rows;
     uint16_t *y = (uint16_t *)emu_alloc(size * 2);
     std::vector<uint16_t> r;
-    if (linear_run(p, l, x, n, y, false, run.kernel, run.tokens) == 0)
+    struct linear_end end = {};
+    end.y = y;
+    if (linear_run(p, l, x, n, &end, run.kernel, run.tokens) == 0)
         r.assign(y, y + size);
     emu_free(y);
     return r;
@@ -268,6 +276,7 @@ void check_products(struct cuda_products *p, const struct shape &at, struct rng 
 {
     const uint32_t n = 133;
     struct matrix m = matrix_new(r, at.type, at.rows, at.cols, at.group_cols, at.bias);
+    m.src.glu = at.glu;
     struct k_linear *l = linear_new(p, &m.src);
     assert_non_null(l);
     std::vector<uint16_t> x = random_x(r, (size_t)n * at.cols);
@@ -346,8 +355,12 @@ void test_choice(void **)
             size_t size = (size_t)batch * 300;
             uint16_t *y = (uint16_t *)emu_alloc(size * 2);
             float *yf = (float *)emu_alloc(size * 4);
-            linear_multiply(&p, l, dx, batch, y);
-            linear_multiply_float(&p, l, dx, batch, yf);
+            struct linear_end halves = {}, floats = {};
+            halves.y = y;
+            floats.kind = LINEAR_FLOATS;
+            floats.y = yf;
+            assert_int_equal(linear_multiply(&p, l, dx, batch, &halves), 0);
+            assert_int_equal(linear_multiply(&p, l, dx, batch, &floats), 0);
             std::vector<uint16_t> got(y, y + size);
             if (want.empty())
                 want = got;
