@@ -208,6 +208,12 @@ static const struct conf_option options[] = {
      "On GPUs, record the launches of a decode step as a CUDA graph and run that for those that "
      "follow. false: launch them one by one; the results are the same bit for bit. Without use "
      "where sums over ranks go through the host."},
+    {"worker.library_rows", CONF_UINT, AT(worker.library_rows), "0", 0, 65536, NULL,
+     "On GPUs: products of at least so many tokens expand the weights to FP16 and go through "
+     "cuBLASLt. It adds up in an order of its own for every number of tokens, so that what a "
+     "prompt "
+     "gives then depends, in the last bits, on what is computed beside it. 0: never. `gpu-speed` "
+     "shows from where on it pays."},
     {"worker.threads", CONF_UINT, AT(worker.threads), "0", 0, 1024, NULL,
      "CPU threads of a rank. 0: all CPUs allowed (for spawned ranks see group.spawn)."},
     {"worker.slots", CONF_UINT, AT(worker.slots), "32", 1, 1024, NULL,

@@ -108,6 +108,7 @@ struct config {
         int kv_cache;    /* enum config_kv_cache */
         int collectives; /* enum k_comm_choice */
         bool cuda_graphs;
+        uint64_t library_rows;
         uint64_t threads;
         uint64_t slots;
         uint64_t kv_bytes;

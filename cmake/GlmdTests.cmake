@@ -50,8 +50,8 @@ endfunction()
 
 # glmd_emulated_test(NAME SOURCES ... ROOMS ... LIBS ...): a C++ cmocka program that runs kernel
 # sources (kernels/cuda, .cu and .cuh) on the emulated GPU, once per emulated architecture
-# (NAME_750: no asynchronous copies, k8 products; NAME_800). LIBS may hold "@ARCH@".
-set(GLMD_EMULATED_ARCHS 750 800)
+# (NAME_750: no asynchronous copies, k8 products; NAME_800; NAME_900: warpgroups). LIBS may hold "@ARCH@".
+set(GLMD_EMULATED_ARCHS 750 800 900)
 file(GLOB GLMD_EMU_SOURCES CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/kernels/cuda/emu*.cc")
 function(glmd_emulated_test name)
   cmake_parse_arguments(A "LONG" "" "SOURCES;ROOMS;LIBS" ${ARGN})

@@ -44,6 +44,9 @@ struct k_open_params {
     uint32_t max_seq;   /* largest sequence */
     const char *isa;    /* CPU: NULL = best; or "c", "avx2", "avx512", "avx512vnni" for tests */
     bool no_graphs;     /* CUDA: launches of decode steps are not recorded */
+    uint32_t
+        library_rows; /* CUDA: products of at least so many rows go through cuBLASLt, whose
+                         order of sums depends on their number: no batch invariance; 0: never */
 };
 
 /* LayerNorm: (x - mean) / sqrt(variance + eps); RMS: x / sqrt(mean square + eps). */

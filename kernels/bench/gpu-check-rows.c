@@ -217,6 +217,41 @@ static void one_linear(enum k_weight type, uint32_t rows, uint32_t cols, uint32_
     free((void *)(uintptr_t)src.bias);
 }
 
+/* The fused operation has the bits of the separate ones. */
+static void one_linear_glu(enum k_weight type, uint32_t inner, uint32_t cols, uint32_t tokens)
+{
+    const uint32_t rows = 2 * inner;
+    struct k_linear_src src = matrix(type, rows, cols, 0);
+    struct k_linear *plain = check_ops->linear_new(check_c, &src);
+    src.glu = true;
+    struct k_linear *paired = check_ops->linear_new(check_c, &src);
+    const size_t n = (size_t)tokens * inner;
+    float *x = check_random((size_t)tokens * cols, 0.2f, 1);
+    void *dx = check_device(x, (size_t)tokens * cols), *du = check_device(NULL, 2 * n);
+    void *dg = check_device(NULL, n), *dfused = check_device(NULL, n);
+    check_ops->linear(check_c, plain, dx, tokens, du);
+    check_ops->glu(check_c, K_GLU_GEGLU, du, tokens, inner, dg);
+    check_ops->linear_glu(check_c, paired, K_GLU_GEGLU, dx, tokens, du, dfused);
+    float *want = check_fetch(dg, n), *got = check_fetch(dfused, n);
+    char what[96];
+    snprintf(what, sizeof what, "linear + geglu %u x %u, %u tokens", rows, cols, tokens);
+    check_report(what, check_error(got, want, n), 0, same(got, want, n));
+    check_drop(dx);
+    check_drop(du);
+    check_drop(dg);
+    check_drop(dfused);
+    check_ops->linear_free(check_c, plain);
+    check_ops->linear_free(check_c, paired);
+    void *host[] = {(void *)(uintptr_t)src.data,
+                    (void *)(uintptr_t)src.scale,
+                    (void *)(uintptr_t)src.bias,
+                    x,
+                    want,
+                    got};
+    for (size_t i = 0; i < sizeof host / sizeof *host; i++)
+        free(host[i]);
+}
+
 /* Not rounded to half precision on the way. */
 static void one_logits(uint32_t rows, uint32_t cols, uint32_t tokens)
 {
@@ -294,6 +329,10 @@ void check_linears(const struct check_limits *l)
             one_linear(type, 320, 384, 128, some, N_SOME);
             one_linear(type, 136, 96, 48, some, 3);
         }
+    }
+    for (size_t i = 0; check_ops->linear_glu && i < N_SOME; i++) {
+        one_linear_glu(K_WEIGHT_I4, 128, 384, some[i]);
+        one_linear_glu(K_WEIGHT_I4, 72, 128, some[i]); /* its halves are not in whole panels */
     }
     if (check_ops->logits) {
         one_logits(320, 64, 1);

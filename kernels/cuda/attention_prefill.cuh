@@ -84,7 +84,9 @@ DEV_FN void fetch_tile(dev_shared<uint4> to, const attention_params &p, const st
 {
     typedef shared_shape<DIM, INT8> shape;
     const uint32_t limit = s.start + s.n_rows;
-    for (uint32_t i = dev_thread(); i < shape::total; i += PREFILL_THREADS) {
+    DEV_NO_UNROLL /* addresses of all pieces at once do not fit the registers */
+        for (uint32_t i = dev_thread(); i < shape::total; i += PREFILL_THREADS)
+    {
         const bool is_scale = i >= 2 * shape::vectors;
         const uint32_t j = is_scale ? i - 2 * shape::vectors : i;
         const uint32_t per_token_8 = is_scale ? 1 : 8 * shape::chunks; /* pieces of 8 tokens */

@@ -34,10 +34,10 @@
  * - Halves are their bits: uint16_t, two of them uint32_t (the lower address in the low bits).
  * - a * b + c is two roundings in both builds (nvcc runs with -fmad=false); dev_fma is one.
  * - Code that depends on the architecture asks `DEV_ARCH >= 800` (750, 800, 860, 890, 900, 1000,
- *   1200) with the preprocessor or `if constexpr`. The emulation is built as 750 and as 800.
+ *   1200) with the preprocessor or `if constexpr`. The emulation is built as 750, 800 and 900.
  * - Host code launches through dev_run, so that the launch configuration is executed too.
  *
- * Left out: textures, cooperative groups, clusters, wgmma, TMA.
+ * Warpgroups (sm_90a): dev_wgmma.h. Left out: textures, cooperative groups, clusters, TMA.
  */
 #ifndef GLMD_KERNELS_CUDA_DEV_H
 #define GLMD_KERNELS_CUDA_DEV_H

@@ -43,6 +43,7 @@ bool fill_resident(struct cta *c)
     c->n_threads = at->threads;
     c->n_done = c->n_at_barrier = c->barriers = c->n_statics = 0;
     c->warps.assign(at->threads / DEV_WARP, {});
+    c->groups.assign(at->threads / DEV_WARP / 4, {});
     c->memory.assign(at->shared, 0xff);
     c->shadows.assign((at->shared + 3) / 4, {});
     for (unsigned i = 0; i < c->n_threads; i++) {

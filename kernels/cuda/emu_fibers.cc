@@ -88,9 +88,17 @@ namespace
 
 const char *state_name(enum state s)
 {
-    static const char *const names[] = {"idle", "runs", "at a warp operation", "at a barrier",
-                                        "returned"};
+    static const char *const names[] = {"idle",     "runs",         "at a warp operation",
+                                        "at wgmma", "at a barrier", "returned"};
     return names[s];
+}
+
+/* Threads that what it waits for takes. */
+unsigned together(const struct fiber *f)
+{
+    return f->state == AT_WARP    ? (unsigned)DEV_WARP
+           : f->state == AT_GROUP ? 4 * (unsigned)DEV_WARP
+                                  : (unsigned)MAX_THREADS;
 }
 
 /* Nobody can run: says who waits for whom. */
@@ -98,14 +106,14 @@ const char *state_name(enum state s)
 {
     const struct fiber *a = nullptr, *b = nullptr;
     for (const struct fiber *f : emu.order) {
-        if (f->state == AT_WARP && (!a || a->state != AT_WARP))
+        if ((f->state == AT_WARP || f->state == AT_GROUP) && (!a || a->state == AT_BARRIER))
             a = f;
         else if (f->state == AT_BARRIER && !a)
             a = f;
     }
     for (const struct fiber *f : emu.order)
         if (a && f->cta == a->cta && f->state != a->state && f->state != IDLE &&
-            (a->state != AT_WARP || f->where.thread / DEV_WARP == a->where.thread / DEV_WARP))
+            f->where.thread / together(a) == a->where.thread / together(a))
             b = f;
     if (!a)
         emu_fail("nothing can run");
@@ -155,6 +163,9 @@ namespace
     if (f->n_copies)
         emu_fail("thread %u returns with %u copies that it did not wait for", f->where.thread,
                  f->n_copies);
+    if (f->wgmma_open || f->wgmma_done != f->wgmma_committed)
+        emu_fail("thread %u returns with wgmma in flight that it did not wait for",
+                 f->where.thread);
     f->state = DONE;
     f->op = nullptr;
     f->cta->n_done++;
@@ -192,6 +203,9 @@ void emulation::prepare(struct fiber *f)
     f->static_top = 0;
     f->n_copies = 0;
     f->group = 0;
+    f->async_fences = f->wgmma_fences = f->wgmma_committed = f->wgmma_done = 0;
+    f->wgmma_open = false;
+    f->operands.clear();
     f->op = nullptr;
     f->state = READY;
 #if defined(__x86_64__)

@@ -116,6 +116,7 @@ void check_race(struct cta *c, struct shadow *s, unsigned thread, bool write, lo
     s->writer = (int)thread;
     s->write_barrier = c->barriers;
     s->write_order = c->warps[thread / DEV_WARP].order;
+    s->write_fences = emu.current->async_fences;
     s->readers = NOBODY;
 }
 
@@ -131,6 +132,20 @@ unsigned char *emu_shared_access(long at, size_t bytes, long low, long high, boo
             check_race(f->cta, &f->cta->shadows[(size_t)word], f->where.thread, write, at);
     }
     return p;
+}
+
+const unsigned char *emulation::async_access(long at)
+{
+    struct cta *c = emu.current->cta;
+    for (long word = at / 4; word < (at + 16) / 4 && word < (long)c->shadows.size(); word++) {
+        const struct shadow *s = &c->shadows[(size_t)word];
+        if (s->writer >= 0 &&
+            emu.pool[c->first_fiber + (unsigned)s->writer]->async_fences <= s->write_fences)
+            emu_fail("wgmma reads shared byte %ld, written by thread %d without dev_async_fence "
+                     "since",
+                     word * 4, s->writer);
+    }
+    return emu_shared_access(at, 16, 0, (long)c->memory.size(), false);
 }
 
 /* ---- asynchronous copies ---- */

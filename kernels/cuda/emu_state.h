@@ -51,12 +51,20 @@ enum {
 #endif
 };
 
-enum state { IDLE, READY, AT_WARP, AT_BARRIER, DONE };
+enum state { IDLE, READY, AT_WARP, AT_GROUP, AT_BARRIER, DONE };
 
 struct copy {
     long at, low, high; /* of a dev_shared<uint4> */
     const void *src;    /* NULL: zeros */
     unsigned group;
+};
+
+/* Rows of shared memory that the tensor cores read asynchronously. */
+struct operand {
+    uint64_t descriptor;
+    unsigned n;
+    unsigned group;
+    uint64_t sum; /* of the bytes that were read */
 };
 
 struct fiber {
@@ -75,6 +83,11 @@ struct fiber {
     size_t static_top;
     copy copies[MAX_COPIES];
     unsigned n_copies, group;
+    /* warpgroups (emu_tensor.cc) */
+    unsigned async_fences, wgmma_fences;
+    unsigned wgmma_committed, wgmma_done; /* groups */
+    bool wgmma_open;                      /* something is not committed */
+    std::vector<struct operand> operands; /* that are read; kept by the first thread of the group */
 };
 
 /* What happened last to 4 bytes of shared memory. */
@@ -82,6 +95,7 @@ enum readers { NOBODY, ONE, SOME_OF_WARP, SEVERAL_WARPS };
 struct shadow {
     int writer = -1; /* thread */
     unsigned write_barrier = 0, write_order = 0;
+    unsigned write_fences = 0;     /* dev_async_fence of the writer until then */
     enum readers readers = NOBODY; /* since write_barrier */
     unsigned reader = 0;           /* one of them */
     unsigned read_barrier = 0, read_order = 0;
@@ -94,11 +108,18 @@ struct warp {
     struct emu_slots slots;
 };
 
+/* The same for a warpgroup: pointers to what the lanes bring. */
+struct warpgroup {
+    unsigned arrived;
+    void *lane[4 * DEV_WARP];
+};
+
 struct cta {
     const struct emu_call *call;
     unsigned n_threads, n_done, n_at_barrier;
     unsigned barriers; /* so far */
     std::vector<struct warp> warps;
+    std::vector<struct warpgroup> groups;
     std::vector<unsigned char> memory; /* dynamic, then static */
     std::vector<struct shadow> shadows;
     struct {
@@ -148,6 +169,9 @@ void switch_to(struct fiber *from, struct fiber *to, bool dying);
 [[noreturn]] void leave();
 /* Runs the next fiber that can; comes back when this one is chosen again. */
 void schedule();
+/* What wgmma reads of shared memory: 16 bytes, bounds and races checked, and that the writer has
+ * fenced. */
+const unsigned char *async_access(long at);
 /* Puts a fiber at the beginning of its kernel. */
 void prepare(struct fiber *f);
 

@@ -38,26 +38,42 @@ DEV_HOST_FN constexpr size_t gemm_shared_bytes(uint32_t bits, uint32_t tokens, u
     return ring < out ? out : ring;
 }
 
-/* Copies block `block` into its place in the ring. */
-template <int BITS, int TOKENS, int THREADS>
-static DEV_INLINE void gemm_fetch(const product_params &p, dev_shared<uint4> stage, uint32_t panel,
-                                  uint32_t token0, uint32_t block)
+/* The weights of block `block` of a panel into their place in the ring. */
+template <int BITS, int THREADS>
+static DEV_INLINE void gemm_fetch_weights(const product_params &p, dev_shared<uint4> to,
+                                          uint32_t panel, uint32_t block)
 {
     constexpr uint32_t WEIGHTS = gemm_weight_units(BITS);
     const unsigned char *w = p.w + packed_lane_at(BITS, p.s.n_blocks, panel, block, 0, 0, 0);
     DEV_UNROLL
     for (uint32_t i = 0; i < WEIGHTS / THREADS; i++) {
         uint32_t unit = i * THREADS + dev_thread();
-        dev_copy16_stream(stage + unit, w + (size_t)unit * 16);
+        dev_copy16_stream(to + unit, w + (size_t)unit * 16);
     }
+    static_assert(WEIGHTS % THREADS == 0, "no remainder");
+}
+
+/* The same columns of x. */
+template <int TOKENS, int THREADS>
+static DEV_INLINE void gemm_fetch_x(const product_params &p, dev_shared<uint4> to, uint32_t token0,
+                                    uint32_t block)
+{
     DEV_UNROLL
     for (uint32_t i = 0; i < TOKENS * GEMM_X_UNITS / THREADS; i++) {
         uint32_t unit = i * THREADS + dev_thread(), token = unit / GEMM_X_UNITS;
         uint32_t piece = unit % GEMM_X_UNITS;
-        product_stage_x(p, stage + WEIGHTS + token * GEMM_X_UNITS + (piece ^ token % 8),
-                        token0 + token, block * PACKED_COLS + piece * 8);
+        product_stage_x(p, to + token * GEMM_X_UNITS + (piece ^ token % 8), token0 + token,
+                        block * PACKED_COLS + piece * 8);
     }
-    static_assert(WEIGHTS % THREADS == 0 && TOKENS * GEMM_X_UNITS % THREADS == 0, "no remainder");
+    static_assert(TOKENS * GEMM_X_UNITS % THREADS == 0, "no remainder");
+}
+
+template <int BITS, int TOKENS, int THREADS>
+static DEV_INLINE void gemm_fetch(const product_params &p, dev_shared<uint4> stage, uint32_t panel,
+                                  uint32_t token0, uint32_t block)
+{
+    gemm_fetch_weights<BITS, THREADS>(p, stage, panel, block);
+    gemm_fetch_x<TOKENS, THREADS>(p, stage + gemm_weight_units(BITS), token0, block);
 }
 
 /* One block of columns. */
@@ -116,7 +132,7 @@ static DEV_INLINE void gemm_store(const product_params &p, uint32_t panel, uint3
     for (uint32_t j = 0; j < 4; j++) {
         uint32_t row = (tile + (uint32_t)m) * PACKED_TILE + lane / 4 + j / 2 * 8;
         uint32_t token = first_token + (uint32_t)n * 8 + lane % 4 * 2 + j % 2;
-        float v = total[m][n][j] + dev_from_half(p.bias[panel * PACKED_ROWS + row]);
+        float v = total[m][n][j] + product_bias(p, panel * PACKED_ROWS + row);
         if (p.staged)
             out[token * PRODUCT_STRIDE + row] = dev_to_half(v);
         else

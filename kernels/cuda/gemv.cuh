@@ -29,7 +29,7 @@ PACKED_FN size_t gemv_shared_bytes(const struct packed_shape *s)
 
 /* Grid: panels * n_slices. */
 template <int BITS, bool SHORT>
-DEV_KERNEL(GEMV_THREADS, 2)
+DEV_KERNEL(GEMV_THREADS, 3)
 void gemv_kernel(DEV_PARAMS(product_params) p)
 {
     constexpr int QUADS = BITS / 4, STEPS = PACKED_STEPS / QUADS;
@@ -107,7 +107,7 @@ void gemv_kernel(DEV_PARAMS(product_params) p)
     DEV_UNROLL
     for (uint32_t j = 0; j < 4; j++) {
         uint32_t row = row0 + lane / 4 + j / 2 * 8, token = lane % 4 * 2 + j % 2;
-        float v = total[0][0][j] + dev_from_half(p.bias[row]);
+        float v = total[0][0][j] + product_bias(p, row);
         if (p.staged)
             out[token * PRODUCT_STRIDE + row % PACKED_ROWS] = dev_to_half(v);
         else

@@ -1,6 +1,7 @@
-/* library.cu: see library.h. On the emulated GPU there is expanding, but no library. */
+/* library.cu: see library.h. */
 #include "library.h"
 
+#include "blas.h"
 #include "expand.cuh"
 
 #include <cerrno>
@@ -27,167 +28,20 @@ int linear_expand(const struct k_linear *w, uint32_t panel, uint32_t n_panels, v
     return dev_run(at, expand_kernel, q);
 }
 
-#ifndef __CUDACC__
-
-struct linear_library *linear_library_new(const struct linear_device *)
-{
-    return nullptr;
-}
-
-void linear_library_free(struct linear_library *) {}
-
-size_t linear_library_bytes(const struct linear_library *)
-{
-    return 0;
-}
-
-int linear_library_multiply(struct linear_library *, const void *, uint32_t, uint32_t, const void *,
-                            uint32_t, const void *, void *, uint32_t)
-{
-    return -ENOTSUP;
-}
-
-int linear_library_product(struct linear_library *, const struct k_linear *, const void *, uint32_t,
-                           void *)
-{
-    return -ENOTSUP;
-}
-
-#else
-
-#include <cublasLt.h>
-#include <dlfcn.h>
-
 namespace
 {
 
 enum {
-    WORKSPACE_BYTES = 32 << 20,
     SLAB_BYTES = 96 << 20, /* of expanded rows: several waves of tiles, and still in an L2 or two */
-    MAX_PLANS = 64,
-};
-
-#define LIBRARY_TEXT_(x) #x
-#define LIBRARY_TEXT(x)  LIBRARY_TEXT_(x)
-const char *const library_name = "libcublasLt.so." LIBRARY_TEXT(CUBLAS_VER_MAJOR);
-
-/* What is called of it. */
-struct functions {
-    decltype(&cublasLtCreate) create;
-    decltype(&cublasLtDestroy) destroy;
-    decltype(&cublasLtMatmul) matmul;
-    decltype(&cublasLtMatmulDescInit_internal) desc_init;
-    decltype(&cublasLtMatmulDescSetAttribute) desc_set;
-    decltype(&cublasLtMatrixLayoutInit_internal) layout_init;
-    decltype(&cublasLtMatmulPreferenceInit_internal) preference_init;
-    decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set;
-    decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
-};
-
-/* One shape of products: the algorithm is chosen once, so that equal calls give equal bits. */
-struct plan {
-    uint32_t rows, cols, n, stride, bias;
-    cublasLtMatmulAlgo_t algorithm;
-};
-
-struct layouts {
-    cublasLtMatmulDescOpaque_t multiply;
-    cublasLtMatrixLayoutOpaque_t w, x, y;
 };
 
 } // namespace
 
 struct linear_library {
     struct linear_device device;
-    void *opened; /* dlopen */
-    struct functions f;
-    cublasLtHandle_t handle;
-    void *slab, *workspace;
-    struct plan plans[MAX_PLANS];
-    uint32_t n_plans;
+    struct blas *blas;
+    void *slab;
 };
-
-namespace
-{
-
-template <class F> bool find(void *opened, const char *name, F *ret)
-{
-    *ret = reinterpret_cast<F>(dlsym(opened, name));
-    return *ret != nullptr;
-}
-
-bool load(struct linear_library *l)
-{
-    l->opened = dlopen(library_name, RTLD_NOW | RTLD_LOCAL);
-    struct functions *f = &l->f;
-    return l->opened && find(l->opened, "cublasLtCreate", &f->create) &&
-           find(l->opened, "cublasLtDestroy", &f->destroy) &&
-           find(l->opened, "cublasLtMatmul", &f->matmul) &&
-           find(l->opened, "cublasLtMatmulDescInit_internal", &f->desc_init) &&
-           find(l->opened, "cublasLtMatmulDescSetAttribute", &f->desc_set) &&
-           find(l->opened, "cublasLtMatrixLayoutInit_internal", &f->layout_init) &&
-           find(l->opened, "cublasLtMatmulPreferenceInit_internal", &f->preference_init) &&
-           find(l->opened, "cublasLtMatmulPreferenceSetAttribute", &f->preference_set) &&
-           find(l->opened, "cublasLtMatmulAlgoGetHeuristic", &f->heuristic);
-}
-
-/* Column-major for the library: y^T [rows, n] = w [cols, rows]^T x^T [cols, n]. */
-bool describe(const struct linear_library *l, uint32_t rows, uint32_t cols, uint32_t n,
-              uint32_t stride, const void *bias, struct layouts *ret)
-{
-    const struct functions *f = &l->f;
-    cublasOperation_t transposed = CUBLAS_OP_T;
-    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    cublasLtMatmulDescOpaque_t *d = &ret->multiply;
-    bool ok = f->desc_init(d, sizeof *d, CUBLAS_COMPUTE_32F, CUDA_R_32F) == 0 &&
-              f->desc_set(d, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed) == 0 &&
-              f->layout_init(&ret->w, sizeof ret->w, CUDA_R_16F, cols, rows, cols) == 0 &&
-              f->layout_init(&ret->x, sizeof ret->x, CUDA_R_16F, cols, n, cols) == 0 &&
-              f->layout_init(&ret->y, sizeof ret->y, CUDA_R_16F, rows, n, stride) == 0;
-    if (ok && bias)
-        ok = f->desc_set(d, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue) == 0 &&
-             f->desc_set(d, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias) == 0;
-    return ok;
-}
-
-/* NULL: the library knows no way. */
-const struct plan *plan_for(struct linear_library *l, struct layouts *at, uint32_t rows,
-                            uint32_t cols, uint32_t n, uint32_t stride, bool bias)
-{
-    for (uint32_t i = 0; i < l->n_plans; i++) {
-        const struct plan *p = &l->plans[i];
-        if (p->rows == rows && p->cols == cols && p->n == n && p->stride == stride &&
-            p->bias == bias)
-            return p;
-    }
-    cublasLtMatmulPreferenceOpaque_t preference;
-    size_t bytes = WORKSPACE_BYTES;
-    uint32_t aligned = 2; /* of x, y and their rows */
-    cublasLtMatmulHeuristicResult_t found;
-    int n_found = 0;
-    if (l->f.preference_init(&preference, sizeof preference) ||
-        l->f.preference_set(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes,
-                            sizeof bytes))
-        return nullptr;
-    if (cols % 8 == 0 && stride % 8 == 0)
-        aligned = 16;
-    if (l->f.preference_set(&preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &aligned,
-                            sizeof aligned) ||
-        l->f.preference_set(&preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &aligned,
-                            sizeof aligned) ||
-        l->f.preference_set(&preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &aligned,
-                            sizeof aligned) ||
-        l->f.heuristic(l->handle, &at->multiply, &at->w, &at->x, &at->y, &at->y, &preference, 1,
-                       &found, &n_found) ||
-        n_found != 1)
-        return nullptr;
-    struct plan *p = &l->plans[l->n_plans % MAX_PLANS];
-    l->n_plans = l->n_plans < MAX_PLANS ? l->n_plans + 1 : l->n_plans;
-    *p = {rows, cols, n, stride, bias, found.algo};
-    return p;
-}
-
-} // namespace
 
 struct linear_library *linear_library_new(const struct linear_device *d)
 {
@@ -196,8 +50,8 @@ struct linear_library *linear_library_new(const struct linear_device *d)
         return nullptr;
     l->device = *d;
     l->slab = d->memory.alloc(d->memory.arg, SLAB_BYTES);
-    l->workspace = d->memory.alloc(d->memory.arg, WORKSPACE_BYTES);
-    if (!l->slab || !l->workspace || !load(l) || l->f.create(&l->handle) != 0) {
+    l->blas = l->slab ? blas_open(d) : nullptr;
+    if (!l->blas) {
         linear_library_free(l);
         return nullptr;
     }
@@ -208,60 +62,56 @@ void linear_library_free(struct linear_library *l)
 {
     if (!l)
         return;
-    if (l->handle)
-        (void)l->f.destroy(l->handle);
+    blas_close(l->blas);
     if (l->slab)
         l->device.memory.free(l->device.memory.arg, l->slab);
-    if (l->workspace)
-        l->device.memory.free(l->device.memory.arg, l->workspace);
-    if (l->opened)
-        dlclose(l->opened);
     free(l);
 }
 
 size_t linear_library_bytes(const struct linear_library *l)
 {
-    return l ? (size_t)SLAB_BYTES + WORKSPACE_BYTES : 0;
+    return l ? (size_t)SLAB_BYTES + BLAS_WORKSPACE_BYTES : 0;
 }
 
 int linear_library_multiply(struct linear_library *l, const void *w, uint32_t rows, uint32_t cols,
                             const void *x, uint32_t n, const void *bias, void *y, uint32_t y_stride)
 {
-    struct layouts at;
-    if (!describe(l, rows, cols, n, y_stride, bias, &at))
-        return cudaErrorUnknown;
-    const struct plan *p = plan_for(l, &at, rows, cols, n, y_stride, bias != nullptr);
-    if (!p)
-        return -ENOTSUP;
-    float one = 1, zero = 0;
-    cublasStatus_t r =
-        l->f.matmul(l->handle, &at.multiply, &one, w, &at.w, x, &at.x, &zero, y, &at.y, y, &at.y,
-                    &p->algorithm, l->workspace, WORKSPACE_BYTES, l->device.stream);
-    return r == CUBLAS_STATUS_SUCCESS ? cudaSuccess : cudaErrorUnknown;
+    return blas_multiply(l->blas, w, rows, cols, x, n, bias, y, y_stride);
+}
+
+/* Rows [row, row + n) of the matrix, which are rows `at` and following of the slab. */
+static int multiply_rows(struct linear_library *l, const struct k_linear *w, const void *x,
+                         uint32_t n_tokens, void *y, uint32_t row, uint32_t n, uint32_t at)
+{
+    const struct packed_shape *s = &w->shape;
+    const uint16_t *slab = static_cast<const uint16_t *>(l->slab) + (size_t)at * s->cols;
+    const uint16_t *bias =
+        reinterpret_cast<const uint16_t *>(static_cast<const char *>(w->memory) + s->bias_at);
+    return blas_multiply(l->blas, slab, n, s->cols, x, n_tokens, bias + row,
+                         static_cast<uint16_t *>(y) + row, s->rows);
 }
 
 int linear_library_product(struct linear_library *l, const struct k_linear *w, const void *x,
                            uint32_t n_rows, void *y)
 {
     const struct packed_shape *s = &w->shape;
-    const char *bias = static_cast<const char *>(w->memory) + s->bias_at;
-    size_t panel_bytes = (size_t)PACKED_ROWS * s->cols * 2;
-    uint32_t at_once = (uint32_t)(SLAB_BYTES / panel_bytes);
+    uint32_t at_once = (uint32_t)(SLAB_BYTES / ((size_t)PACKED_ROWS * s->cols * 2));
     if (!at_once)
         return -ENOTSUP;
-    for (uint32_t panel = 0; panel < s->n_panels; panel += at_once) {
+    int error = 0;
+    for (uint32_t panel = 0; panel < s->n_panels && !error; panel += at_once) {
         uint32_t n = s->n_panels - panel < at_once ? s->n_panels - panel : at_once;
         uint32_t row = panel * PACKED_ROWS, end = row + n * PACKED_ROWS;
-        uint32_t rows = (end < s->rows ? end : s->rows) - row;
-        int error = linear_expand(w, panel, n, l->slab, l->device.stream);
-        if (!error)
-            error = linear_library_multiply(l, l->slab, rows, s->cols, x, n_rows,
-                                            bias + (size_t)row * 2,
-                                            static_cast<char *>(y) + (size_t)row * 2, s->rows);
-        if (error)
-            return error;
+        error = linear_expand(w, panel, n, l->slab, l->device.stream);
+        if (!error && !s->pair_rows) {
+            error =
+                multiply_rows(l, w, x, n_rows, y, row, (end < s->rows ? end : s->rows) - row, 0);
+        } else if (!error) { /* rows of the first half, then those of the second */
+            const uint32_t first = panel * PACKED_HALF, half = n * PACKED_HALF;
+            error = multiply_rows(l, w, x, n_rows, y, first, half, 0);
+            if (!error)
+                error = multiply_rows(l, w, x, n_rows, y, s->pair_rows + first, half, half);
+        }
     }
-    return cudaSuccess;
+    return error;
 }
-
-#endif

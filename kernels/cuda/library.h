@@ -1,4 +1,4 @@
-/* library.h: long products through cuBLASLt, which is opened when it is asked for
+/* library.h: long products through a library (blas.h), which is opened when it is asked for
  * (linear_device.library_rows): slabs of rows are expanded to FP16 and multiplied. */
 #ifndef GLMD_KERNELS_CUDA_LIBRARY_H
 #define GLMD_KERNELS_CUDA_LIBRARY_H

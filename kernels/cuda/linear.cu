@@ -104,23 +104,21 @@ void pack_rows(struct cuda_products *p, struct k_linear *l, const struct k_linea
                     repack_kernel, q));
 }
 
-/* Scales, or anything else of n_groups halves to a row, to `at` bytes behind the first panel. */
-void pack_halves(struct cuda_products *p, struct k_linear *l, const uint16_t *from,
-                 uint32_t n_groups, size_t at)
+void pack_scales(struct cuda_products *p, struct k_linear *l, const struct k_linear_src *src)
 {
     const struct packed_shape *s = &l->shape;
-    uint32_t at_once = (uint32_t)(p->staging_bytes / ((size_t)n_groups * 2));
+    uint32_t at_once = (uint32_t)(p->staging_bytes / ((size_t)s->n_groups * 2));
     for (uint32_t row = 0; row < s->rows; row += at_once) {
         uint32_t n = s->rows - row < at_once ? s->rows - row : at_once;
-        upload(p, p->staging, from + (size_t)row * n_groups, (size_t)n * n_groups * 2);
+        upload(p, p->staging, src->scale + (size_t)row * s->n_groups, (size_t)n * s->n_groups * 2);
         struct rescale_params q = {};
         q.s = *s;
         q.from = static_cast<const uint16_t *>(p->staging);
-        q.to = reinterpret_cast<uint16_t *>(static_cast<char *>(l->memory) + at);
+        q.to = reinterpret_cast<uint16_t *>(static_cast<char *>(l->memory) + s->scale_at);
         q.first_row = row;
         q.n = n;
-        q.n_groups = n_groups;
-        uint64_t values = (uint64_t)n * n_groups;
+        q.n_groups = s->n_groups;
+        uint64_t values = (uint64_t)n * s->n_groups;
         note(p, dev_run(launch_of(p, (values + ROWS_THREADS - 1) / ROWS_THREADS, ROWS_THREADS),
                         rescale_kernel, q));
     }
@@ -140,6 +138,84 @@ bool reserve(struct cuda_products *p, void **buffer, size_t *have, size_t bytes)
     return true;
 }
 
+size_t shared_of(const struct variant *v)
+{
+    return v->kernel < LINEAR_WIDE_SLICE ? linear_gemm_shared(v->bits, v->tokens)
+                                         : linear_wide_shared(v->bits, v->kernel, v->tokens);
+}
+
+/* What the question whether warpgroups sum as warps do is asked with: two slices, values whose
+ * exponents lie far apart, so that what is lost where steps are added up shows. */
+enum { ASKED_ROWS = 128, ASKED_COLS = 512, ASKED_TOKENS = 64 };
+struct question {
+    uint8_t weights[ASKED_ROWS * ASKED_COLS / 2];
+    uint16_t scale[ASKED_ROWS];
+    uint16_t x[ASKED_TOKENS * ASKED_COLS];
+    float answer[2][ASKED_TOKENS * ASKED_ROWS];
+};
+
+void fill(struct question *q)
+{
+    uint32_t random = 1;
+    auto next = [&random] {
+        random = random * 1664525 + 1013904223;
+        return random >> 8;
+    };
+    for (uint8_t &w : q->weights)
+        w = (uint8_t)next();
+    for (uint16_t &v : q->scale)
+        v = 0x2c00;          /* 2^-4 */
+    for (uint16_t &v : q->x) /* 2^-10 to 2^5 */
+        v = (uint16_t)((next() & 0x83ff) | (5 + next() % 16) << 10);
+}
+
+bool ask(struct cuda_products *p, struct question *q)
+{
+    struct k_linear_src src = {};
+    src.type = K_WEIGHT_I4;
+    src.rows = ASKED_ROWS;
+    src.cols = src.group_cols = ASKED_COLS;
+    src.n_groups = 1;
+    src.data = q->weights;
+    src.scale = q->scale;
+    struct k_linear *l = linear_new(p, &src);
+    void *x = memory_new(p, sizeof q->x), *y = memory_new(p, sizeof q->answer[0]);
+    bool same = false;
+    if (l && x && y) {
+        static const enum linear_kernel kernels[] = {LINEAR_WHOLE, LINEAR_WIDE};
+        upload(p, x, q->x, sizeof q->x);
+        same = true;
+        for (int i = 0; i < 2 && same; i++) {
+            struct linear_end end = {};
+            end.kind = LINEAR_FLOATS;
+            end.y = y;
+            same = linear_run(p, l, x, ASKED_TOKENS, &end, kernels[i], 64) == 0;
+            p->device.memory.download(p->device.memory.arg, q->answer[i], y, sizeof q->answer[i]);
+        }
+        same = same && memcmp(q->answer[0], q->answer[1], sizeof q->answer[0]) == 0;
+    }
+    linear_free(p, l);
+    memory_free(p, x);
+    memory_free(p, y);
+    return same;
+}
+
+/* Whether this device's warpgroups give the bits of its warps; false where there is no telling. */
+bool same_bits(struct cuda_products *p)
+{
+    struct question *q = static_cast<struct question *>(calloc(1, sizeof *q));
+    if (!q)
+        return false;
+    fill(q);
+    bool same = p->device.max_rows >= ASKED_TOKENS && p->device.max_cols >= ASKED_COLS && ask(p, q);
+    free(q);
+    memory_free(p, p->partials); /* as if nothing had been */
+    memory_free(p, p->staging);
+    p->partials = p->staging = nullptr;
+    p->partial_bytes = p->staging_bytes = 0;
+    return same;
+}
+
 } // namespace
 
 int products_init(struct cuda_products *p, const struct linear_device *device)
@@ -152,7 +228,7 @@ int products_init(struct cuda_products *p, const struct linear_device *device)
     note(p, dev_zero(p->counters, LINEAR_MAX_TILES * sizeof(uint32_t), device->stream));
     for (const struct variant *v : tables)
         for (; v->function; v++) {
-            assert(!v->shared || v->shared == linear_gemm_shared(v->bits, v->tokens));
+            assert(!v->shared || v->shared == shared_of(v));
             /* what a kernel has of static memory counts, too: 48 KiB are too much already */
             if (v->shared + 1024 > 48 << 10 && v->shared + 1024 <= device->shared_bytes)
                 note(p, dev_allow_shared(v->function, v->shared));
@@ -160,8 +236,9 @@ int products_init(struct cuda_products *p, const struct linear_device *device)
     if (device->library_rows) {
         p->library = linear_library_new(device);
         if (!p->library)
-            return -ENOMEM;
+            return -ENOSYS;
     }
+    p->device.warpgroups = device->warpgroups && device->arch == 900 && same_bits(p);
     return p->error ? -EIO : 0;
 }
 
@@ -227,9 +304,9 @@ struct k_linear *linear_new(struct cuda_products *p, const struct k_linear_src *
     char *memory = static_cast<char *>(l->memory);
     note(p, dev_zero(memory + s->scale_at, s->bytes - s->scale_at, p->device.stream));
     if (src->scale)
-        pack_halves(p, l, src->scale, s->n_groups, s->scale_at);
+        pack_scales(p, l, src);
     if (src->bias)
-        pack_halves(p, l, src->bias, 1, s->bias_at);
+        upload(p, memory + s->bias_at, src->bias, (size_t)s->rows * 2);
     return l;
 }
 
@@ -247,15 +324,19 @@ int linear_run(struct cuda_products *p, const struct k_linear *l, const void *x,
     const struct packed_shape *s = &l->shape;
     const struct variant *v = find_variant(s, kernel, tokens);
     if (!v || (kernel == LINEAR_GEMV && n_rows > GEMV_TOKENS) ||
+        (kernel >= LINEAR_WIDE_SLICE && p->device.arch != 900) ||
         v->shared + 1024 > p->device.shared_bytes || !linear_can_end(s, end))
         return -EINVAL;
     struct product_params q = params_of(p, l, x, n_rows, end);
     if (kernel == LINEAR_GEMV && end->kind == LINEAR_HALVES)
         q.staged = 0; /* two bytes at a time: few of them, and no barriers */
     q.n_token_tiles = packed_div_up(n_rows, tokens);
+    const bool slices = kernel < LINEAR_WHOLE || kernel == LINEAR_WIDE_SLICE;
     uint64_t tiles = (uint64_t)s->n_panels * q.n_token_tiles;
-    uint64_t ctas = tiles * (kernel == LINEAR_WHOLE ? 1 : s->n_slices);
-    if (kernel != LINEAR_WHOLE && s->n_slices > 1 &&
+    uint64_t ctas = tiles * (slices ? s->n_slices : 1);
+    if (kernel == LINEAR_WIDE2)
+        ctas = (uint64_t)packed_div_up(s->n_panels, 2) * q.n_token_tiles;
+    if (slices && s->n_slices > 1 &&
         (tiles > LINEAR_MAX_TILES ||
          tiles * s->n_slices * PACKED_ROWS * tokens * 4 > p->partial_bytes))
         return -EINVAL;

@@ -6,10 +6,13 @@
  *   T <= 8            gemv.cuh
  *   more              gemm.cuh: tiles of 16, 32, 64 or 128 tokens; slices in parallel where the
  *                     matrix has few rows, otherwise one CTA for all of them
- *   T >= library_rows expanded to FP16 and multiplied by cuBLASLt, where that was asked for
+ *   33 and more       gemm_wide.cuh, on sm_90a where it gives the same bits (`warpgroups`): tiles
+ * of 64 or 128 tokens T >= library_rows expanded to FP16 and multiplied by cuBLASLt, where that was
+ * asked for
  *
- * Batch invariance: the first two give the same bits for a row of x in every batch, on one kind of
- * tensor core (sm_75 sums 8 columns at a time, later ones 16). cuBLASLt chooses its order of sums
+ * Batch invariance: all but the last give the same bits for a row of x in every batch, on one kind
+ * of tensor core (sm_75 sums 8 columns at a time, later ones 16). That warpgroups sum as warps do
+ * is looked at on the device, when the products are initialized. cuBLASLt chooses its order of sums
  * by the number of tokens, and weights are rounded to FP16 after scaling: with library_rows set,
  * results of long batches differ in the last bits from those of short ones, and nothing more is
  * promised than that equal calls give equal bits. 0 = never is the default.
@@ -34,6 +37,7 @@ struct linear_memory {
     void *(*alloc)(void *arg, size_t bytes); /* NULL: there is not enough */
     void (*free)(void *arg, void *p);
     void (*upload)(void *arg, void *dst, const void *src, size_t bytes);
+    void (*download)(void *arg, void *dst, const void *src, size_t bytes); /* waits */
 };
 
 struct linear_device {
@@ -44,6 +48,7 @@ struct linear_device {
     size_t shared_bytes; /* of a CTA, with opt-in */
     uint32_t max_rows, max_cols;
     uint32_t library_rows; /* 0: never */
+    bool warpgroups; /* products_init: whether they may be used, where they give the same bits */
 };
 
 struct cuda_products {
@@ -70,6 +75,10 @@ enum linear_kernel {
     LINEAR_GEMV,  /* 1 to 8 tokens */
     LINEAR_SLICE, /* a CTA for each slice */
     LINEAR_WHOLE, /* a CTA for all slices */
+    /* sm_90a's warpgroups, not with short groups: */
+    LINEAR_WIDE_SLICE,
+    LINEAR_WIDE,
+    LINEAR_WIDE2, /* a CTA for all slices of two panels */
     LINEAR_LIBRARY,
 };
 enum {
@@ -117,11 +126,12 @@ size_t linear_staging_bytes(const struct packed_shape *s);
 size_t linear_product_bytes(const struct packed_shape *s, uint32_t max_rows);
 /* Dynamic shared memory of a GEMM: its ring of blocks, or the tile of y on its way out. */
 size_t linear_gemm_shared(uint32_t bits, uint32_t tokens);
+size_t linear_wide_shared(uint32_t bits, enum linear_kernel kernel, uint32_t tokens);
 size_t linear_bytes(enum k_weight type, uint32_t rows, uint32_t cols, uint32_t n_groups);
 
 /* ---- linear.cu ---- */
 
-/* 0, -ENOMEM, or -EIO with `error` set. */
+/* 0, -ENOMEM, -ENOSYS: no library, or no room for it, or -EIO with `error` set. */
 int products_init(struct cuda_products *p, const struct linear_device *device);
 void products_deinit(struct cuda_products *p);
 /* Device bytes that products_init takes. */

@@ -25,6 +25,11 @@ static void products_upload(void *arg, void *dst, const void *src, size_t bytes)
     cuda_upload_bytes(arg, dst, src, bytes);
 }
 
+static void products_download(void *arg, void *dst, const void *src, size_t bytes)
+{
+    cuda_download_bytes(arg, dst, src, bytes);
+}
+
 static void close_products(struct k_ctx *c)
 {
     products_deinit(c->products);
@@ -32,16 +37,18 @@ static void close_products(struct k_ctx *c)
     c->products = NULL;
 }
 
-static int open_products(struct k_ctx *c)
+static int open_products(struct k_ctx *c, const struct k_open_params *p)
 {
     const struct linear_device device = {
-        .memory = {c, products_alloc, products_free, products_upload},
+        .memory = {c, products_alloc, products_free, products_upload, products_download},
         .stream = c->stream,
         .arch = (uint32_t)c->arch * 10,
         .n_sms = (uint32_t)c->n_multiprocessors,
         .shared_bytes = c->shared_bytes,
         .max_rows = c->max_rows,
         .max_cols = c->max_cols,
+        .library_rows = p->library_rows,
+        .warpgroups = true,
     };
     c->products = calloc(1, sizeof *c->products);
     if (!c->products)
@@ -56,9 +63,13 @@ static int op_open(const struct k_open_params *p, struct k_ctx **ret, char *mess
     int r = cuda_open(p, &c, message, size);
     if (r)
         return r;
-    r = open_products(c);
+    r = open_products(c, p);
     if (r) {
-        if (r != -EIO || !cuda_sync(c, message, size))
+        if (r == -ENOSYS)
+            snprintf(
+                message, size,
+                "worker.library_rows: cuBLASLt is not there, or no memory for it: set it to 0");
+        else if (r != -EIO || !cuda_sync(c, message, size))
             snprintf(message, size, "out of memory: room for partial sums of products");
         cuda_close(c);
         return r;

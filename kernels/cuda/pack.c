@@ -48,7 +48,7 @@ void linear_pack(const struct packed_shape *s, const struct k_linear_src *src, v
         for (uint32_t g = 0; src->scale && g < s->n_groups; g++)
             scale[(size_t)g * s->row_pad + place] = src->scale[(size_t)row * s->n_groups + g];
         if (src->bias)
-            bias[place] = src->bias[row];
+            bias[row] = src->bias[row];
     }
 }
 

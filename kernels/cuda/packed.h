@@ -43,7 +43,7 @@
  * need be. Groups of 32, 64, 128 columns and one group per row need no padding.
  *
  * Behind the panels: scales, binary16 [n_groups][rows padded], and the bias, binary16 [rows
- * padded].
+ * padded], which alone keeps the order of the matrix.
  *
  * Sums. The columns are cut into slices, by the shape alone, not by the GPU at hand. Within a
  * slice, steps of 16 columns are added one after another in the accumulators of the tensor core
@@ -51,8 +51,11 @@
  * result is sum over slices, ascending, of scale * slice, each with one rounding (fma); short
  * groups: the accumulators start anew with every group; within a slice scale * group is summed with
  * one rounding each, and the slices' sums are added in ascending order; FP16: the slices' sums are
- * added in ascending order. Then comes the bias. Every kernel keeps this order, whatever the number
- * of tokens, so that a row of x gives the same bits in every batch.
+ * added in ascending order. Then comes the bias. wgmma (gemm_wide.cuh) takes the same
+ * steps of 16 columns in the same order as mma.sync; what its tensor cores lose inside of a step is
+ * not documented to be the same, and asked of the device before it is used (linear.cu). Every
+ * kernel keeps this order, whatever the number of tokens, so that a row of x gives the same bits in
+ * every batch.
  */
 #ifndef GLMD_KERNELS_CUDA_PACKED_H
 #define GLMD_KERNELS_CUDA_PACKED_H

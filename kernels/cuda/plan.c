@@ -4,12 +4,14 @@
 
 enum {
     GEMV_TOKENS_MAX = 8,
-    THREADS = 128, /* of a GEMM's CTA with one column of warps */
+    WIDE_ABOVE = 32, /* tokens: more than half of a tile of 64 */
+    THREADS = 128,   /* of a GEMM's CTA with one column of warps */
 };
 
 const char *linear_kernel_name(enum linear_kernel k)
 {
-    static const char *const names[] = {"gemv", "slice", "whole", "library"};
+    static const char *const names[] = {"gemv", "slice", "whole",  "wide-slice",
+                                        "wide", "wide2", "library"};
     return names[k];
 }
 
@@ -43,6 +45,15 @@ size_t linear_gemm_shared(uint32_t bits, uint32_t tokens)
     size_t ring = stage * stages(bits);
     size_t out = (size_t)tokens * (PACKED_ROWS + 8) * 2;
     return ring < out ? out : ring;
+}
+
+/* The ring of blocks, sums over slices, a flag, and alignment. */
+size_t linear_wide_shared(uint32_t bits, enum linear_kernel kernel, uint32_t tokens)
+{
+    uint32_t panels = kernel == LINEAR_WIDE2 ? 2 : 1, n_stages = bits == 8 && panels == 2 ? 3 : 4;
+    size_t stage = panels * packed_block_bytes(bits) + (size_t)tokens * PACKED_COLS * 2;
+    size_t sums = (size_t)panels * PACKED_ROWS * tokens * 4;
+    return stage * n_stages + sums + 16 + 1024;
 }
 
 static size_t gemv_shared(const struct packed_shape *s)
@@ -100,6 +111,38 @@ static bool can_slice(const struct packed_shape *s, uint32_t tokens, uint32_t n_
            partial_bytes(s, s->n_panels, tokens) <= LINEAR_MAX_PARTIALS;
 }
 
+/* Warpgroups take 64 or 128 tokens. False: the matrix or the number of tokens is not for them. */
+static bool wide_plan(const struct linear_device *d, const struct packed_shape *s, uint32_t n_rows,
+                      struct linear_plan *ret)
+{
+    if (!d->warpgroups || s->short_groups || n_rows <= WIDE_ABOVE)
+        return false;
+    uint32_t tokens =
+        n_rows <= 64 || s->n_panels * packed_div_up(n_rows, 128) < d->n_sms ? 64 : 128;
+    uint32_t tiles = packed_div_up(n_rows, tokens), ctas = s->n_panels * tiles;
+    enum linear_kernel kernel = LINEAR_WIDE;
+    if (ctas < d->n_sms && can_slice(s, tokens, n_rows)) {
+        if (s->bits == 16)
+            return false;
+        kernel = LINEAR_WIDE_SLICE;
+        ctas *= s->n_slices;
+    } else if (tokens == 128 && s->bits != 16 &&
+               packed_div_up(s->n_panels, 2) * tiles >= d->n_sms) {
+        kernel = LINEAR_WIDE2;
+        ctas = packed_div_up(s->n_panels, 2) * tiles;
+    }
+    *ret = (struct linear_plan){
+        .kernel = kernel,
+        .tokens = tokens,
+        .n_ctas = ctas,
+        .n_threads = 256,
+        .shared_bytes = linear_wide_shared(s->bits, kernel, tokens),
+        .partial_bytes =
+            kernel == LINEAR_WIDE_SLICE ? partial_bytes(s, s->n_panels * tiles, tokens) : 0,
+    };
+    return ret->shared_bytes + 1024 <= d->shared_bytes;
+}
+
 struct linear_plan linear_plan_for(const struct linear_device *d, const struct packed_shape *s,
                                    uint32_t n_rows)
 {
@@ -109,6 +152,9 @@ struct linear_plan linear_plan_for(const struct linear_device *d, const struct p
         struct linear_plan p = {.kernel = LINEAR_LIBRARY, .tokens = n_rows};
         return p;
     }
+    struct linear_plan wide;
+    if (wide_plan(d, s, n_rows, &wide))
+        return wide;
     /* The widest tile that the tokens fill half of, and that the device has the memory for. */
     uint32_t tokens = n_rows <= 16 ? 16 : n_rows <= 32 ? 32 : n_rows <= 64 ? 64 : 128;
     if (tokens == 128 && (s->short_groups || /* they need the registers */

@@ -275,6 +275,12 @@ static DEV_INLINE void product_collect(const product_params &p, uint32_t tile, u
 
 /* ---- the end ---- */
 
+/* row: of the packed matrix. */
+DEV_FN float product_bias(const product_params &p, uint32_t row)
+{
+    return dev_from_half(p.bias[packed_source_row(&p.s, row)]);
+}
+
 /* LINEAR_HALVES, LINEAR_FLOATS. row: of the packed matrix. */
 DEV_FN void product_store(const product_params &p, uint32_t token, uint32_t row, float v)
 {

@@ -67,7 +67,6 @@ DEV_KERNEL(ROWS_THREADS, 2) void repack_kernel(DEV_PARAMS(repack_params) p)
         make_uint4((uint32_t)low, (uint32_t)(low >> 32), (uint32_t)high, (uint32_t)(high >> 32)));
 }
 
-/* Scales, or the bias as the only group of them. */
 struct rescale_params {
     struct packed_shape s;
     const uint16_t *from; /* [n, n_groups]: rows from first_row on */

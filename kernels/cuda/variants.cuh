@@ -2,7 +2,7 @@
 #ifndef GLMD_KERNELS_CUDA_VARIANTS_CUH
 #define GLMD_KERNELS_CUDA_VARIANTS_CUH
 
-#include "gemm.cuh"
+#include "gemm_wide.cuh"
 #include "gemv.cuh"
 #include "linear.h"
 
@@ -38,6 +38,25 @@ template <int BITS, bool SHORT, int N, int WN, bool WHOLE> constexpr struct vari
             gemm_shared_bytes(BITS, N * WN * 8, variant_stages(BITS))};
 }
 
+constexpr int variant_wide_stages(int bits, int panels)
+{
+    return panels == 2 && bits == 8 ? 3 : 4;
+}
+
+/* PANELS of a CTA, N tokens; sm_90a. */
+template <int BITS, int PANELS, int N, bool WHOLE> constexpr struct variant variant_wide()
+{
+    return {BITS,
+            false,
+            !WHOLE        ? LINEAR_WIDE_SLICE
+            : PANELS == 2 ? LINEAR_WIDE2
+                          : LINEAR_WIDE,
+            N,
+            WIDE_THREADS,
+            wide_kernel<BITS, PANELS, N, variant_wide_stages(BITS, PANELS), WHOLE>,
+            wide_shared_bytes(BITS, PANELS, N, variant_wide_stages(BITS, PANELS))};
+}
+
 /* Short groups keep three sums in registers instead of two: fewer tokens to a warp. */
 #define VARIANTS_LONG(BITS)                                                                        \
     variant_gemv<BITS, false>(), variant_gemm<BITS, false, 2, 1, false>(),                         \
@@ -48,5 +67,7 @@ template <int BITS, bool SHORT, int N, int WN, bool WHOLE> constexpr struct vari
     variant_gemv<BITS, true>(), variant_gemm<BITS, true, 2, 1, false>(),                           \
         variant_gemm<BITS, true, 4, 1, false>(), variant_gemm<BITS, true, 4, 2, false>(),          \
         variant_gemm<BITS, true, 4, 1, true>(), variant_gemm<BITS, true, 4, 2, true>()
+
+#define VARIANTS_WIDE(BITS) variant_wide<BITS, 1, 64, true>(), variant_wide<BITS, 1, 128, true>()
 
 #endif

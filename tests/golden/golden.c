@@ -101,6 +101,7 @@ void golden_open(struct golden_engine *g, const struct golden_options *o)
                                    .max_step_tokens = o->max_step_tokens,
                                    .collectives = o->collectives,
                                    .no_graphs = o->no_graphs,
+                                   .library_rows = o->library_rows,
                                    .verify = true};
     if (local_group_open(&config, &g->group, &e) < 0)
         fail_msg("%s, %s ranks: %s", o->model, golden_shape(o, (char[64]){0}), e.message);

@@ -65,6 +65,7 @@ struct golden_options {
     uint32_t max_step_tokens;
     enum k_comm_choice collectives;
     bool no_graphs;
+    uint32_t library_rows;
 };
 
 /* "1x2 (1+2 layers)": tp x pp, for messages. */

@@ -10,6 +10,7 @@
 
 #include "base/util.h"
 #ifndef ON_A_GPU
+#include "tests/support/emulated_blas.h"
 #include "tests/support/emulated_driver.h"
 #include "tests/support/emulated_nccl.h"
 #endif
@@ -62,6 +63,9 @@ static void test_against_cpu(void **state)
         {{{.model = "int8-tp2", .tp = 2, .mode = K_MODE_FP16}, false}, 8e-3},
         {{{.model = "int4-tp1", .tp = 2, .mode = K_MODE_FP16, .kv_type = K_KV_I8}, true}, 4e-2},
         {{{.model = "int4-tp4", .tp = 4, .mode = K_MODE_FP16, .pp = 2}, false}, 8e-3},
+#ifndef ON_A_GPU /* cuBLASLt may not be there */
+        {{{.model = "int4-tp1", .tp = 1, .mode = K_MODE_FP16, .library_rows = 2}, false}, 8e-3},
+#endif
     };
     for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
         size_t n;
@@ -75,6 +79,9 @@ static void test_against_cpu(void **state)
         if (!(found <= cases[i].most))
             fail_msg("case %zu: relative distance %.3g, expected at most %.3g", i, found,
                      cases[i].most);
+#ifndef ON_A_GPU
+        assert_int_equal(emulated_blas_state()->n_products > 0, o.library_rows > 0);
+#endif
         free(want);
         free(got);
     }

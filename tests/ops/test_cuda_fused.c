@@ -5,6 +5,7 @@
 
 #include "base/half.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,7 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/kv.h"
 #include "kernels/cuda/linear.h"
+#include "tests/support/emulated_blas.h"
 #include "tests/support/emulated_driver.h"
 
 enum { MAX_ROWS = 140, MAX_SEQ = 96, BLOCK = 16, N_LAYERS = 2, LAYER = 1 };
@@ -19,7 +21,7 @@ enum { MAX_ROWS = 140, MAX_SEQ = 96, BLOCK = 16, N_LAYERS = 2, LAYER = 1 };
 static const struct k_ops *op = &glmd_cuda_ops;
 static struct k_ctx *gpu;
 
-static void open_gpu(void)
+static void open_gpu(uint32_t library_rows)
 {
     char message[256];
     emulated_driver_reset();
@@ -27,7 +29,8 @@ static void open_gpu(void)
                                     .mode = K_MODE_FP16,
                                     .max_rows = MAX_ROWS,
                                     .max_cols = 1024,
-                                    .max_seq = MAX_SEQ};
+                                    .max_seq = MAX_SEQ,
+                                    .library_rows = library_rows};
     if (op->open(&p, &gpu, message, sizeof message))
         fail_msg("%s", message);
 }
@@ -68,7 +71,7 @@ static const uint32_t batches[] = {1, 3, 8, 9, 16, 33, 64, 65, 133};
 enum { N_BATCHES = sizeof batches / sizeof *batches };
 
 /* Which kernels were met: [kernel][several slices]. */
-static bool met[LINEAR_LIBRARY][2];
+static bool met[LINEAR_LIBRARY + 1][2];
 
 static void note_kernel(const struct k_linear *l, uint32_t batch)
 {
@@ -78,7 +81,7 @@ static void note_kernel(const struct k_linear *l, uint32_t batch)
 
 static void assert_all_met(void)
 {
-    for (int kernel = 0; kernel < LINEAR_LIBRARY; kernel++)
+    for (int kernel = 0; kernel <= LINEAR_WHOLE; kernel++)
         for (int sliced = 0; sliced < 2; sliced++)
             if (!met[kernel][sliced])
                 fail_msg("no case ran %s with %s", linear_kernel_name((enum linear_kernel)kernel),
@@ -126,7 +129,7 @@ static void test_glu(void **state)
 {
     (void)state;
     struct rng r = {21};
-    open_gpu();
+    open_gpu(0);
     one_glu(&r, K_WEIGHT_I4, 64, 192, 192);
     one_glu(&r, K_WEIGHT_I4, 192, 640, 640);
     one_glu(&r, K_WEIGHT_I4, 128, 256, 64);
@@ -215,7 +218,7 @@ static void test_rope(void **state)
         {1, 1, 128}, {2, 2, 64}, {4, 2, 32}, {1, 1, 16}, {2, 1, 112}, /* not in whole panels */
     };
     struct rng r = {22};
-    open_gpu();
+    open_gpu(0);
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         one_rope(&r, &models[i], K_WEIGHT_I4, K_KV_F16, i % 2 ? 640 : 192);
         one_rope(&r, &models[i], K_WEIGHT_I4, K_KV_I8, i % 2 ? 192 : 640);
@@ -226,12 +229,41 @@ static void test_rope(void **state)
     close_gpu();
 }
 
+/* What goes through the library keeps the separate operations, and their bits. */
+static void test_library(void **state)
+{
+    (void)state;
+    static const struct heads model = {1, 1, 128};
+    struct rng r = {23};
+    open_gpu(65);
+    const uint64_t before = emulated_blas_state()->n_products;
+    one_glu(&r, K_WEIGHT_I4, 64, 256, 256);
+    one_rope(&r, &model, K_WEIGHT_I4, K_KV_I8, 256);
+    assert_true(emulated_blas_state()->n_products > before);
+    memset(met, 0, sizeof met);
+    close_gpu();
+    /* not there: the device cannot be opened like this, and says why */
+    emulated_blas_state()->missing = true;
+    char message[256];
+    const struct k_open_params p = {.device = "cuda:0",
+                                    .mode = K_MODE_FP16,
+                                    .max_rows = MAX_ROWS,
+                                    .max_cols = 1024,
+                                    .max_seq = MAX_SEQ,
+                                    .library_rows = 1};
+    assert_int_equal(op->open(&p, &gpu, message, sizeof message), -ENOSYS);
+    assert_non_null(strstr(message, "worker.library_rows"));
+    emulated_blas_state()->missing = false;
+    assert_int_equal(emulated_driver_state()->allocated, 0);
+}
+
 int main(void)
 {
     if (!emulated_driver_works()) {
         print_message("skipped: fibers and ThreadSanitizer do not go together\n");
         return 77;
     }
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_glu), cmocka_unit_test(test_rope)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_glu), cmocka_unit_test(test_rope),
+                                       cmocka_unit_test(test_library)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -115,6 +115,7 @@ static int open_device(struct engine *g, const struct engine_config *c, const st
                               .max_cols = MAX(a->hidden, a->inner / c->tp_size),
                               .max_seq = a->max_seq,
                               .isa = c->isa,
+                              .library_rows = c->library_rows,
                               .no_graphs = c->no_graphs};
     int r = ops->open(&p, &m->ctx, message, sizeof message);
     if (r < 0)

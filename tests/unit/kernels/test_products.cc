@@ -6,6 +6,7 @@
 #include "kernels/cuda/library.h"
 #include "kernels/cuda/linear.h"
 
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +14,7 @@
 
 extern "C" {
 #include "tests/ops/harness.h"
+#include "tests/support/emulated_blas.h"
 }
 
 namespace
@@ -59,13 +61,18 @@ void memory_upload(void *, void *dst, const void *src, size_t bytes)
     memcpy(dst, src, bytes);
 }
 
+void memory_download(void *, void *dst, const void *src, size_t bytes)
+{
+    memcpy(dst, src, bytes);
+}
+
 struct linear_device device_of(uint32_t arch, uint32_t n_sms)
 {
     struct linear_device d = {};
-    d.memory = {nullptr, memory_alloc, memory_free, memory_upload};
+    d.memory = {nullptr, memory_alloc, memory_free, memory_upload, memory_download};
     d.arch = arch;
     d.n_sms = n_sms;
-    d.shared_bytes = arch < 800 ? 64 << 10 : 99 << 10;
+    d.shared_bytes = arch < 800 ? 64 << 10 : arch < 900 ? 99 << 10 : 227 << 10;
     d.max_rows = 300;
     d.max_cols = 32768;
     return d;
@@ -211,7 +218,8 @@ struct run {
 };
 const struct run runs[] = {
     {LINEAR_GEMV, 8},   {LINEAR_SLICE, 16}, {LINEAR_SLICE, 32},  {LINEAR_SLICE, 64},
-    {LINEAR_WHOLE, 32}, {LINEAR_WHOLE, 64}, {LINEAR_WHOLE, 128},
+    {LINEAR_WHOLE, 32}, {LINEAR_WHOLE, 64}, {LINEAR_WHOLE, 128}, {LINEAR_WIDE_SLICE, 64},
+    {LINEAR_WIDE, 64},  {LINEAR_WIDE, 128}, {LINEAR_WIDE2, 128},
 };
 
 /* Guarded, poisoned output of one kernel; empty when there is no such kernel. */
@@ -299,7 +307,8 @@ void check_products(struct cuda_products *p, const struct shape &at, struct rng 
         uint32_t batches[] = {run.kernel == LINEAR_GEMV ? 8u : n,
                               2 + rng_below(r, run.tokens < 12 ? 6 : run.tokens)};
         for (uint32_t batch : batches) {
-            if (run.kernel == LINEAR_SLICE && batch > run.tokens)
+            if ((run.kernel == LINEAR_SLICE || run.kernel == LINEAR_WIDE_SLICE) &&
+                batch > run.tokens)
                 batch = run.tokens;
             struct emu_options o = {rng_next(r), 1 + rng_below(r, 3)};
             emu_set_options(&o);
@@ -317,7 +326,9 @@ void check_products(struct cuda_products *p, const struct shape &at, struct rng 
         }
     }
     /* of each shape; some are too large for sm_75 */
-    assert_true(n_kernels >= (DEV_ARCH < 800 ? 8 : 10));
+    assert_true(n_kernels >= (DEV_ARCH < 800                            ? 8
+                              : DEV_ARCH < 900 || l->shape.short_groups ? 10
+                                                                        : 14));
     emu_free(dx);
     linear_free(p, l);
     matrix_free(&m);
@@ -327,7 +338,7 @@ void test_products(void **)
 {
     struct rng r = {3};
     struct linear_device d = device_of(DEV_ARCH, 4);
-    d.shared_bytes = DEV_ARCH < 800 ? 64 << 10 : 163 << 10;
+    d.shared_bytes = DEV_ARCH < 800 ? 64 << 10 : DEV_ARCH < 900 ? 163 << 10 : 227 << 10;
     struct cuda_products p;
     assert_int_equal(products_init(&p, &d), 0);
     for (const struct shape &at : shapes)
@@ -344,11 +355,13 @@ void test_choice(void **)
     const uint32_t n = 70;
     std::vector<uint16_t> x = random_x(&r, (size_t)n * 1024), want;
     uint16_t *dx = device_halves(x);
-    static const uint32_t chips[] = {1, 4, 200};
+    static const uint32_t chips[] = {1, 2, 4, 200};
     for (uint32_t n_sms : chips) {
         struct linear_device d = device_of(DEV_ARCH, n_sms);
+        d.warpgroups = n_sms != 2;
         struct cuda_products p;
         assert_int_equal(products_init(&p, &d), 0);
+        assert_int_equal(p.device.warpgroups, d.warpgroups && DEV_ARCH == 900);
         struct k_linear *l = linear_new(&p, &m.src);
         static const uint32_t batches[] = {70, 33, 9, 8, 1};
         for (uint32_t batch : batches) {
@@ -381,10 +394,9 @@ void test_choice(void **)
 void test_plans(void **)
 {
     static const uint32_t chips[][3] = {/* arch, SMs, KiB of a CTA */
-                                        {750, 68, 64},
-                                        {800, 108, 163},
-                                        {860, 82, 99},
-                                        {900, 132, 227}};
+                                        {750, 68, 64},   {800, 108, 163}, {860, 82, 99},
+                                        {890, 128, 99},  {900, 132, 227}, {1000, 148, 227},
+                                        {1200, 188, 99}, {1200, 20, 99}};
     static const uint32_t matrices[][3] = {/* rows, cols, whether rows are divided */
                                            {36864, 12288, 1},
                                            {12288, 12288, 0},
@@ -397,6 +409,7 @@ void test_plans(void **)
                 for (int t = 0; t < 3; t++) {
                     struct linear_device d = device_of(chip[0], chip[1]);
                     d.shared_bytes = chip[2] << 10;
+                    d.warpgroups = chip[0] == 900;
                     struct packed_shape s = linear_shape((enum k_weight)t, m[0] / (m[2] ? tp : 1),
                                                          m[1] / (m[2] ? 1 : tp), 1, 0);
                     size_t bound = linear_partial_bound(&s, 2048);
@@ -404,7 +417,9 @@ void test_plans(void **)
                         struct linear_plan p = linear_plan_for(&d, &s, n);
                         assert_true(p.shared_bytes + 1024 <= d.shared_bytes);
                         assert_true(p.partial_bytes <= bound);
-                        assert_true(p.tokens >= n || p.kernel == LINEAR_WHOLE);
+                        assert_true(p.tokens >= n || p.kernel == LINEAR_WHOLE ||
+                                    p.kernel == LINEAR_WIDE || p.kernel == LINEAR_WIDE2);
+                        assert_true(p.kernel < LINEAR_WIDE_SLICE || chip[0] == 900);
                         assert_true(p.n_ctas >= 1 && p.n_threads >= 128);
                     }
                     assert_true(bound <= LINEAR_MAX_PARTIALS);
@@ -460,23 +475,92 @@ void test_expand(void **)
     assert_int_equal(products_init(&p, &d), 0);
     for (const struct shape &at : shapes) {
         struct matrix m = matrix_new(&r, at.type, at.rows, at.cols, at.group_cols, at.bias);
+        m.src.glu = at.glu;
         struct k_linear *l = linear_new(&p, &m.src);
-        uint32_t n_panels = l->shape.n_panels;
+        uint32_t n_panels = l->shape.n_panels, pair_rows = l->shape.pair_rows;
         for (uint32_t first = 0; first < n_panels; first++) {
             uint32_t row0 = first * PACKED_ROWS;
             size_t size = (size_t)(at.rows - row0) * at.cols;
             uint16_t *to = (uint16_t *)emu_alloc(size * 2);
             assert_int_equal(linear_expand(l, first, n_panels - first, to, nullptr), 0);
-            for (size_t i = 0; i < size; i++)
-                if ((double)half_to_float(to[i]) != m.rounded[(size_t)row0 * at.cols + i])
+            for (size_t i = 0; i < size; i++) {
+                uint32_t row = (uint32_t)(i / at.cols);
+                size_t from = (size_t)(row0 + row) * at.cols + i % at.cols;
+                if (pair_rows) { /* of the first half, then of the second */
+                    uint32_t half = (n_panels - first) * PACKED_HALF;
+                    row = row / half * pair_rows + first * PACKED_HALF + row % half;
+                    from = (size_t)row * at.cols + i % at.cols;
+                }
+                if ((double)half_to_float(to[i]) != m.rounded[from])
                     fail_msg("%ux%u type %d: weight %zu is %g, expected %g", at.rows, at.cols,
-                             (int)at.type, i, (double)half_to_float(to[i]), m.rounded[i]);
+                             (int)at.type, i, (double)half_to_float(to[i]), m.rounded[from]);
+            }
             emu_free(to);
         }
         linear_free(&p, l);
         matrix_free(&m);
     }
     products_deinit(&p);
+}
+
+/* Long products through the library, where that was asked for: the published weights, fp16(q *
+ * scale); everything else as ever. */
+void test_library(void **)
+{
+    struct rng r = {8};
+    struct linear_device d = device_of(DEV_ARCH, 4);
+    struct cuda_products own, p;
+    const size_t before = memory_used;
+    assert_int_equal(products_init(&own, &d), 0);
+    d.library_rows = 20;
+    emulated_blas_state()->missing = true;
+    assert_int_equal(products_init(&p, &d), -ENOSYS);
+    products_deinit(&p);
+    emulated_blas_state()->missing = false;
+    assert_int_equal(products_init(&p, &d), 0);
+    for (const shape &at : {shape{K_WEIGHT_I4, 256, 512, 512, true, true},
+                            shape{K_WEIGHT_I8, 200, 384, 128, true, false}}) {
+        struct matrix m = matrix_new(&r, at.type, at.rows, at.cols, at.group_cols, at.bias);
+        m.src.glu = at.glu;
+        struct k_linear *l = linear_new(&p, &m.src), *same = linear_new(&own, &m.src);
+        const uint32_t n = 40;
+        std::vector<uint16_t> x = random_x(&r, (size_t)n * at.cols);
+        uint16_t *dx = device_halves(x), *y = (uint16_t *)emu_alloc((size_t)n * at.rows * 2);
+        struct linear_end end = {};
+        end.y = y;
+        auto product = [&](struct cuda_products *q, struct k_linear *w, uint32_t batch) {
+            assert_int_equal(linear_multiply(q, w, dx, batch, &end), 0);
+            return std::vector<uint16_t>(y, y + (size_t)batch * at.rows);
+        };
+        const uint64_t calls = emulated_blas_state()->n_products;
+        std::vector<uint16_t> got = product(&p, l, n);
+        assert_true(emulated_blas_state()->n_products > calls);
+        std::swap(m.exact, m.rounded);
+        check_exact(&m, x, n, got, "library");
+        std::swap(m.exact, m.rounded);
+        /* short ones, and all of them when it knows no way, have the bits of the own kernels */
+        const uint64_t after = emulated_blas_state()->n_products;
+        std::vector<uint16_t> want = product(&own, same, n);
+        same_rows(product(&p, l, 19), 0, want, 19, &m, "below the threshold", 19);
+        emulated_blas_state()->refuses = true;
+        same_rows(product(&p, l, n), 0, want, n, &m, "refused", n);
+        emulated_blas_state()->refuses = false;
+        assert_int_equal(emulated_blas_state()->n_products, after);
+        if (at.glu) { /* what the library cannot do is left to the separate operations */
+            end.kind = LINEAR_GLU;
+            assert_int_equal(linear_multiply(&p, l, dx, n, &end), -ENOTSUP);
+            assert_int_equal(linear_multiply(&p, l, dx, 19, &end), 0);
+        }
+        emu_free(dx);
+        emu_free(y);
+        linear_free(&p, l);
+        linear_free(&own, same);
+        matrix_free(&m);
+    }
+    assert_int_equal(p.error, 0);
+    products_deinit(&p);
+    products_deinit(&own);
+    assert_int_equal(memory_used, before);
 }
 
 /* What gpu-speed measures ceilings with does what it says, at sizes with remainders. */
@@ -523,7 +607,7 @@ void test_out_of_memory(void **)
     size_t before = memory_used;
     int failures = 0;
     for (int n = 0;; n++) {
-        struct linear_device d = device_of(DEV_ARCH, 4);
+        struct linear_device d = device_of(DEV_ARCH < 900 ? DEV_ARCH : 800, 4);
         d.memory.alloc = failing_alloc;
         fail_at = n;
         struct cuda_products p;
@@ -556,7 +640,7 @@ int main(void)
         cmocka_unit_test(test_products),      cmocka_unit_test(test_choice),
         cmocka_unit_test(test_plans),         cmocka_unit_test(test_embed_and_gather),
         cmocka_unit_test(test_expand),        cmocka_unit_test(test_bench_kernels),
-        cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_out_of_memory), cmocka_unit_test(test_library),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }
