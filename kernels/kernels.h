@@ -42,7 +42,7 @@ struct k_open_params {
     uint32_t max_rows;  /* largest T of a call */
     uint32_t max_cols;  /* largest input dimension of a linear */
     uint32_t max_seq;   /* largest sequence */
-    const char *isa;    /* CPU: NULL = best; or "c", "avx2", "avx512", "avx512vnni" for tests */
+    const char *isa;    /* CPU: NULL = best; for tests one of cpu/cpuid.c, or "c" */
     bool no_graphs;     /* CUDA: launches of decode steps are not recorded */
     uint32_t
         library_rows; /* CUDA: products of at least so many rows go through cuBLASLt, whose

@@ -126,23 +126,56 @@ __attribute__((target("avx2,fma"))) static double peak_fma_256(float *sink)
     return 16.0 * PEAK_SUMS * PEAK_LOOPS;
 }
 
-__attribute__((target("avx2"))) static double peak_dot_256(float *sink)
+/* As above, with 8 lanes. */
+__attribute__((target("avx2,avxvnni"))) static double peak_dot_256(float *sink)
 {
-    __m256i sum[PEAK_SUMS], a = _mm256_set1_epi8((char)*sink), one = _mm256_set1_epi16(1);
+    __m256i sum[PEAK_SUMS], a = _mm256_set1_epi32((int)*sink);
     for (int i = 0; i < PEAK_SUMS; i++)
         sum[i] = _mm256_set1_epi32(i);
-    for (int n = 0; n < PEAK_LOOPS; n++) {
-        __asm__ volatile("" : "+x"(a)); /* not the same product every time */
+    for (int n = 0; n < PEAK_LOOPS; n++)
 #pragma GCC unroll 12
-        for (int i = 0; i < PEAK_SUMS; i++) {
-            __m256i pairs = _mm256_maddubs_epi16(_mm256_xor_si256(a, sum[i]), a);
-            sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(pairs, one));
-        }
-    }
+        for (int i = 0; i < PEAK_SUMS; i++)
+            sum[i] = _mm256_dpbusd_avx_epi32(sum[i], a, a);
     for (int i = 1; i < PEAK_SUMS; i++)
         sum[0] = _mm256_add_epi32(sum[0], sum[i]);
     *sink = (float)_mm256_extract_epi32(sum[0], 3);
     return 64.0 * PEAK_SUMS * PEAK_LOOPS;
+}
+
+/* Without dot instructions: products of bytes in pairs, summed in 16 bits, which eight of four bits
+ * times eight fit into. */
+__attribute__((target("avx2"))) static double peak_pairs_256(float *sink)
+{
+    __m256i sum[PEAK_SUMS], a = _mm256_set1_epi8((char)*sink);
+    for (int i = 0; i < PEAK_SUMS; i++)
+        sum[i] = _mm256_set1_epi32(i);
+    for (int n = 0; n < PEAK_LOOPS; n++)
+#pragma GCC unroll 12
+        for (int i = 0; i < PEAK_SUMS; i++) {
+            __asm__("" : "+x"(a)); /* not the same product every time */
+            sum[i] = _mm256_add_epi16(sum[i], _mm256_maddubs_epi16(a, a));
+        }
+    for (int i = 1; i < PEAK_SUMS; i++)
+        sum[0] = _mm256_add_epi32(sum[0], sum[i]);
+    *sink = (float)_mm256_extract_epi32(sum[0], 3);
+    return 64.0 * PEAK_SUMS * PEAK_LOOPS;
+}
+
+__attribute__((target("avx512f,avx512bw"))) static double peak_pairs_512(float *sink)
+{
+    __m512i sum[PEAK_SUMS], a = _mm512_set1_epi32((int)*sink);
+    for (int i = 0; i < PEAK_SUMS; i++)
+        sum[i] = _mm512_set1_epi32(i);
+    for (int n = 0; n < PEAK_LOOPS; n++)
+#pragma GCC unroll 12
+        for (int i = 0; i < PEAK_SUMS; i++) {
+            __asm__("" : "+v"(a));
+            sum[i] = _mm512_add_epi16(sum[i], _mm512_maddubs_epi16(a, a));
+        }
+    for (int i = 1; i < PEAK_SUMS; i++)
+        sum[0] = _mm512_add_epi32(sum[0], sum[i]);
+    *sink = (float)_mm512_reduce_add_epi32(sum[0]);
+    return 128.0 * PEAK_SUMS * PEAK_LOOPS;
 }
 #endif
 
@@ -171,7 +204,24 @@ struct probes {
     peak_fn fma, dot8;
 };
 
-struct probes *probes_new(struct pool *pool)
+/* The widest instructions of a set; none is known for plain C. */
+static void choose_peaks(struct probes *p, const char *isa)
+{
+#ifdef __x86_64__
+    if (!strncmp(isa, "avx512", 6)) {
+        p->fma = peak_fma_512;
+        p->dot8 = strcmp(isa, "avx512") != 0 ? peak_dot_512 : peak_pairs_512;
+    } else if (!strncmp(isa, "avx", 3)) {
+        p->fma = peak_fma_256;
+        p->dot8 = !strcmp(isa, "avxvnni") ? peak_dot_256 : peak_pairs_256;
+    }
+#else
+    (void)p;
+    (void)isa;
+#endif
+}
+
+struct probes *probes_new(struct pool *pool, const char *isa)
 {
     struct probes *p = calloc(1, sizeof *p);
     uint64_t *buffer = mem_alloc(BUFFER_BYTES);
@@ -185,13 +235,8 @@ struct probes *probes_new(struct pool *pool)
     p->buffer = buffer;
 #ifdef __x86_64__
     p->read.wide = __builtin_cpu_supports("avx512f");
-    p->fma = __builtin_cpu_supports("avx512f") ? peak_fma_512
-             : __builtin_cpu_supports("fma")   ? peak_fma_256
-                                               : NULL;
-    p->dot8 = __builtin_cpu_supports("avx512vnni") ? peak_dot_512
-              : __builtin_cpu_supports("avx2")     ? peak_dot_256
-                                                   : NULL;
 #endif
+    choose_peaks(p, isa);
     return p;
 }
 

@@ -16,8 +16,9 @@ struct probes;
  * counts only through the caches and memory; with more the wall's. */
 double bench_now(uint32_t n_threads);
 
-/* NULL = out of memory. The pool is borrowed. */
-struct probes *probes_new(struct pool *pool);
+/* Arithmetic is that of an instruction set (cpu/cpuid.c) which this CPU has: "avx2" multiplies
+ * bytes as AVX2 can. NULL = out of memory. The pool is borrowed. */
+struct probes *probes_new(struct pool *pool, const char *isa);
 void probes_free(struct probes *p);
 
 double

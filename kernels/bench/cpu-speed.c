@@ -1,14 +1,15 @@
 /* cpu-speed.c: how fast the CPU products are, beside what this machine can do at the same moment.
  *
- * For each GLM-130B matrix, tensor-parallel degree and batch: the time, the weight bytes and
- * operations per second, the same of the ceilings (reading memory; multiplying in registers), and
- * the share of the nearer ceiling: what memory and arithmetic allow for that row. Each product is
- * followed by a short measurement of both ceilings with the same threads, and the share is the
- * median over these pairs: whatever else the machine does meets all three. Weights are random;
- * several copies are used in turn so that none stays in the cache.
+ * For each matrix of a model, tensor-parallel degree and batch: the time, the weight bytes and
+ * operations per second, the same of the ceilings (reading memory; multiplying in registers with
+ * the instruction set's own instructions), and the share of the nearer ceiling: what memory and
+ * arithmetic allow for that row. Before and after each product both ceilings are measured for a
+ * moment with the same threads, and the share is the median over these groups: whatever else the
+ * machine does meets all of them. Weights are random; several copies are used in turn so that none
+ * stays in the cache.
  */
 #include "cpu-ceilings.h"
-#include "kernels/kernels.h"
+#include "kernels/cpu/cpu.h"
 
 #include <assert.h>
 #include <getopt.h>
@@ -23,10 +24,40 @@ enum {
     MAX_LIST = 16,
 };
 
+/* Whole matrices, out x in. A rank has a part of the rows, or of the columns. */
+struct matrix {
+    const char *name; /* NULL behind the last */
+    uint32_t rows, cols;
+    bool split_cols;
+    bool asked_only; /* left out unless --only names it */
+};
+
+struct model {
+    const char *name;
+    struct matrix matrices[8];
+};
+
+static const struct model models[] = {
+    {"glm-130b",
+     {{"qkv", 36864, 12288, false, false},
+      {"dense", 12288, 12288, true, false},
+      {"h4h", 65536, 12288, false, false},
+      {"4hh", 12288, 32768, true, false},
+      {"head", 150528, 12288, false, true}}},
+    {"glm-1.6b",
+     {{"qkv", 6144, 2048, false, false},
+      {"dense", 2048, 2048, true, false},
+      {"h4h", 11008, 2048, false, false},
+      {"4hh", 2048, 5504, true, false},
+      {"head", 32000, 2048, false, true}}},
+};
+enum { N_MODELS = sizeof models / sizeof *models };
+
 struct settings {
     enum k_mode mode;
     enum k_weight weight;
-    const char *isa;
+    const char *isa, *only; /* only: one matrix, or NULL */
+    const struct model *model;
     uint32_t n_threads, group_cols; /* group_cols 0: one group per row */
     double seconds;                 /* per row of the table */
     uint32_t tp[MAX_LIST], batch[MAX_LIST];
@@ -131,7 +162,8 @@ static double median(double *values, int n)
     return values[n / 2];
 }
 
-/* Products and ceilings take turns: the share of a row is the median over neighbours. */
+/* Products and ceilings take turns: the share of a row is the median over neighbours. With
+ * `best`, the least time is held against the highest ceilings of the row. */
 static void measure_batch(struct bench *b, const char *name, uint32_t tp, uint32_t batch)
 {
     static double times[MAX_SAMPLES], shares[MAX_SAMPLES], read[MAX_SAMPLES], peak[MAX_SAMPLES];
@@ -142,22 +174,30 @@ static void measure_batch(struct bench *b, const char *name, uint32_t tp, uint32
                    (b->s->weight == K_WEIGHT_F16 ? 0 : 2.0 * b->rows * b->n_groups);
     double operations = 2.0 * batch * b->rows * b->cols;
     assert(b->n_copies);
+    b->ops->linear(b->c, b->copies[0], b->x, batch, b->y); /* code and activations are warm */
+    double last_read = probe_read(b->probes), last_peak = probe_arithmetic(b->probes, b->s);
     while ((now() - start < b->s->seconds || n < 5) && n < MAX_SAMPLES) {
         double t = bench_now(threads);
         b->ops->linear(b->c, b->copies[(uint32_t)n % b->n_copies], b->x, batch, b->y);
         times[n] = bench_now(threads) - t;
         read[n] = probe_read(b->probes);
         peak[n] = probe_arithmetic(b->probes, b->s);
-        double memory_s = bytes / (read[n] * 1e9);
-        double arithmetic_s = peak[n] > 0 ? operations / (peak[n] * 1e9) : 0;
+        double memory_s = bytes / ((read[n] + last_read) / 2 * 1e9);
+        double arithmetic_s = peak[n] > 0 ? operations / ((peak[n] + last_peak) / 2 * 1e9) : 0;
+        last_read = read[n];
+        last_peak = peak[n];
         by_memory += memory_s > arithmetic_s;
         shares[n] = (memory_s > arithmetic_s ? memory_s : arithmetic_s) / times[n];
         n++;
     }
     double typical = median(times, n), share = median(shares, n);
-    printf("%-6s %3u %6u x %-6u %5u %10.3f %10.3f %8.1f %9.1f %8.1f %9.1f %7.2f %s\n", name, tp,
-           b->rows, b->cols, batch, times[0] * 1e3, typical * 1e3, bytes / typical / 1e9,
-           operations / typical / 1e9, median(read, n), median(peak, n), share,
+    double typical_read = median(read, n), typical_peak = median(peak, n);
+    double memory_s = bytes / (read[n - 1] * 1e9);
+    double arithmetic_s = peak[n - 1] > 0 ? operations / (peak[n - 1] * 1e9) : 0;
+    double best = (memory_s > arithmetic_s ? memory_s : arithmetic_s) / times[0];
+    printf("%-6s %3u %6u x %-6u %5u %10.3f %10.3f %8.1f %9.1f %8.1f %9.1f %7.2f %6.2f %s\n", name,
+           tp, b->rows, b->cols, batch, times[0] * 1e3, typical * 1e3, bytes / typical / 1e9,
+           operations / typical / 1e9, typical_read, typical_peak, share, best,
            by_memory * 2 > n ? "memory" : "arithmetic");
     fflush(stdout);
 }
@@ -182,13 +222,13 @@ static int measure_all(struct bench *b)
 {
     int e = 0;
     printf("matrix  tp     out x in     batch    best ms  median ms     GB/s     Gop/s  of GB/s  "
-           "of Gop/s   share of the nearer ceiling\n");
+           "of Gop/s   share   best of the nearer ceiling\n");
     for (int i = 0; !e && b->s->tp[i]; i++) {
         uint32_t tp = b->s->tp[i];
-        e = measure_shape(b, "qkv", tp, 36864 / tp, 12288) ||
-            measure_shape(b, "dense", tp, 12288, 12288 / tp) ||
-            measure_shape(b, "h4h", tp, 65536 / tp, 12288) ||
-            measure_shape(b, "4hh", tp, 12288, 32768 / tp);
+        for (const struct matrix *m = b->s->model->matrices; !e && m->name; m++)
+            if (b->s->only ? !strcmp(b->s->only, m->name) : !m->asked_only)
+                e = measure_shape(b, m->name, tp, m->split_cols ? m->rows : m->rows / tp,
+                                  m->split_cols ? m->cols / tp : m->cols);
     }
     return e;
 }
@@ -198,10 +238,12 @@ static int measure_all(struct bench *b)
 static void usage(void)
 {
     printf("usage: cpu-speed [options]\n"
+           "  --model NAME          glm-130b or glm-1.6b (glm-130b)\n"
+           "  --only MATRIX         qkv, dense, h4h, 4hh or head (all but the head)\n"
            "  --mode fp32|fp16|a8   activations (fp16)\n"
            "  --weights i4|i8|f16   (i4)\n"
            "  --group N             columns of a scale group, 0 = the row (0)\n"
-           "  --isa NAME            c, avx2, avx512, avx512vnni (the best of this CPU)\n"
+           "  --isa NAME            another name lists those of this CPU (the best)\n"
            "  --threads N           0 = the CPUs this process may use (0)\n"
            "  --tp N[,N...]         tensor-parallel degrees (1,4,8)\n"
            "  --batch N[,N...]      rows of x (1,2,4,8,16,64)\n"
@@ -246,7 +288,7 @@ static int parse_options(int argc, char **argv, struct settings *s)
         {"mode", 1, NULL, 'm'},  {"weights", 1, NULL, 'w'}, {"group", 1, NULL, 'g'},
         {"isa", 1, NULL, 'i'},   {"threads", 1, NULL, 't'}, {"tp", 1, NULL, 'p'},
         {"batch", 1, NULL, 'b'}, {"seconds", 1, NULL, 's'}, {"help", 0, NULL, 'h'},
-        {NULL, 0, NULL, 0},
+        {"model", 1, NULL, 'M'}, {"only", 1, NULL, 'o'},    {NULL, 0, NULL, 0},
     };
     static const char *const modes[] = {"fp32", "fp16", "a8", NULL};
     static const char *const weights[] = {"f16", "i8", "i4", NULL};
@@ -277,6 +319,16 @@ static int parse_options(int argc, char **argv, struct settings *s)
             break;
         case 'i':
             s->isa = optarg;
+            break;
+        case 'o':
+            s->only = optarg;
+            break;
+        case 'M':
+            s->model = NULL;
+            for (int i = 0; i < N_MODELS; i++)
+                if (!strcmp(optarg, models[i].name))
+                    s->model = &models[i];
+            bad |= !s->model;
             break;
         case 'p':
             bad |= parse_list(optarg, 96, s->tp) != 0;
@@ -313,10 +365,10 @@ static int run(const struct settings *s)
     int e = pool_new(s->n_threads, &pool);
     if (!e) {
         b.n_threads = pool_threads(pool);
-        b.probes = probes_new(pool);
+        b.probes = probes_new(pool, cpu_kernels_find(s->isa)->name);
     }
     b.x = ops->alloc(b.c, (size_t)max_rows * 32768 * sizeof(float));
-    b.y = ops->alloc(b.c, (size_t)max_rows * 65536 * sizeof(float));
+    b.y = ops->alloc(b.c, (size_t)max_rows * (s->only ? 150528 : 65536) * sizeof(float));
     if (!e && b.probes && b.x && b.y) {
         for (size_t i = 0; i < (size_t)max_rows * 32768; i++)
             b.x[i] = (float)((i * 7919) % 2001) / 1000.0f - 1.0f;
@@ -346,6 +398,7 @@ int main(int argc, char **argv)
         .mode = K_MODE_FP16,
         .weight = K_WEIGHT_I4,
         .seconds = 0.3,
+        .model = &models[0],
         .tp = {1, 4, 8},
         .batch = {1, 2, 4, 8, 16, 64},
     };

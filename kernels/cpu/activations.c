@@ -86,9 +86,10 @@ VEC_FN float quantize(const float *x, uint32_t valid, float limit, int32_t *q, i
     return magnitude / limit;
 }
 
-static int32_t zero_point(const struct cpu_product *j)
+/* What the sums of a block start with, so that they end as sum u x - zero * sum x. */
+static int32_t block_start(const struct cpu_product *j, int32_t sum)
 {
-    return j->l->type == K_WEIGHT_I4 ? PACK_I4_ZERO : PACK_I8_ZERO;
+    return -sum * (j->l->type == K_WEIGHT_I4 ? PACK_I4_ZERO : PACK_I8_ZERO);
 }
 
 CPU_RANGE_FN(pack_i16, cpu_product)
@@ -103,7 +104,7 @@ CPU_RANGE_FN(pack_i16, cpu_product)
             int32_t q[PACK_BLOCK], sum;
             j->scale[p.scale_idx + r] = quantize(j->x + (size_t)(p.row0 + r) * s->cols + p.b.col0,
                                                  p.b.valid, CPU_I16_MAX, q, &sum);
-            j->zero[p.scale_idx + r] = sum * zero_point(j);
+            j->start[p.scale_idx + r] = block_start(j, sum);
             for (uint32_t step = 0; step < p.b.len / 8; step++)
                 for (uint32_t w = 0; w < 4; w++)
                     out[(size_t)(step * 4 + w) * p.n_rows + r] =
@@ -139,7 +140,7 @@ CPU_RANGE_FN(pack_i8, cpu_product)
             int8_t bytes[PACK_BLOCK];
             j->scale[p.scale_idx + r] = quantize(j->x + (size_t)(p.row0 + r) * s->cols + p.b.col0,
                                                  p.b.valid, CPU_I8_MAX, q, &sum);
-            j->zero[p.scale_idx + r] = sum * zero_point(j);
+            j->start[p.scale_idx + r] = block_start(j, sum);
             for (int i = 0; i < PACK_BLOCK; i += VEC)
                 vi_store_i8(bytes + i, vi_load(q + i));
             uint32_t *to = out + r;

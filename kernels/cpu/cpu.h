@@ -51,8 +51,8 @@ struct cpu_product {
     float *y;       /* [n_rows, rows] */
     uint32_t n_rows, n_tiles;
     void *data;
-    float *scale;  /* [tile][n_blocks][rows of the tile] */
-    int32_t *zero; /* the same: zero point times the sum of the quantized values */
+    float *scale;   /* [tile][n_blocks][rows of the tile] */
+    int32_t *start; /* the same: minus the zero point times the sum of the quantized values */
     void (*pack)(const struct cpu_product *j, uint64_t first, uint64_t end);
     void (*multiply)(const struct cpu_product *j, uint64_t first, uint64_t end);
 };
@@ -135,8 +135,10 @@ struct cpu_kernels {
 
 extern const struct cpu_kernels cpu_kernels_c;
 extern const struct cpu_kernels cpu_kernels_avx2;
+extern const struct cpu_kernels cpu_kernels_avxvnni;
 extern const struct cpu_kernels cpu_kernels_avx512;
 extern const struct cpu_kernels cpu_kernels_avx512vnni;
+extern const struct cpu_kernels cpu_kernels_avx512gfni;
 
 /* The kernels called `name`, or the best ones when it is NULL; NULL when this processor or this
  * build does not have them. */

@@ -5,6 +5,7 @@
 #include <cpuid.h>
 #endif
 #include <pthread.h>
+#include <stdbool.h>
 #include <string.h>
 
 struct candidate {
@@ -15,8 +16,8 @@ struct candidate {
 /* Best first. */
 static struct candidate candidates[] = {
 #ifdef CPU_HAVE_X86
-    {&cpu_kernels_avx512vnni, false},
-    {&cpu_kernels_avx512, false},
+    {&cpu_kernels_avx512gfni, false}, {&cpu_kernels_avx512vnni, false},
+    {&cpu_kernels_avx512, false},     {&cpu_kernels_avxvnni, false},
     {&cpu_kernels_avx2, false},
 #endif
     {&cpu_kernels_c, true},
@@ -26,11 +27,23 @@ enum { N_CANDIDATES = sizeof candidates / sizeof *candidates };
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 #ifdef CPU_HAVE_X86
-/* Not a name that every compiler's __builtin_cpu_supports knows. */
+/* Not names that every compiler's __builtin_cpu_supports knows. */
 static bool have_f16c(void)
 {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+static bool have_gfni(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & 1u << 8);
+}
+
+static bool have_avxvnni(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
 }
 #endif
 
@@ -42,9 +55,10 @@ static void detect(void)
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && have_f16c();
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    candidates[0].usable = avx512 && __builtin_cpu_supports("avx512vnni");
-    candidates[1].usable = avx512;
-    candidates[2].usable = avx2;
+    bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool usable[] = {vnni && have_gfni(), vnni, avx512, avx2 && have_avxvnni(), avx2};
+    for (size_t i = 0; i < sizeof usable; i++)
+        candidates[i].usable = usable[i];
 #endif
 }
 

@@ -28,8 +28,10 @@ enum { TILE_ROWS = 4, TILE_PANELS = 1, ATTENTION_ROWS = 2, ATTENTION_WIDE = 4 };
 #define TILE_UNROLL
 #endif
 
-#ifdef CPU_ISA_avx512vnni
+#if defined CPU_ISA_avx512vnni
 enum { TILE_INT_ROWS = 24, TILE_INT_PANELS = 1 };
+#elif defined CPU_ISA_avxvnni
+enum { TILE_INT_ROWS = 6, TILE_INT_PANELS = 1 };
 #else
 enum { TILE_INT_ROWS = TILE_ROWS, TILE_INT_PANELS = TILE_PANELS };
 #endif

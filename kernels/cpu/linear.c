@@ -25,17 +25,17 @@ static uint32_t pass_rows(uint32_t max_rows)
     return max_rows < CPU_PASS_ROWS ? max_rows : CPU_PASS_ROWS;
 }
 
-/* Bytes of scratch for n rows: values, scales, zero points, each 64-byte aligned. */
+/* Bytes of scratch for n rows: values, scales, starts of the sums, each 64-byte aligned. */
 static size_t scratch_bytes(const struct pack_shape *s, uint32_t n, size_t *ret_scale_at,
-                            size_t *ret_zero_at)
+                            size_t *ret_start_at)
 {
     size_t values = (size_t)n * s->k_pad * sizeof(float);
     size_t factors = (size_t)n * s->n_blocks * sizeof(float);
     size_t scale_at = (values + 63) / 64 * 64;
-    size_t zero_at = scale_at + (factors + 63) / 64 * 64;
+    size_t start_at = scale_at + (factors + 63) / 64 * 64;
     *ret_scale_at = scale_at;
-    *ret_zero_at = zero_at;
-    return zero_at + factors;
+    *ret_start_at = start_at;
+    return start_at + factors;
 }
 
 static struct pack_shape shape_of(enum k_weight type, uint32_t rows, uint32_t cols,
@@ -64,8 +64,8 @@ size_t cpu_sizes_product(uint32_t max_rows, enum k_weight type, uint32_t rows, u
                          uint32_t n_groups)
 {
     struct pack_shape s = even_groups(type, rows, cols, n_groups);
-    size_t scale_at, zero_at;
-    return scratch_bytes(&s, pass_rows(max_rows), &scale_at, &zero_at);
+    size_t scale_at, start_at;
+    return scratch_bytes(&s, pass_rows(max_rows), &scale_at, &start_at);
 }
 
 size_t cpu_linear_bytes(struct k_ctx *c, enum k_weight type, uint32_t rows, uint32_t cols,
@@ -105,8 +105,8 @@ struct k_linear *cpu_linear_new(struct k_ctx *c, const struct k_linear_src *src)
     l->shape = shape_of(src->type, src->rows, src->cols, src->n_groups, src->group_cols);
     l->panels = mem_alloc(l->shape.matrix_bytes);
     l->bias = mem_alloc((size_t)l->shape.n_panels * PACK_LANES * sizeof *l->bias);
-    size_t scale_at, zero_at;
-    size_t scratch = scratch_bytes(&l->shape, pass_rows(c->max_rows), &scale_at, &zero_at);
+    size_t scale_at, start_at;
+    size_t scratch = scratch_bytes(&l->shape, pass_rows(c->max_rows), &scale_at, &start_at);
     if (!l->panels || !l->bias ||
         mem_reserve(&c->activations, &c->activation_bytes, scratch) != 0) {
         cpu_linear_free(c, l);
@@ -152,8 +152,8 @@ void cpu_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32
     const uint32_t tile_rows = c->kernels->tile_rows[format];
     for (uint32_t row = 0; row < n_rows; row += CPU_PASS_ROWS) {
         uint32_t n = n_rows - row < CPU_PASS_ROWS ? n_rows - row : CPU_PASS_ROWS;
-        size_t scale_at, zero_at;
-        size_t bytes = scratch_bytes(&l->shape, n, &scale_at, &zero_at);
+        size_t scale_at, start_at;
+        size_t bytes = scratch_bytes(&l->shape, n, &scale_at, &start_at);
         assert(bytes <= c->activation_bytes);
         uint8_t *scratch = c->activations;
         struct cpu_product j = {
@@ -164,7 +164,7 @@ void cpu_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32
             .n_tiles = (n + tile_rows - 1) / tile_rows,
             .data = scratch,
             .scale = (float *)(scratch + scale_at),
-            .zero = (int32_t *)(scratch + zero_at),
+            .start = (int32_t *)(scratch + start_at),
             .pack = c->kernels->pack[format],
             .multiply = c->kernels->multiply[format][l->type],
         };

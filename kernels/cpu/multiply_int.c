@@ -1,14 +1,21 @@
 /* multiply_int.c: products of quantized activations (16 or 8 bits) with INT8 and INT4 weights.
  *
  * Within a block everything is exact 32-bit integer arithmetic, so neither the order of its terms
- * nor the width of the dot instruction matters. Per block, in ascending order:
- *   total = fma(float(sum u x - zero * sum x), activation scale * weight scale, total)
+ * nor the width of the dot instruction matters. Per block, in ascending order, and per group:
+ *   part = fma(float(sum u x - zero * sum x), activation scale, part)    from 0 in every group
+ *   total = fma(part, weight scale, total)
+ * so that a block ends with two vector instructions for each row, which is what 16 rows and more
+ * feel: 32 dots of a block stand against them.
  */
 #include "tiles.h"
 
 /* The INT4 and INT8 words of a step of 8 columns, masked as word w of the activations wants it. */
 VEC_FN vi weight_word(const uint8_t *step, int format, int type, int w)
 {
+#ifdef VEC_HAVE_HIGH_NIBBLES
+    if (type == K_WEIGHT_I4 && format == CPU_I8 && w == 1)
+        return vi_high_nibbles(vi_load(step));
+#endif
     if (type == K_WEIGHT_I4)
         return vi_and(vi_srl(vi_load(step), 4 * w),
                       vi_set1(format == CPU_I16 ? 0x000f000f : 0x0f0f0f0f));
@@ -17,6 +24,19 @@ VEC_FN vi weight_word(const uint8_t *step, int format, int type, int w)
                       vi_set1(0x00ff00ff));
     return vi_load(step + w * PACK_STEP_BYTES);
 }
+
+/* INT4 times 8 bits where there is no dot instruction: products are summed in pairs of 16 bits,
+ * which PAIR_COLS columns of nibbles fit into, and only then in 32. */
+#ifdef VEC_HAVE_PAIRS
+#define PAIRS(format, type) ((format) == CPU_I8 && (type) == K_WEIGHT_I4)
+enum { PAIR_COLS = 32 };
+static_assert(PAIR_COLS / 2 * 15 * CPU_I8_MAX <= INT16_MAX, "16-bit sums are exact");
+#else
+#define PAIRS(format, type)     0
+#define vi_add_pairs(acc, u, s) (acc)
+#define vi_widen(acc, pairs)    (acc)
+enum { PAIR_COLS = PACK_BLOCK };
+#endif
 
 /* acc += weights of P panels times the word *x, the same for all lanes. */
 VEC_FN void dot(int format, int type, int P, const vi *weights, const uint32_t *x, vi (*acc)[4],
@@ -30,7 +50,8 @@ VEC_FN void dot(int format, int type, int P, const vi *weights, const uint32_t *
 #else
     const vi v = vi_bcast(x);
     TILE_UNROLL for (int p = 0; p < P; p++) acc[p][n] =
-        format == CPU_I16     ? vi_dot16(acc[p][n], weights[p], v)
+        PAIRS(format, type)   ? vi_add_pairs(acc[p][n], weights[p], v)
+        : format == CPU_I16   ? vi_dot16(acc[p][n], weights[p], v)
         : type == K_WEIGHT_I4 ? vi_dot8_small(acc[p][n], weights[p], v)
                               : vi_dot8(acc[p][n], weights[p], v);
 #endif
@@ -38,15 +59,53 @@ VEC_FN void dot(int format, int type, int P, const vi *weights, const uint32_t *
 
 enum { PREFETCH_BYTES = 4096 };
 
-/* What the sums start with, so that they end as sum u x - zero * sum x: exact, as everything here.
- */
-VEC_FN vi minus(const int32_t *zero)
+/* What the rows of a tile have so far. Touched once a block, so it stays in memory: the registers
+ * are for the sums of the block. */
+struct tile_sums {
+    float part[TILE_INT_ROWS][TILE_INT_PANELS][PACK_LANES];  /* of the group */
+    float total[TILE_INT_ROWS][TILE_INT_PANELS][PACK_LANES]; /* of the groups before */
+};
+
+/* The compiler forgets where `sums` points to, and with it what it could keep in registers. */
+#define TILE_IN_MEMORY(sums) __asm__ volatile("" : "+r"(sums) : : "memory")
+
+/* total += part * scale, part = 0 */
+VEC_FN void end_group(const struct tile *t, uint32_t group, int R, int P, struct tile_sums *sums)
 {
-    return vi_set1(-*zero);
+    TILE_UNROLL for (int p = 0; p < P; p++)
+    {
+        vf scale = tile_scale(t->panel + (size_t)p * t->j->l->shape.panel_bytes, group);
+        TILE_UNROLL for (int r = 0; r < R; r++)
+        {
+            float *total = sums->total[r][p], *part = sums->part[r][p];
+            vf_store(total, vf_fma(vf_load(part), scale, vf_load(total)));
+            vf_store(part, vf_zero());
+        }
+    }
 }
 
-/* Totals are touched once a block: the registers are for the sums. */
-#define TILE_IN_MEMORY(area) __asm__ volatile("" : : "r"(area) : "memory")
+/* `len` columns of a block: acc += weights times activations, N sums per row and panel. */
+VEC_FN void add_columns(const uint8_t *w, size_t panel_bytes, const uint32_t *x, uint32_t len,
+                        int format, int type, int R, int P, int N, vi (*acc)[TILE_INT_PANELS][4])
+{
+    const int words = format == CPU_I16 ? 4 : 2;
+    const size_t step_bytes = type == K_WEIGHT_I4 ? PACK_STEP_BYTES : 2 * PACK_STEP_BYTES;
+    uint32_t k = 0;
+    do {
+        TILE_UNROLL for (int p = 0; p < P; p++) for (size_t line = 0; line < step_bytes; line += 64)
+            VEC_PREFETCH(w + (size_t)p * panel_bytes + line + PREFETCH_BYTES);
+        TILE_UNROLL for (int i = 0; i < words; i++)
+        {
+            vi weights[TILE_INT_PANELS];
+            TILE_UNROLL for (int p = 0; p < P; p++) weights[p] =
+                weight_word(w + (size_t)p * panel_bytes, format, type, i);
+            TILE_UNROLL for (int r = 0; r < R; r++)
+                dot(format, type, P, weights, x + i * R + r, acc[r], i % N);
+        }
+        w += step_bytes;
+        x += words * R;
+    } while ((k += PACK_COLS) < len);
+}
 
 /* N sums per row and panel, for short tiles: the dot instruction takes several cycles. */
 VEC_FN void multiply_tile(const struct tile *t, int format, int type, int R, int P, int N)
@@ -57,55 +116,59 @@ VEC_FN void multiply_tile(const struct tile *t, int format, int type, int R, int
     const size_t word0 = (size_t)t->row0 * s->k_pad / 8 * (size_t)words;
     const uint32_t *x = (const uint32_t *)t->j->data + word0;
     const float *x_scale = t->j->scale + (size_t)t->row0 * s->n_blocks;
-    const int32_t *x_zero = t->j->zero + (size_t)t->row0 * s->n_blocks;
+    const int32_t *x_start = t->j->start + (size_t)t->row0 * s->n_blocks;
     const uint8_t *w = t->panel + s->scale_bytes;
     const uint8_t *ahead = t->ahead;
-    float total[TILE_INT_ROWS][TILE_INT_PANELS][PACK_LANES] __attribute__((aligned(64)));
+    struct tile_sums area __attribute__((aligned(64))), *sums = &area;
     TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int p = 0; p < P; p++)
-        vf_store(total[r][p], vf_zero());
-    for (uint32_t block = 0; block < s->n_blocks; block++) {
-        struct pack_block at = pack_block(s, block);
-        vi sum[TILE_INT_ROWS][TILE_INT_PANELS][4];
-        TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int p = 0; p < P; p++)
-        {
-            sum[r][p][0] = minus(x_zero + r);
-            TILE_UNROLL for (int n = 1; n < N; n++) sum[r][p][n] = vi_zero();
-        }
-        for (uint32_t line = 0; ahead && line < t->ahead_lines; line++, ahead += 64)
-            VEC_PREFETCH_L2(ahead);
-        for (uint32_t k = 0; k < at.len; k += 8) {
-            TILE_UNROLL for (int p = 0; p < P; p++) for (size_t line = 0; line < step_bytes;
-                                                         line += 64)
-                VEC_PREFETCH(w + (size_t)p * s->panel_bytes + line + PREFETCH_BYTES);
-            TILE_UNROLL for (int i = 0; i < words; i++)
+    {
+        vf_store(sums->part[r][p], vf_zero());
+        vf_store(sums->total[r][p], vf_zero());
+    }
+    TILE_IN_MEMORY(sums);
+    for (uint32_t group = 0; group < s->n_groups; group++) {
+        for (uint32_t left = s->group_pad, len; left; left -= len) {
+            len = left < PACK_BLOCK ? left : PACK_BLOCK;
+            vi sum[TILE_INT_ROWS][TILE_INT_PANELS][4];
+            TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int p = 0; p < P; p++)
             {
-                vi weights[TILE_INT_PANELS];
-                TILE_UNROLL for (int p = 0; p < P; p++) weights[p] =
-                    weight_word(w + (size_t)p * s->panel_bytes, format, type, i);
-                TILE_UNROLL for (int r = 0; r < R; r++)
-                    dot(format, type, P, weights, x + i * R + r, sum[r], i % N);
+                sum[r][p][0] = vi_bcast(x_start + r);
+                TILE_UNROLL for (int n = 1; n < N; n++) sum[r][p][n] = vi_zero();
             }
-            w += step_bytes;
-            x += words * R;
-        }
-        TILE_UNROLL for (int p = 0; p < P; p++)
-        {
-            vf scale = tile_scale(t->panel + (size_t)p * s->panel_bytes, at.group);
-            TILE_UNROLL for (int r = 0; r < R; r++)
+            for (uint32_t line = 0; ahead && line < t->ahead_lines; line++, ahead += 64)
+                VEC_PREFETCH_L2(ahead);
+            if (!PAIRS(format, type)) {
+                add_columns(w, s->panel_bytes, x, len, format, type, R, P, N, sum);
+                w += len / PACK_COLS * step_bytes;
+                x += len / PACK_COLS * (uint32_t)(words * R);
+            }
+            for (uint32_t k = 0, n; PAIRS(format, type) && k < len; k += n) {
+                n = len - k < PAIR_COLS ? len - k : PAIR_COLS;
+                vi pairs[TILE_INT_ROWS][TILE_INT_PANELS][4];
+                TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int p = 0; p < P; p++)
+                    pairs[r][p][0] = vi_zero();
+                add_columns(w, s->panel_bytes, x, n, format, type, R, P, 1, pairs);
+                TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int p = 0; p < P; p++)
+                    sum[r][p][0] = vi_widen(sum[r][p][0], pairs[r][p][0]);
+                w += n / PACK_COLS * step_bytes;
+                x += n / PACK_COLS * (uint32_t)(words * R);
+            }
+            TILE_IN_MEMORY(sums);
+            TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int p = 0; p < P; p++)
             {
                 TILE_UNROLL for (int n = 1; n < N; n++) sum[r][p][0] =
                     vi_add(sum[r][p][0], sum[r][p][n]);
-                vf exact = vf_from_int(sum[r][p][0]);
-                vf_store(total[r][p],
-                         vf_fma(exact, vf_mul(scale, vf_set1(x_scale[r])), vf_load(total[r][p])));
+                float *part = sums->part[r][p];
+                vf_store(part,
+                         vf_fma(vf_from_int(sum[r][p][0]), vf_set1(x_scale[r]), vf_load(part)));
             }
+            x_scale += R;
+            x_start += R;
         }
-        x_scale += R;
-        x_zero += R;
-        TILE_IN_MEMORY(total);
+        end_group(t, group, R, P, sums);
     }
     TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int p = 0; p < P; p++)
-        tile_store(t, (uint32_t)r, (uint32_t)p, vf_load(total[r][p]));
+        tile_store(t, (uint32_t)r, (uint32_t)p, vf_load(sums->total[r][p]));
 }
 
 /* Sums per row and panel: about ten chains in all, where there are registers for them, and no more

@@ -99,7 +99,9 @@ VEC_FN void tile_walk_groups(const struct cpu_product *j, uint64_t first, uint64
 #define TILE_SIZES(X) X(1) X(2) X(3) X(4)
 #endif
 
-#ifdef CPU_ISA_avx512vnni
+#if defined CPU_ISA_avxvnni
+#define TILE_INT_SIZES(X) TILE_SIZES(X) X(5) X(6)
+#elif defined CPU_ISA_avx512vnni
 #define TILE_INT_SIZES(X)                                                                          \
     TILE_SIZES(X)                                                                                  \
     X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(24)

@@ -1,4 +1,5 @@
-/* vec_avx2.h: vec.h with AVX2, FMA and F16C: two 256-bit halves. */
+/* vec_avx2.h: vec.h with AVX2, FMA and F16C: two 256-bit halves; with AVX-VNNI in the
+ * avxvnni build. */
 #ifndef GLMD_KERNELS_CPU_VEC_AVX2_H
 #define GLMD_KERNELS_CPU_VEC_AVX2_H
 
@@ -194,21 +195,51 @@ VEC_FN vf vf_round_half(vf x)
                 _mm256_cvtph_ps(_mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT))};
 }
 
+#ifdef CPU_ISA_avxvnni
+
+VEC_FN vi vi_dot16(vi acc, vi w, vi x)
+{
+    return (vi){_mm256_dpwssd_avx_epi32(acc.a, w.a, x.a), _mm256_dpwssd_avx_epi32(acc.b, w.b, x.b)};
+}
+
+VEC_FN vi vi_dot8(vi acc, vi u, vi s)
+{
+    return (vi){_mm256_dpbusd_avx_epi32(acc.a, u.a, s.a), _mm256_dpbusd_avx_epi32(acc.b, u.b, s.b)};
+}
+
+VEC_FN vi vi_dot8_small(vi acc, vi u, vi s)
+{
+    return vi_dot8(acc, u, s);
+}
+
+#else
+
 VEC_FN vi vi_dot16(vi acc, vi w, vi x)
 {
     return (vi){_mm256_add_epi32(acc.a, _mm256_madd_epi16(w.a, x.a)),
                 _mm256_add_epi32(acc.b, _mm256_madd_epi16(w.b, x.b))};
 }
 
-VEC_FN __m256i vec_dot8_small(__m256i acc, __m256i u, __m256i s)
+/* Pairs of products of bytes, u <= 15, added in 16 bits; and such sums added up in 32. The compiler
+ * must not add products among themselves first: it runs out of registers. */
+#define VEC_HAVE_PAIRS
+
+VEC_FN vi vi_add_pairs(vi acc, vi u, vi s)
 {
-    __m256i pairs = _mm256_maddubs_epi16(u, s); /* at most 2 * 15 * 128: no saturation */
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    vi sum = {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(u.a, s.a)),
+              _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(u.b, s.b))};
+    __asm__("" : "+x"(sum.a), "+x"(sum.b));
+    return sum;
+}
+
+VEC_FN vi vi_widen(vi acc, vi pairs)
+{
+    return vi_dot16(acc, pairs, (vi){_mm256_set1_epi16(1), _mm256_set1_epi16(1)});
 }
 
 VEC_FN vi vi_dot8_small(vi acc, vi u, vi s)
 {
-    return (vi){vec_dot8_small(acc.a, u.a, s.a), vec_dot8_small(acc.b, u.b, s.b)};
+    return vi_widen(acc, vi_add_pairs(vi_zero(), u, s));
 }
 
 VEC_FN vi vi_dot8(vi acc, vi u, vi s)
@@ -221,5 +252,7 @@ VEC_FN vi vi_dot8(vi acc, vi u, vi s)
     vi s1 = {_mm256_srai_epi16(s.a, 8), _mm256_srai_epi16(s.b, 8)};
     return vi_dot16(vi_dot16(acc, u0, s0), u1, s1);
 }
+
+#endif
 
 #endif

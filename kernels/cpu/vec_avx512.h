@@ -1,4 +1,5 @@
-/* vec_avx512.h: vec.h with AVX-512 F, BW, DQ, VL; with VNNI in the avx512vnni build. */
+/* vec_avx512.h: vec.h with AVX-512 F, BW, DQ, VL; with VNNI in the avx512vnni build and GFNI in
+ * the avx512gfni one. */
 #ifndef GLMD_KERNELS_CPU_VEC_AVX512_H
 #define GLMD_KERNELS_CPU_VEC_AVX512_H
 
@@ -119,14 +120,36 @@ VEC_FN vi vi_dot8_word(vi acc, vi u, const uint32_t *x)
     return acc;
 }
 
+#ifdef CPU_ISA_avx512gfni
+/* The high nibble of each byte, in one instruction: bit i of it is bit i + 4. */
+#define VEC_HAVE_HIGH_NIBBLES
+#define vi_high_nibbles(a)                                                                         \
+    _mm512_gf2p8affine_epi64_epi8(a, _mm512_set1_epi64(INT64_C(0x1020408000000000)), 0)
+#endif
+
 #else
 
 #define vi_dot16(acc, w, x) _mm512_add_epi32(acc, _mm512_madd_epi16(w, x))
 
+/* Pairs of products of bytes, u <= 15, added in 16 bits; and such sums added up in 32. The compiler
+ * must not add products among themselves first: it runs out of registers. */
+#define VEC_HAVE_PAIRS
+
+VEC_FN vi vi_add_pairs(vi acc, vi u, vi s)
+{
+    acc = _mm512_add_epi16(acc, _mm512_maddubs_epi16(u, s));
+    __asm__("" : "+v"(acc));
+    return acc;
+}
+
+VEC_FN vi vi_widen(vi acc, vi pairs)
+{
+    return vi_dot16(acc, pairs, _mm512_set1_epi16(1));
+}
+
 VEC_FN vi vi_dot8_small(vi acc, vi u, vi s)
 {
-    __m512i pairs = _mm512_maddubs_epi16(u, s); /* at most 2 * 15 * 128: no saturation */
-    return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+    return vi_widen(acc, vi_add_pairs(vi_zero(), u, s));
 }
 
 VEC_FN vi vi_dot8(vi acc, vi u, vi s)

@@ -9,7 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char *const op_sets[MAX_SETS] = {"c", "avx2", "avx512", "avx512vnni"};
+const char *const op_sets[MAX_SETS] = {"c",      "avx2",       "avxvnni",
+                                       "avx512", "avx512vnni", "avx512gfni"};
 
 const struct k_ops *op_cpu(void)
 {

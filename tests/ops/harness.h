@@ -15,7 +15,7 @@
 
 /* Instruction sets of the table in kernels/cpu, the plain C one first. Those that this processor
  * does not have are skipped with a line that says so. */
-enum { MAX_SETS = 4 };
+enum { MAX_SETS = 6 };
 extern const char *const op_sets[MAX_SETS];
 
 /* A CPU context, or NULL when the processor lacks `isa`. */
