@@ -34,6 +34,7 @@ static const char usage[] =
     "  --out DIR           the new model directory\n"
     "  --weights TYPE      int4 (default), int8 or fp16\n"
     "  --group GROUP       row (default), 32, 64 or 128\n"
+    "  --head TYPE         fp16 (default) or int8\n"
     "  --seed N            another seed, other weights; default 1\n";
 
 enum {
@@ -168,7 +169,16 @@ struct args {
     struct quant_scheme scheme;
 };
 
-enum { OPT_SYNTHETIC = 256, OPT_LAYERS, OPT_LIKE, OPT_OUT, OPT_WEIGHTS, OPT_GROUP, OPT_SEED };
+enum {
+    OPT_SYNTHETIC = 256,
+    OPT_LAYERS,
+    OPT_LIKE,
+    OPT_OUT,
+    OPT_WEIGHTS,
+    OPT_GROUP,
+    OPT_HEAD,
+    OPT_SEED
+};
 
 static const struct option options[] = {{"synthetic", required_argument, NULL, OPT_SYNTHETIC},
                                         {"layers", required_argument, NULL, OPT_LAYERS},
@@ -176,6 +186,7 @@ static const struct option options[] = {{"synthetic", required_argument, NULL, O
                                         {"out", required_argument, NULL, OPT_OUT},
                                         {"weights", required_argument, NULL, OPT_WEIGHTS},
                                         {"group", required_argument, NULL, OPT_GROUP},
+                                        {"head", required_argument, NULL, OPT_HEAD},
                                         {"seed", required_argument, NULL, OPT_SEED},
                                         {"help", no_argument, NULL, 'h'},
                                         {0}};
@@ -203,6 +214,10 @@ static int take_option(struct args *a, int c)
     case OPT_GROUP:
         return quant_group_parse(optarg, &a->scheme, &e) < 0
                    ? cli_usage_error(verb, "--group: %s", e.message)
+                   : 0;
+    case OPT_HEAD:
+        return quant_head_parse(optarg, &a->scheme, &e) < 0
+                   ? cli_usage_error(verb, "--%s", e.message)
                    : 0;
     case OPT_SEED:
         return cli_option_u32(verb, "--seed", optarg, 0, UINT32_MAX, &a->seed);

@@ -14,6 +14,7 @@ const char bench_target_usage[] =
     "  --layers N          so many layers of it (4 of glm-130b fit a small machine)\n"
     "  --weights TYPE      of a synthetic model: int4 (default), int8 or fp16\n"
     "  --group GROUP       of a synthetic model: row (default), 32, 64 or 128\n"
+    "  --head TYPE         of a synthetic model: fp16 (default) or int8\n"
     "  --context N         tokens in the cache while decoding; default 128\n"
     "  --seconds S         time for each row; default 3\n"
     "  --json FILE         results as JSON (- = standard output)\n";
@@ -38,6 +39,9 @@ int bench_target_option(const char *verb, int c, const char *text, struct bench_
         return quant_group_parse(text, &t->scheme, &e) < 0
                    ? cli_usage_error(verb, "--group: %s", e.message)
                    : 0;
+    case BENCH_OPT_HEAD:
+        return quant_head_parse(text, &t->scheme, &e) < 0 ? cli_usage_error(verb, "--%s", e.message)
+                                                          : 0;
     case BENCH_OPT_CONTEXT:
         return cli_option_u32(verb, "--context", text, 1, 65535, &t->context);
     case BENCH_OPT_SECONDS:

@@ -38,6 +38,7 @@ enum {
     BENCH_OPT_LAYERS,
     BENCH_OPT_WEIGHTS,
     BENCH_OPT_GROUP,
+    BENCH_OPT_HEAD,
     BENCH_OPT_CONTEXT,
     BENCH_OPT_SECONDS,
     BENCH_OPT_JSON,
@@ -50,6 +51,7 @@ enum {
         {"layers", required_argument, NULL, BENCH_OPT_LAYERS},                                     \
         {"weights", required_argument, NULL, BENCH_OPT_WEIGHTS},                                   \
         {"group", required_argument, NULL, BENCH_OPT_GROUP},                                       \
+        {"head", required_argument, NULL, BENCH_OPT_HEAD},                                         \
         {"context", required_argument, NULL, BENCH_OPT_CONTEXT},                                   \
         {"seconds", required_argument, NULL, BENCH_OPT_SECONDS},                                   \
         {"json", required_argument, NULL, BENCH_OPT_JSON}, {"help", no_argument, NULL, 'h'},       \

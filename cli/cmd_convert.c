@@ -31,6 +31,8 @@ static const char usage[] =
     "  --group G          scales: row (default; equals the published quantizer on an unsplit\n"
     "                     checkpoint), shard or shard:N (equals it on N shards; default: as many\n"
     "                     as the checkpoint has), or 32, 64, 128 columns (better quality)\n"
+    "  --head W           what a rank multiplies the output head in: fp16 (default) or int8, one\n"
+    "                     scale per row: less to read in every step; the files stay the same\n"
     "  --tokenizer FILE   SentencePiece model (default: tokenizer.model beside `latest`)\n"
     "  --config FILE      sizes and special tokens as JSON (default: config.json beside `latest`;\n"
     "                     GLM-130B needs none)\n"
@@ -120,6 +122,7 @@ enum {
     OPTION_OUT,
     OPTION_WEIGHTS,
     OPTION_GROUP,
+    OPTION_HEAD,
     OPTION_TOKENIZER,
     OPTION_CONFIG,
     OPTION_MAX_FILE_BYTES,
@@ -157,6 +160,11 @@ static int parse_option(int option, const char *value, struct convert_options *o
             return -1;
         log_error("--%s", e.message);
         return EXIT_USAGE;
+    case OPTION_HEAD:
+        if (quant_head_parse(value, &o->scheme, &e) == 0)
+            return -1;
+        log_error("--%s", e.message);
+        return EXIT_USAGE;
     case OPTION_MAX_FILE_BYTES:
         if (parse_number(value, INT64_MAX, &o->max_file_bytes))
             return -1;
@@ -185,6 +193,7 @@ static int parse_options(int argc, char **argv, struct convert_options *o)
         {"out", required_argument, NULL, OPTION_OUT},
         {"weights", required_argument, NULL, OPTION_WEIGHTS},
         {"group", required_argument, NULL, OPTION_GROUP},
+        {"head", required_argument, NULL, OPTION_HEAD},
         {"tokenizer", required_argument, NULL, OPTION_TOKENIZER},
         {"config", required_argument, NULL, OPTION_CONFIG},
         {"max-file-bytes", required_argument, NULL, OPTION_MAX_FILE_BYTES},

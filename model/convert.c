@@ -109,6 +109,8 @@ static int choose_scheme(struct conversion *c, struct err *e)
         want.group = QUANT_GROUP_ROW;
         want.group_n = 0;
     }
+    if (want.weights == QUANT_FP16 && want.head_int8)
+        return err_set(e, -EINVAL, "an INT8 head needs --weights int4 or int8");
     if (want.group == QUANT_GROUP_SHARD && want.group_n == 0)
         want.group_n = sat_info(c->source)->n_shards;
     if (want.weights == QUANT_FP16 || (want.group == QUANT_GROUP_SHARD && want.group_n == 1)) {

@@ -13,6 +13,7 @@ static const char *const weights_names[] = {
     [QUANT_FP16] = "fp16", [QUANT_INT8] = "int8", [QUANT_INT4] = "int4"};
 static const char *const group_names[] = {
     [QUANT_GROUP_ROW] = "row", [QUANT_GROUP_SHARD] = "shard", [QUANT_GROUP_COLS] = "columns"};
+static const char *const head_names[] = {"fp16", "int8"};
 static const char method[] = "glmd"; /* quant_method in config.json */
 
 int quant_weights_parse(const char *text, enum quant_weights *ret_weights)
@@ -81,18 +82,29 @@ int quant_group_parse(const char *text, struct quant_scheme *scheme, struct err 
     return 0;
 }
 
+int quant_head_parse(const char *text, struct quant_scheme *scheme, struct err *e)
+{
+    bool int8 = strcmp(text, head_names[1]) == 0;
+    if (!int8 && strcmp(text, head_names[0]) != 0)
+        return err_set(e, -EINVAL, "head: expected fp16 or int8, found \"%.64s\"", text);
+    scheme->head_int8 = int8;
+    return 0;
+}
+
 void quant_describe(const struct quant_scheme *s, char ret_text[QUANT_DESCRIBE_BYTES])
 {
+    const char *head = s->head_int8 ? ", int8 head" : "";
     const char *name = quant_weights_name(s->weights);
     if (s->weights == QUANT_FP16)
         snprintf(ret_text, QUANT_DESCRIBE_BYTES, "%s", name);
     else if (s->group == QUANT_GROUP_ROW)
-        snprintf(ret_text, QUANT_DESCRIBE_BYTES, "%s, one scale per row", name);
+        snprintf(ret_text, QUANT_DESCRIBE_BYTES, "%s, one scale per row%s", name, head);
     else if (s->group == QUANT_GROUP_SHARD)
-        snprintf(ret_text, QUANT_DESCRIBE_BYTES, "%s, one scale per row and shard (%u)", name,
-                 s->group_n);
+        snprintf(ret_text, QUANT_DESCRIBE_BYTES, "%s, one scale per row and shard (%u)%s", name,
+                 s->group_n, head);
     else
-        snprintf(ret_text, QUANT_DESCRIBE_BYTES, "%s, one scale per %u columns", name, s->group_n);
+        snprintf(ret_text, QUANT_DESCRIBE_BYTES, "%s, one scale per %u columns%s", name, s->group_n,
+                 head);
 }
 
 static int read_scheme(const json_t *q, struct quant_scheme *s, struct err *e)
@@ -104,7 +116,7 @@ static int read_scheme(const json_t *q, struct quant_scheme *s, struct err *e)
     if (strcmp(text, method) != 0)
         return err_set(e, -EINVAL, "quant_method: expected \"%s\", found \"%.64s\"", method, text);
     uint64_t bits = 0, n = 0;
-    size_t group = 0;
+    size_t group = 0, head = 0;
     r = jsonfile_get_u64(q, "bits", 4, 8, &bits, e);
     if (r == 0 && bits != 4 && bits != 8)
         r = err_set(e, -EINVAL, "bits: expected 4 or 8, found %u", (unsigned)bits);
@@ -116,10 +128,13 @@ static int read_scheme(const json_t *q, struct quant_scheme *s, struct err *e)
         r = jsonfile_get_u64(q, "group_size", 32, 128, &n, e);
     if (r == 0 && group == QUANT_GROUP_COLS && !group_size_ok(n))
         r = err_set(e, -EINVAL, "group_size: expected 32, 64 or 128, found %u", (unsigned)n);
+    if (r == 0 && json_object_get(q, "head"))
+        r = jsonfile_get_choice(q, "head", head_names, ARRAY_LEN(head_names), &head, e);
     if (r == 0)
         *s = (struct quant_scheme){.weights = bits == 4 ? QUANT_INT4 : QUANT_INT8,
                                    .group = (enum quant_group)group,
-                                   .group_n = (uint32_t)n};
+                                   .group_n = (uint32_t)n,
+                                   .head_int8 = head == 1};
     return r;
 }
 
@@ -153,6 +168,8 @@ int quant_to_json(const struct quant_scheme *s, struct json_t *config)
         r |= json_object_set_new(q, "group_shards", json_integer(s->group_n));
     if (s->group == QUANT_GROUP_COLS)
         r |= json_object_set_new(q, "group_size", json_integer(s->group_n));
+    if (s->head_int8)
+        r |= json_object_set_new(q, "head", json_string(head_names[1]));
     r |= json_object_set_new(q, "sym", json_true());
     r |= json_object_set_new(q, "scale_dtype", json_string("float16"));
     r |= json_object_set_new(config, "quantization_config", q);
@@ -197,6 +214,8 @@ uint64_t quant_row_bytes(enum quant_weights w, uint64_t cols)
 
 int quant_check(const struct quant_scheme *s, const struct arch *a, struct err *e)
 {
+    if (s->head_int8 && s->weights == QUANT_FP16)
+        return err_set(e, -EINVAL, "an INT8 head needs INT4 or INT8 weights, found fp16");
     /* every layer has the same shapes: the first one and what surrounds the layers tell all */
     size_t n = MIN(shard_n_tensors(a), (size_t)64);
     for (size_t i = 0; i < n; i++) {

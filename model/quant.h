@@ -1,7 +1,9 @@
 /* quant.h: weight-only quantization: schemes, the layout on disk, the quantizers.
  *
  * Only the four linears of a layer are quantized; embedding (= LM head), norms and biases stay
- * FP16. The format is symmetric: w' = q * scale, one FP16 scale per row and group of columns.
+ * FP16 in the file. A model may ask for an INT8 head ("head": "int8" in quantization_config): a
+ * rank then quantizes its rows of the embedding, one scale each, when it loads them, and multiplies
+ * with these; what it looks tokens up in stays FP16. The format is symmetric: w' = q * scale, one FP16 scale per row and group of columns.
  *
  * Layout on disk, for a linear of [rows, cols] (out x in) with `groups` groups:
  *
@@ -55,6 +57,7 @@ struct quant_scheme {
     enum quant_weights weights;
     enum quant_group group; /* no meaning for QUANT_FP16: QUANT_GROUP_ROW */
     uint32_t group_n;       /* SHARD: number of shards (2..); COLS: 32, 64, 128; ROW: 0 */
+    bool head_int8;         /* not with QUANT_FP16 */
 };
 
 enum { QUANT_MAX_SHARDS = 256, QUANT_DESCRIBE_BYTES = 64 };
@@ -67,6 +70,9 @@ unsigned quant_bits(enum quant_weights w); /* 16, 8, 4 */
 /* "row", "shard", "shard:N", "32", "64", "128" into group and group_n of the scheme. "shard" alone
  * gives group_n = 0: the caller puts the source's number in. shard:1 becomes row. */
 int quant_group_parse(const char *text, struct quant_scheme *scheme, struct err *e);
+
+/* "fp16" or "int8" into head_int8; -EINVAL. */
+int quant_head_parse(const char *text, struct quant_scheme *scheme, struct err *e);
 
 /* "int4, one scale per row", for people. */
 void quant_describe(const struct quant_scheme *s, char ret_text[QUANT_DESCRIBE_BYTES]);
@@ -86,7 +92,7 @@ uint32_t quant_n_groups(const struct quant_scheme *s, const struct shard_tensor 
 uint64_t quant_row_bytes(enum quant_weights w, uint64_t cols);
 
 /* Whether every linear of the architecture can be stored so: groups divide the columns, an even
- * number of columns for INT4. */
+ * number of columns for INT4; and whether there may be an INT8 head. */
 int quant_check(const struct quant_scheme *s, const struct arch *a, struct err *e);
 
 /* The scales that one piece (shard_pieces) of a quantized tensor needs: groups

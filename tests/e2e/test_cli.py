@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from conftest import BIN, DEADLINE_S, GOLDEN, glmd
+from conftest import BIN, DEADLINE_S, GOLDEN, SOURCE, glmd
 
 
 @pytest.fixture
@@ -134,3 +134,16 @@ def test_a_worker_without_a_gpu_never_falls_back(model):
     assert result.returncode == 71, result.stderr
     # with the library: the driver is missing; without: the library is
     assert "no usable GPU" in result.stderr or "cannot open libglmd_cuda.so" in result.stderr
+
+
+def test_int8_head_of_the_demo_model(tmp_path):
+    """Asked for in config.json; the files stay as they are."""
+    demo, other = SOURCE / "deploy/demo/model", tmp_path / "model"
+    shutil.copytree(demo, other)
+    config = json.loads((other / "config.json").read_text())
+    config["quantization_config"]["head"] = "int8"
+    (other / "config.json").write_text(json.dumps(config))
+    found = json.loads(glmd("compare", demo, other, "--json").stdout)
+    print(found)
+    assert found["top1_agreement"] >= 0.99 and 0 < found["kl_mean"] < 0.0005
+    assert found["perplexity_b"] < 1.005 * found["perplexity_a"]

@@ -19,6 +19,8 @@ static const double fp16_tolerance = 0.15;
  * trained model. */
 static const double kv16_tolerance = 0.05, kv16_rms = 0.005; /* found: 0.033, 0.0039 */
 static const double kv8_tolerance = 1.0, kv8_rms = 0.1;      /* found: 0.87, 0.082 */
+/* An INT8 head on INT4 weights, against the FP16 one. */
+static const double head8_tolerance = 0.15, head8_rms = 0.03;
 
 struct sample {
     int32_t ids[GOLDEN_MAX_SEQ], positions[GOLDEN_MAX_SEQ];
@@ -311,7 +313,10 @@ static void test_stages_and_slices_have_the_bits_of_one(void **state)
     static const struct {
         const char *model;
         enum k_mode mode;
-    } cases[] = {{"fp16-tp1", K_MODE_FP32}, {"int4-tp2", K_MODE_FP16}, {"int8-tp2", K_MODE_A8}};
+    } cases[] = {{"fp16-tp1", K_MODE_FP32},
+                 {"int4-tp2", K_MODE_FP16},
+                 {"int4-tp1-head8", K_MODE_FP16},
+                 {"int8-tp2", K_MODE_A8}};
     for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
         struct golden_options o = {.model = cases[i].model, .mode = cases[i].mode, .n_slots = 1};
         for (o.tp = 1; o.tp <= 4; o.tp *= 2) {
@@ -333,11 +338,42 @@ static void test_stages_and_slices_have_the_bits_of_one(void **state)
     }
 }
 
+/* Every rank quantizes its own rows of the head, so that no degree changes anything; and it is not
+ * the FP16 head. */
+static void test_int8_head(void **state)
+{
+    (void)state;
+    for (uint32_t pp = 1; pp <= 2; pp++) {
+        for (uint32_t tp = 1; tp <= 2; tp++) {
+            struct golden_options o = {
+                .model = "int4-tp1-head8", .tp = tp, .pp = pp, .mode = K_MODE_FP32, .n_slots = 1};
+            assert_int_equal(check_model(&o, "logits_int4_tp1", head8_tolerance, head8_rms), 6);
+        }
+    }
+    const int32_t ids[] = {1, 2, 3, 4}, positions[] = {0, 1, 2, 3};
+    float expected[4096];
+    size_t n = 0;
+    for (int i = 0; i < 2; i++) {
+        struct golden_options o = {
+            .model = i ? "int4-tp1-head8" : "int4-tp1", .tp = 1, .mode = K_MODE_FP32, .n_slots = 1};
+        struct golden_engine g;
+        golden_open(&g, &o);
+        const float *found = golden_logits(&g, ids, positions, 4, 0);
+        n = 4 * (size_t)g.arch->vocab;
+        assert_true(n <= ARRAY_LEN(expected));
+        if (i)
+            assert_memory_not_equal(found, expected, n * sizeof *found);
+        memcpy(expected, found, n * sizeof *found);
+        golden_close(&g);
+    }
+}
+
 /* Every instruction set that this machine has. */
 static void test_instruction_sets(void **state)
 {
     (void)state;
-    static const char *const sets[] = {"c", "avx2", "avx512", "avx512vnni"};
+    static const char *const sets[] = {"c",      "avx2",       "avxvnni",
+                                       "avx512", "avx512vnni", "avx512gfni"};
     for (size_t i = 0; i != ARRAY_LEN(sets); i++) {
         struct k_open_params p = {.device = "cpu",
                                   .n_threads = 1,
@@ -499,6 +535,7 @@ int main(void)
         cmocka_unit_test(test_stages),
         cmocka_unit_test(test_stages_and_slices_have_the_bits_of_one),
         cmocka_unit_test(test_kv_caches),
+        cmocka_unit_test(test_int8_head),
         cmocka_unit_test(test_instruction_sets),
         cmocka_unit_test(test_rotary_tables),
         cmocka_unit_test(test_layer_outputs),

@@ -27,6 +27,16 @@ void footprint_limits(const struct arch *a, uint32_t n_slots, uint32_t max_step_
     };
 }
 
+static void add_linear(const struct footprint_rank *r, enum k_weight type, uint64_t rows,
+                       uint64_t cols, uint32_t n_groups, uint32_t max_rows, uint64_t *weights,
+                       size_t *product)
+{
+    const struct k_sizes *s = r->sizes;
+    *weights += s->linear_bytes(type, (uint32_t)rows, (uint32_t)cols, n_groups);
+    size_t bytes = s->product_bytes(max_rows, type, (uint32_t)rows, (uint32_t)cols, n_groups);
+    *product = MAX(*product, bytes);
+}
+
 /* What a rank packs of one tensor, and what its context then keeps for products with it. */
 static int add_tensor(const struct footprint_rank *r, const struct shard_tensor *t,
                       uint32_t max_rows, uint64_t *weights, size_t *product, struct err *e)
@@ -46,10 +56,13 @@ static int add_tensor(const struct footprint_rank *r, const struct shard_tensor 
         if (code < 0)
             return code;
         enum k_weight type = (enum k_weight)(quantized ? r->scheme->weights : QUANT_FP16);
-        *weights += r->sizes->linear_bytes(type, (uint32_t)rows, (uint32_t)cols, groups.n_groups);
-        size_t bytes = r->sizes->product_bytes(max_rows, type, (uint32_t)rows, (uint32_t)cols,
-                                               groups.n_groups);
-        *product = MAX(*product, bytes);
+        const bool embedding = t->role == SHARD_ROLE_EMBEDDING;
+        const struct weights_embedding use =
+            weights_embedding(r->arch, r->scheme, r->layer_begin, r->layer_end);
+        if (!embedding || use.fp16)
+            add_linear(r, type, rows, cols, groups.n_groups, max_rows, weights, product);
+        if (embedding && use.int8_head)
+            add_linear(r, K_WEIGHT_I8, rows, cols, 1, max_rows, weights, product);
     }
     return 0;
 }

@@ -350,14 +350,15 @@ int glm_head(struct glm *m, const uint32_t *rows, uint32_t n, struct comm *comm,
 {
     assert(n <= WORKSPACE_HEAD_ROWS);
     struct workspace *ws = &m->ws;
+    const struct k_linear *head = m->weights.head ? m->weights.head : m->weights.embedding;
     /* head_out[n, V/P] = a[rows] E^T */
     m->ops->gather(m->ctx, ws->a, m->arch->hidden, rows, n, ws->head_x);
     size_t part = (size_t)n * (m->arch->vocab / m->tp_size);
     float *own = ws->logits + m->tp_rank * part;
     if (m->ops->logits) {
-        m->ops->logits(m->ctx, m->weights.embedding, ws->head_x, n, ws->head_out, own);
+        m->ops->logits(m->ctx, head, ws->head_x, n, ws->head_out, own);
     } else {
-        m->ops->linear(m->ctx, m->weights.embedding, ws->head_x, n, ws->head_out);
+        m->ops->linear(m->ctx, head, ws->head_x, n, ws->head_out);
         m->ops->download(m->ctx, own, ws->head_out, part);
     }
     int r = check_device(m, comm, e);

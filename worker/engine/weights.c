@@ -24,7 +24,7 @@ enum { N_READERS = 2, READ_AHEAD = 3 };
 
 /* ---- what there is to load ---- */
 
-enum part_kind { PART_LINEAR, PART_NORM, PART_BIAS };
+enum part_kind { PART_LINEAR, PART_HEAD, PART_NORM, PART_BIAS };
 
 /* One thing that the forward pass uses. */
 struct part {
@@ -43,10 +43,25 @@ static bool has_embedding(const struct arch *a, uint32_t layer_begin, uint32_t l
     return layer_begin == 0 || layer_end == a->n_layers;
 }
 
-static size_t n_parts(const struct arch *a, const struct weights_load *in)
+struct weights_embedding weights_embedding(const struct arch *a, const struct quant_scheme *s,
+                                           uint32_t layer_begin, uint32_t layer_end)
+{
+    bool last = layer_end == a->n_layers;
+    return (struct weights_embedding){.fp16 = layer_begin == 0 || (last && !s->head_int8),
+                                      .int8_head = last && s->head_int8};
+}
+
+static struct weights_embedding embedding_of(const struct weights_load *in)
+{
+    return weights_embedding(model_dir_arch(in->model), model_dir_scheme(in->model),
+                             in->layer_begin, in->layer_end);
+}
+
+static size_t n_parts(const struct weights_load *in)
 {
     size_t n_layers = in->layer_end - in->layer_begin;
-    return has_embedding(a, in->layer_begin, in->layer_end) + n_layers * PARTS_PER_LAYER + 1;
+    const struct weights_embedding use = embedding_of(in);
+    return (size_t)use.fp16 + use.int8_head + n_layers * PARTS_PER_LAYER + 1;
 }
 
 /* Name of the norm behind the last layer of a stage, without ".weight" and ".bias". */
@@ -77,18 +92,22 @@ static void set_part(struct part *p, enum part_kind kind, bool with_bias, void *
     p->place = place;
 }
 
-/* Part `idx` of the stage: embedding, layers, the norm behind them. */
+/* Part `idx` of the stage: embedding, INT8 head, layers, the norm behind them. */
 static struct part part_at(const struct arch *a, const struct weights_load *in,
                            struct glm_weights *w, size_t idx)
 {
     struct part p = {0};
-    size_t n_before = has_embedding(a, in->layer_begin, in->layer_end);
+    const struct weights_embedding use = embedding_of(in);
+    size_t n_before = (size_t)use.fp16 + use.int8_head;
     if (idx < n_before) {
-        set_part(&p, PART_LINEAR, false, &w->embedding);
+        if (idx == 0 && use.fp16)
+            set_part(&p, PART_LINEAR, false, &w->embedding);
+        else
+            set_part(&p, PART_HEAD, false, &w->head);
         snprintf(p.name, sizeof p.name, "transformer.word_embeddings");
         return p;
     }
-    if (idx == n_parts(a, in) - 1) {
+    if (idx == n_parts(in) - 1) {
         set_part(&p, PART_NORM, false, &w->exit_norm);
         exit_norm_name(a, in->layer_end, p.name);
         return p;
@@ -123,9 +142,10 @@ static struct part part_at(const struct arch *a, const struct weights_load *in,
 /* A part in host memory. */
 struct slot {
     void *weight;    /* linear: as on disk; norm: F16 [H] */
+    uint8_t *values; /* INT8 head: [rows, H] */
     uint16_t *scale; /* linear, quantized: [rows, n_groups] */
     uint16_t *bias;  /* F16 [rows] */
-    size_t cap[3];   /* bytes of the three buffers, kept from part to part */
+    size_t cap[4];   /* bytes of weight, scale, bias, values; kept from part to part */
     struct k_linear_src src;
     uint64_t n_read; /* bytes */
     bool full;
@@ -312,11 +332,35 @@ static int read_linear(const struct loader *l, const struct part *p, struct slot
     return r;
 }
 
+/* The rows of the embedding that this rank has, in INT8. */
+static int read_head(const struct loader *l, const struct part *p, struct slot *s, struct err *e)
+{
+    int r = read_linear(l, p, s, e);
+    if (r < 0)
+        return r;
+    void *values = s->values, *scale = s->scale;
+    r = grow(&values, &s->cap[3], (size_t)s->src.rows * s->src.cols);
+    s->values = values;
+    if (r == 0)
+        r = grow(&scale, &s->cap[1], s->src.rows * sizeof *s->scale);
+    s->scale = scale;
+    if (r < 0)
+        return err_set(e, r, "out of memory for an INT8 head of %u rows", s->src.rows);
+    const struct quant_scheme scheme = {.weights = QUANT_INT8, .group = QUANT_GROUP_ROW};
+    quant_rows(&scheme, s->weight, s->src.rows, s->src.cols, 1, s->values, s->scale);
+    s->src.type = K_WEIGHT_I8;
+    s->src.data = s->values;
+    s->src.scale = s->scale;
+    return 0;
+}
+
 static int read_part(const struct loader *l, const struct part *p, struct slot *s, struct err *e)
 {
     s->n_read = 0;
     if (p->kind == PART_LINEAR)
         return read_linear(l, p, s, e);
+    if (p->kind == PART_HEAD)
+        return read_head(l, p, s, e);
     char name[96];
     int r = 0;
     if (p->kind == PART_NORM) {
@@ -334,10 +378,10 @@ static void *reader_main(void *context)
     struct loader *l = context;
     pthread_mutex_lock(&l->lock);
     for (;;) {
-        while (!l->stop && l->next_part < n_parts(l->arch, l->in) &&
+        while (!l->stop && l->next_part < n_parts(l->in) &&
                l->next_part >= l->n_packed + READ_AHEAD)
             pthread_cond_wait(&l->changed, &l->lock);
-        if (l->stop || l->next_part >= n_parts(l->arch, l->in))
+        if (l->stop || l->next_part >= n_parts(l->in))
             break;
         size_t idx = l->next_part++;
         pthread_mutex_unlock(&l->lock);
@@ -362,7 +406,7 @@ static int pack_part(struct loader *l, const struct part *p, const struct slot *
     struct k_ctx *ctx = l->in->ctx;
     uint32_t hidden = l->arch->hidden;
     void *object = NULL;
-    if (p->kind == PART_LINEAR) {
+    if (p->kind == PART_LINEAR || p->kind == PART_HEAD) {
         object = ops->linear_new(ctx, &s->src);
         l->out->bytes +=
             ops->linear_bytes(ctx, s->src.type, s->src.rows, s->src.cols, s->src.n_groups);
@@ -423,7 +467,7 @@ static int pack_all(struct loader *l, struct err *e)
 {
     uint64_t total = total_bytes(l);
     uint64_t done = 0;
-    for (size_t idx = 0; idx != n_parts(l->arch, l->in); idx++) {
+    for (size_t idx = 0; idx != n_parts(l->in); idx++) {
         struct slot *s = &l->slots[idx % READ_AHEAD];
         pthread_mutex_lock(&l->lock);
         while (!s->full)
@@ -484,6 +528,7 @@ int weights_load(const struct weights_load *load, struct glm_weights *ret, struc
         pthread_join(readers[i], NULL);
     for (size_t i = 0; i != READ_AHEAD; i++) {
         free(l.slots[i].weight);
+        free(l.slots[i].values);
         free(l.slots[i].scale);
         free(l.slots[i].bias);
     }
@@ -524,6 +569,7 @@ void weights_free(const struct k_ops *ops, struct k_ctx *ctx, struct glm_weights
         free_bias(ops, ctx, l->four_h_to_h_bias);
     }
     free_linear(ops, ctx, w->embedding);
+    free_linear(ops, ctx, w->head);
     free_norm(ops, ctx, w->exit_norm);
     free(w->layers);
     *w = (struct glm_weights){0};

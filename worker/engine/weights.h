@@ -23,11 +23,12 @@ struct glm_layer {
 };
 
 struct glm_weights {            /* zero-initialised = nothing loaded */
-    struct k_linear *embedding; /* [V/P, H], rows from rank * V/P; also the output head; NULL on
-                                   stages between the first and the last */
-    struct k_norm *exit_norm;   /* [H] behind the last layer: the final norm, or the input norm of
-                                   the next stage's first layer */
-    struct glm_layer *layers;   /* [n_layers] of the stage */
+    struct k_linear *embedding; /* [V/P, H], rows from rank * V/P; also the output head, unless
+                                   there is a head; NULL on stages that need it for neither */
+    struct k_linear *head;    /* [V/P, H] in INT8, on the last stage of a model that asks for it */
+    struct k_norm *exit_norm; /* [H] behind the last layer: the final norm, or the input norm of
+                                 the next stage's first layer */
+    struct glm_layer *layers; /* [n_layers] of the stage */
     uint32_t n_layers;
     uint64_t bytes; /* on the device */
 };
@@ -42,6 +43,14 @@ struct weights_load {
     int (*on_progress)(void *context, uint64_t done_bytes, uint64_t total_bytes); /* may be NULL */
     void *progress_context;
 };
+
+/* What a stage with these layers has of the embedding: as it is in the file, to look tokens up on
+ * the first stage and to be the head on the last, and an INT8 head where the scheme says so. */
+struct weights_embedding {
+    bool fp16, int8_head;
+};
+struct weights_embedding weights_embedding(const struct arch *a, const struct quant_scheme *s,
+                                           uint32_t layer_begin, uint32_t layer_end);
 
 /* Whether a stage with these layers needs tensor `idx` of the shard table: the embedding on the
  * first and the last stage, its layers, and the norm behind them. */

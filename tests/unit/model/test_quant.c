@@ -283,9 +283,10 @@ static void test_json(void **state)
 {
     (void)state;
     static const struct quant_scheme schemes[] = {
-        {QUANT_FP16, QUANT_GROUP_ROW, 0},   {QUANT_INT4, QUANT_GROUP_ROW, 0},
-        {QUANT_INT8, QUANT_GROUP_ROW, 0},   {QUANT_INT4, QUANT_GROUP_SHARD, 4},
-        {QUANT_INT8, QUANT_GROUP_SHARD, 8}, {QUANT_INT4, QUANT_GROUP_COLS, 128}};
+        {QUANT_FP16, QUANT_GROUP_ROW, 0},      {QUANT_INT4, QUANT_GROUP_ROW, 0},
+        {QUANT_INT8, QUANT_GROUP_ROW, 0},      {QUANT_INT4, QUANT_GROUP_SHARD, 4},
+        {QUANT_INT8, QUANT_GROUP_SHARD, 8},    {QUANT_INT4, QUANT_GROUP_COLS, 128},
+        {QUANT_INT4, QUANT_GROUP_ROW, 0, true}};
     struct err e = ERR_INIT;
     for (size_t i = 0; i < ARRAY_LEN(schemes); i++) {
         json_t *config = json_object();
@@ -295,6 +296,7 @@ static void test_json(void **state)
         assert_int_equal(s.weights, schemes[i].weights);
         assert_int_equal(s.group, schemes[i].group);
         assert_int_equal(s.group_n, schemes[i].group_n);
+        assert_int_equal(s.head_int8, schemes[i].head_int8);
         json_decref(config);
     }
     static const char *const bad[] = {
@@ -308,6 +310,8 @@ static void test_json(void **state)
         "{\"quantization_config\": {\"quant_method\": \"glmd\", \"bits\": 4, \"group\": "
         "\"columns\","
         " \"group_size\": 48}}",
+        "{\"quantization_config\": {\"quant_method\": \"glmd\", \"bits\": 4, \"group\": \"row\","
+        " \"head\": \"int4\"}}",
     };
     for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
         json_t *config = json_loads(bad[i], 0, NULL);
