@@ -138,7 +138,7 @@ bool reserve(struct cuda_products *p, void **buffer, size_t *have, size_t bytes)
     return true;
 }
 
-size_t shared_of(const struct variant *v)
+[[maybe_unused]] size_t shared_of(const struct variant *v) /* asserted */
 {
     return v->kernel < LINEAR_WIDE_SLICE ? linear_gemm_shared(v->bits, v->tokens)
                                          : linear_wide_shared(v->bits, v->kernel, v->tokens);
