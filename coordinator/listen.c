@@ -44,7 +44,9 @@ static struct rpc_method session_method(const struct coordinator *c)
 static int open_servers(struct coordinator *c, struct rpc_runtime *runtime, struct err *e)
 {
     const struct config *f = c->config;
-    const struct rpc_limits limits = {.max_calls = (size_t)f->coordinator.limits.max_connections};
+    /* Requests that run count their own slow readers, in half the time. */
+    const struct rpc_limits limits = {.max_calls = (size_t)f->coordinator.limits.max_connections,
+                                      .unread_ns = 2 * f->coordinator.deadlines.slow_reader};
     bool admin = *f->coordinator.admin_listen;
     /* What operators do is not for everybody who reaches an address of the network. */
     bool trusted = config_is_local(f->coordinator.listen) || auth_has_keys(c->auth);

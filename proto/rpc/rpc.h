@@ -71,6 +71,8 @@ struct rpc_limits {
         max_calls; /* server: calls at once, more are refused with RESOURCE_EXHAUSTED; 0 = 1024 */
     int64_t first_message_ns; /* server: a call that has brought no message for so long ends with
                                  DEADLINE_EXCEEDED (methods with max_calls aside); 0 = 30 s */
+    int64_t unread_ns; /* server: a message or a status that the peer does not read ends the call
+                          after so long, with RESOURCE_EXHAUSTED; 0 = 120 s */
 };
 
 /* NULL or "" for all certificate files: plaintext. Server: cert + key, and ca to demand client

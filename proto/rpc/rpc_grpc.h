@@ -120,7 +120,8 @@ struct rpc_call {
     char finish_message[RPC_MAX_STATUS_BYTES + 1];
     uint8_t *finish_details; /* owned, [n_finish_details]; NULL = none */
     size_t n_finish_details;
-    char pushback[12]; /* milliseconds as text; "" = not said */
+    int64_t sending_ns; /* since when what is being sent is with gRPC */
+    char pushback[12];  /* milliseconds as text; "" = not said */
 
     /* the end */
     bool failed;   /* ended by this side: rpc_cancel, or a limit */
@@ -173,7 +174,7 @@ struct rpc_server {
     size_t n_accepting;                          /* call objects that wait inside gRPC */
     bool started, stopping, drained;
     struct event shutdown_event;
-    int64_t first_message_ns;
+    int64_t first_message_ns, unread_ns;
     uv_timer_t grace; /* looks for silent calls; in the end: until this, open calls may go on */
     bool grace_closed;
     void (*on_stopped)(void *context);

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/util.h"
 
 enum { CHUNK_OVERHEAD = 256 }; /* bytes of memory per queued message besides its own, roughly */
@@ -383,6 +384,7 @@ static void send_more(struct rpc_call *c)
     }
     c->sent_final = finish;
     c->sending = true;
+    c->sending_ns = clock_now_ns();
     call_batch(c, ops, n, &c->send_event, on_sent);
     grpc_slice_unref(details);
     while (n_trailers)

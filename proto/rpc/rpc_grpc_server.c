@@ -20,6 +20,7 @@
 #include "proto/rpc/status_details.h"
 
 /* When a call that found the server full may be worth another try. */
+#define UNREAD_NS        (120 * NSEC_PER_SEC)
 #define FULL_RETRY_NS    NSEC_PER_SEC
 #define FIRST_MESSAGE_NS (30 * NSEC_PER_SEC)
 
@@ -75,6 +76,7 @@ int rpc_server_new(struct rpc_runtime *r, const struct rpc_limits *limits, struc
     s->max_calls = limits && limits->max_calls ? limits->max_calls : RPC_DEFAULT_MAX_CALLS;
     s->first_message_ns =
         limits && limits->first_message_ns ? limits->first_message_ns : FIRST_MESSAGE_NS;
+    s->unread_ns = limits && limits->unread_ns ? limits->unread_ns : UNREAD_NS;
     assert(s->max_message_bytes <= RPC_MAX_QUEUED_BYTES && s->max_calls <= RPC_MAX_CALLS);
     int code = uv_timer_init(r->loop, &s->grace);
     if (code) {
@@ -162,12 +164,26 @@ static void end_silent(struct call_list *l, int64_t before_ns)
     }
 }
 
+/* What is sent waits for the peer's window; a peer that never opens it would keep the call, and
+ * what is queued behind, for ever. */
+static void end_unread(struct call_list *l, int64_t before_ns)
+{
+    for (struct rpc_call *c = l->first; c; c = c->next) {
+        if (c->sending && c->sending_ns < before_ns)
+            call_fail(c, RPC_RESOURCE_EXHAUSTED, "the output was not read in time");
+    }
+}
+
 static void on_sweep(uv_timer_t *timer)
 {
     struct rpc_server *s = timer->data;
-    int64_t before_ns = clock_now_ns() - s->first_message_ns;
-    end_silent(&s->calls, before_ns);
-    end_silent(&s->builtin_calls, before_ns);
+    int64_t now_ns = clock_now_ns();
+    end_silent(&s->calls, now_ns - s->first_message_ns);
+    end_silent(&s->builtin_calls, now_ns - s->first_message_ns);
+    end_unread(&s->calls, now_ns - s->unread_ns);
+    end_unread(&s->builtin_calls, now_ns - s->unread_ns);
+    for (size_t i = 0; i < s->n_methods; i++)
+        end_unread(&s->own_calls[i], now_ns - s->unread_ns);
 }
 
 int rpc_server_start(struct rpc_server *s)
@@ -178,7 +194,8 @@ int rpc_server_start(struct rpc_server *s)
     grpc_server_start(s->server);
     for (int i = 0; i < RPC_ACCEPT_DEPTH; i++)
         accept_next(s);
-    uint64_t period_ms = (uint64_t)(s->first_message_ns / NSEC_PER_MSEC / 4) + 1;
+    int64_t shortest_ns = MIN(s->first_message_ns, s->unread_ns);
+    uint64_t period_ms = (uint64_t)(shortest_ns / NSEC_PER_MSEC / 4) + 1;
     s->grace.data = s;
     uv_timer_start(&s->grace, on_sweep, period_ms, period_ms);
     return s->n_accepting ? 0 : -ENOMEM;

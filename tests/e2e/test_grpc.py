@@ -114,7 +114,8 @@ class Health:
 def test_every_name_has_a_health(weights, cluster, standard):
     c = cluster(weights, 2, model__name="river/glm")
     health, group = Health(c.channel, standard[0]), c.status().groups[0].id
-    for name in ("", "glmd.v1.Inference", "glmd.v1.Cluster", "glmd.v1.Worker", "river/glm",
+    for name in ("", "glmd.v1.Inference", "glmd.v1.Cluster", "glmd.v1.Worker",
+                 "inference.GRPCInferenceService", "river/glm",
                  f"group/{group}", f"rank/{group}/0", f"rank/{group}/1"):
         assert health.check(name) == "SERVING", name
     for name in ("nothing", f"rank/{group}/2", f"rank/{group}", "group/", "x" * 5000):

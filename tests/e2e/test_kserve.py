@@ -6,6 +6,7 @@ import queue
 import struct
 import subprocess
 import sys
+import time
 
 import grpc
 import pytest
@@ -238,6 +239,23 @@ def test_a_stream_whose_answers_are_not_read_is_not_read_either(server, stub, ks
     answers = list(call)
     assert [r.infer_response.id for r in answers] == [r.id for r in bad]
     assert call.code() == grpc.StatusCode.OK
+
+
+def test_a_stream_whose_answers_are_never_read_ends(model, cluster, kserve):
+    """It is not read any more while its answers wait, and that is no way to stay for ever."""
+    c = cluster(model("ckpt-fp16-tp1", "--weights", "int4"), 1,
+                coordinator__deadlines__slow_reader="1s")
+    stub = kserve.GRPCInferenceServiceStub(c.channel)
+    bad = [request(kserve, id=f"{i}" + "x" * 200_000, temperature=-1.0) for i in range(150)]
+    start = time.monotonic()
+    call = stub.ModelStreamInfer(iter(bad), timeout=DEADLINE_S)
+    c.wait(lambda: time.monotonic() - start > 4, "twice slow_reader, and the next look at it")
+    answers = []
+    with pytest.raises(grpc.RpcError) as e:
+        for answer in call:
+            answers.append(answer)
+    assert e.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, e.value
+    assert "not read in time" in e.value.details() and len(answers) < len(bad)
 
 
 BAD = {
