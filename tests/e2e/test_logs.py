@@ -73,13 +73,54 @@ def say_everything(server, api, word):
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}],
                                   "max_tokens": 4}),
         ("/v1/fill", {"text": f"The {PROMPT} [MASK] flows"}),
+        ("/v1/fill", {"text": f"{PROMPT} [MASK]", "temperature": -1}),
+        ("/v1/fill", {"text": f"The {PROMPT} [MASK] flows", "stream": True}),
+        ("/v1/chat/completions", {"messages": [{"role": PROMPT, "content": PROMPT}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}],
+                                  "max_tokens": 4, "stream": True}),
+        ("/generate", {"contexts": [f"The {PROMPT} [gMASK]"], "seed": 1, "out_seq_length": 40,
+                       "sampling_strategy": "BaseStrategy"}),
+        ("/generate", {"text": [f"The {PROMPT}", f"{PROMPT} [MASK]"], "out_seq_length": 40}),
+        ("/generate", {"text": PROMPT, "out_seq_length": PROMPT}),
+        ("/detokenize", {"tokens": PROMPT}),
         ("/tokenize", {"prompt": PROMPT}),
         (f"/v1/{PROMPT}?q={PROMPT}", {"prompt": PROMPT}),
     ]:
         post(server, path, body)
     with pytest.raises(grpc.RpcError):
         list(server.inference.Fill(api.FillRequest(text=PROMPT + " [MASK]" * 1000), timeout=10))
+    say_by_kserve(server)
     return texts
+
+
+def varint(n):
+    return bytes([n & 0x7f | 0x80]) + varint(n >> 7) if n > 127 else bytes([n])
+
+
+def field(number, data):
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def infer_request(text, parameter=b""):
+    """ModelInferRequest: a text_input, and a parameter of that name that is a string."""
+    tensor = (field(1, b"text_input") + field(2, b"BYTES") + field(3, varint(1)) +
+              field(5, field(8, text.encode())))
+    more = field(4, field(1, parameter) + field(2, field(3, PROMPT.encode()))) if parameter else b""
+    return field(3, f"id-{text[:9]}".encode()) + more + field(5, tensor)
+
+
+def say_by_kserve(server):
+    infer = server.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    stream = server.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    assert PROMPT.encode() in infer(infer_request(f"The {PROMPT}"), timeout=60)
+    for parameter in (b"temperature", PROMPT.encode(), b"stop_token_ids"):
+        with pytest.raises(grpc.RpcError):
+            infer(infer_request(PROMPT, parameter), timeout=60)
+    with pytest.raises(grpc.RpcError):
+        infer(infer_request(PROMPT * 3000), timeout=60)
+    answers = list(stream(iter([infer_request(f"The {PROMPT}"),
+                                infer_request(PROMPT, b"temperature")]), timeout=60))
+    assert len(answers) == 2
 
 
 def test_no_prompt_and_no_output_at_any_level(cluster, api, model):
