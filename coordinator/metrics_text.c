@@ -10,6 +10,7 @@
 #include "base/process.h"
 #include "base/util.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/tls_expiry.h"
 
 /* A group as it is now. */
 struct group_numbers {
@@ -103,6 +104,22 @@ static void put_state(struct scrape *s)
                       model_dir_digest(c->model)->hex);
     put_one(s, METRIC_DRAINING, c->draining);
     put_one(s, METRIC_PROMPTS_LOGGED, c->config->log.prompts);
+}
+
+/* Of the file: a listener that could not read a new one says so in the log. */
+static void put_tls(struct scrape *s)
+{
+    const struct config *f = s->c->config;
+    time_t end;
+    metrics_begin(&s->w, METRIC_TLS_EXPIRY);
+    if (!*f->coordinator.tls.cert || tls_expiry(f->coordinator.tls.cert, &end) < 0)
+        return;
+    double left = difftime(end, time(NULL));
+    metrics_put(&s->w, left, "grpc");
+    if (*f->coordinator.worker_listen)
+        metrics_put(&s->w, left, "workers");
+    if (*f->coordinator.http.listen)
+        metrics_put(&s->w, left, "http");
 }
 
 static void put_requests(struct scrape *s)
@@ -411,6 +428,7 @@ int coordinator_metrics(const struct coordinator *c, struct buf *out)
     int r = open_scrape(&s, c, out);
     if (r == 0) {
         put_state(&s);
+        put_tls(&s);
         put_requests(&s);
         put_groups(&s);
         put_ranks(&s);

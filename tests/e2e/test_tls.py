@@ -4,9 +4,11 @@ keys or certificates, and new certificates are taken while everything runs."""
 import hashlib
 import http.client
 import os
+import re
 import signal
 import ssl
 import subprocess
+import time
 
 import grpc
 import pytest
@@ -115,6 +117,12 @@ def test_clients_with_keys_instead(cluster, model, api, certs, tmp_path):
     assert https(c, certs, "/health", own=False)[0] == 200
     assert https(c, certs, "/v1/models", own=False)[0] == 401
     assert https(c, certs, "/v1/models", own=False, key="secret")[0] == 200
+    text = https(c, certs, "/metrics", own=False, key="secret")[1].decode()
+    left = dict(re.findall(r'^glmd_tls_certificate_expiry_seconds\{listener="(\w+)"\} (\S+)$', text,
+                           re.M))
+    assert set(left) == {"grpc", "workers", "http"}, left
+    end = ssl.cert_time_to_seconds(ssl._ssl._test_decode_cert(str(certs / "server.crt"))["notAfter"])
+    assert all(abs(float(s) - (end - time.time())) < 5 for s in left.values()), (left, end)
 
 
 def test_new_certificates_while_it_runs(cluster, model, api, certs, tmp_path):
