@@ -2,7 +2,7 @@
  *
  * Every field of every message has a limit, checked here once; whatever passes is safe for the
  * scheduler and the ranks. Messages say what is allowed and hold neither text of the client nor
- * anything of the server. Pure apart from drawing a seed; loop thread.
+ * anything of the server. Pure apart from drawing a seed; any thread.
  */
 #ifndef GLMD_COORDINATOR_ADMIT_H
 #define GLMD_COORDINATOR_ADMIT_H

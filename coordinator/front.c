@@ -175,7 +175,7 @@ static bool begin(struct opening *o)
         front_refuse(c, code, e.message, o->ret_refused);
         return false;
     }
-    if (!c->draining)
+    if (!c->draining && !c->stopping)
         return true;
     c->counters.rejected++;
     c->metrics.rejected[METRICS_REJECT_DRAINING]++;
@@ -292,30 +292,70 @@ static struct front_call *submit(const struct opening *o, struct request *r, str
     return NULL;
 }
 
+void front_prepare_generate(const struct coordinator *c, const struct wire_generate_request *w,
+                            struct front_prepared *ret)
+{
+    *ret = (struct front_prepared){.error = ERR_INIT, .return_ids = w->return_token_ids};
+    int code = 0;
+    if (w->has_prompt_logprobs)
+        code = admit_echo(&c->admit, w, &ret->echo, &ret->error);
+    if (code == 0 && !(ret->echo && w->prompt_only))
+        code = admit_generate(&c->admit, w, &ret->request, &ret->error);
+    ret->error.code = code;
+}
+
+void front_prepare_fill(const struct coordinator *c, const struct wire_fill_request *w,
+                        struct front_prepared *ret)
+{
+    *ret = (struct front_prepared){.error = ERR_INIT, .return_ids = w->return_token_ids};
+    ret->error.code = admit_fill(&c->admit, w, &ret->request, &ret->error);
+}
+
+void front_prepared_deinit(struct front_prepared *p)
+{
+    request_free(p->request);
+    request_free(p->echo);
+    *p = (struct front_prepared){.error = ERR_INIT};
+}
+
+/* Takes p. */
+static struct front_call *submit_prepared(const struct opening *o, struct front_prepared *p)
+{
+    struct request *r = p->request, *echo = p->echo;
+    if (p->error.code < 0) {
+        front_refuse(o->c, p->error.code, p->error.message, o->ret_refused);
+        front_prepared_deinit(p);
+        return NULL;
+    }
+    p->request = p->echo = NULL;
+    struct front_call *f = submit(o, echo ? echo : r, echo ? r : NULL, p->return_ids);
+    if (f)
+        f->echo = echo != NULL;
+    return f;
+}
+
+struct front_call *front_open(struct coordinator *c, const struct front_origin *origin,
+                              struct front_prepared *p, const struct front_ops *ops, void *user,
+                              struct front_end *ret_refused)
+{
+    struct opening o = {c, origin, NULL, ops, user, ret_refused, 0};
+    if (begin(&o))
+        return submit_prepared(&o, p);
+    front_prepared_deinit(p);
+    return NULL;
+}
+
 struct front_call *front_generate(struct coordinator *c, const struct front_origin *origin,
                                   const struct wire_generate_request *w,
                                   const struct front_ops *ops, void *user,
                                   struct front_end *ret_refused)
 {
     struct opening o = {c, origin, NULL, ops, user, ret_refused, 0};
-    struct request *r = NULL, *echo = NULL;
-    struct err e = ERR_INIT;
-    int code = 0;
+    struct front_prepared p;
     if (!begin(&o))
         return NULL;
-    if (w->has_prompt_logprobs)
-        code = admit_echo(&c->admit, w, &echo, &e);
-    if (code == 0 && !(echo && w->prompt_only))
-        code = admit_generate(&c->admit, w, &r, &e);
-    if (code < 0) {
-        request_free(echo);
-        front_refuse(c, code, e.message, ret_refused);
-        return NULL;
-    }
-    struct front_call *f = submit(&o, echo ? echo : r, echo ? r : NULL, w->return_token_ids);
-    if (f)
-        f->echo = echo != NULL;
-    return f;
+    front_prepare_generate(c, w, &p);
+    return submit_prepared(&o, &p);
 }
 
 struct front_call *front_fill(struct coordinator *c, const struct front_origin *origin,
@@ -323,15 +363,11 @@ struct front_call *front_fill(struct coordinator *c, const struct front_origin *
                               void *user, struct front_end *ret_refused)
 {
     struct opening o = {c, origin, NULL, ops, user, ret_refused, 0};
-    struct request *r;
-    struct err e = ERR_INIT;
+    struct front_prepared p;
     if (!begin(&o))
         return NULL;
-    int code = admit_fill(&c->admit, w, &r, &e);
-    if (code == 0)
-        return submit(&o, r, NULL, w->return_token_ids);
-    front_refuse(c, code, e.message, ret_refused);
-    return NULL;
+    front_prepare_fill(c, w, &p);
+    return submit_prepared(&o, &p);
 }
 
 struct front_call *front_score(struct coordinator *c, const struct front_origin *origin,

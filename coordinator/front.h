@@ -66,6 +66,23 @@ struct front_call *front_score(struct coordinator *c, const struct front_origin 
                                const struct wire_score_request *w, const struct front_ops *ops,
                                void *user, struct front_end *ret_refused);
 
+/* The half of a call that needs no loop: what admission makes of a message, which takes a while for
+ * long ones. Any thread, while the coordinator is there; what it reads of it never changes. */
+struct front_prepared {
+    struct request *request, *echo; /* owned */
+    bool return_ids;
+    struct err error; /* code 0: admitted */
+};
+void front_prepare_generate(const struct coordinator *c, const struct wire_generate_request *w,
+                            struct front_prepared *ret);
+void front_prepare_fill(const struct coordinator *c, const struct wire_fill_request *w,
+                        struct front_prepared *ret);
+void front_prepared_deinit(struct front_prepared *p);
+/* The other half, as front_generate. Takes what was prepared. */
+struct front_call *front_open(struct coordinator *c, const struct front_origin *origin,
+                              struct front_prepared *p, const struct front_ops *ops, void *user,
+                              struct front_end *ret_refused);
+
 /* The name of the request, for answers and logs: the client's, or one that was made for it. */
 const char *front_request_id(const struct front_call *f);
 /* Its entry in the timeline. */

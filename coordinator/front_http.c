@@ -3,6 +3,7 @@
 #include "coordinator/front_http.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -96,6 +97,19 @@ static void refuse(struct http_front *f, int status, int64_t retry_after_ns, con
     http_front_error(f, &e);
 }
 
+void http_front_busy(struct http_front *f, const char *why)
+{
+    refuse(f, 503, CROWDED_RETRY_NS, why);
+}
+
+void http_front_unparsed(struct http_front *f, const struct openai_error *e)
+{
+    struct front_end end;
+    front_refuse(f->server->coordinator, -EINVAL, e->message, &end);
+    f->server->coordinator->counters.total++;
+    http_front_error(f, e);
+}
+
 struct openai_settings http_front_settings(const struct http_front *f)
 {
     return (struct openai_settings){
@@ -159,6 +173,14 @@ static bool is_allowed(struct http_front *f)
     return false;
 }
 
+/* 413, which counts as what a body that cannot be parsed does. */
+static void refuse_long(struct http_front *f)
+{
+    struct openai_error e;
+    openai_error_set(&e, 413, NULL, "the body is too long");
+    http_front_unparsed(f, &e);
+}
+
 static void look_at_head(struct http_front *f)
 {
     const char *allow;
@@ -169,7 +191,7 @@ static void look_at_head(struct http_front *f)
     } else if (!f->route) {
         refuse(f, 404, 0, "there is nothing at this path; /openapi.json lists what there is");
     } else if (http_crowded(f->http) && !f->route->always) {
-        refuse(f, 503, CROWDED_RETRY_NS, "too many connections");
+        http_front_busy(f, "too many connections");
     } else if (!is_allowed(f)) {
         return;
     } else if (f->route->json && !is_json(f->http)) {
@@ -180,7 +202,7 @@ static void look_at_head(struct http_front *f)
         if (!f->route->json)
             http_set_max_body(f->http, 0);
         if (http_oversized(f->http) && !http_forgets(f->http))
-            refuse(f, 413, 0, "the body is too long");
+            refuse_long(f);
     }
 }
 
@@ -210,7 +232,7 @@ static void on_request(struct http_call *c, void *context)
     struct http_front *f = http_user(c);
     (void)context;
     if (http_oversized(c))
-        refuse(f, 413, 0, "the body is too long");
+        refuse_long(f);
     else
         f->route->serve(f);
 }
@@ -248,7 +270,7 @@ static const struct http_handler handler = {
 
 void http_front_release(struct http_front *f)
 {
-    if (f->http || f->n_running || f->leaving)
+    if (f->http || f->n_running || f->leaving || f->working)
         return;
     if (f->prev)
         f->prev->next = f->next;
@@ -353,7 +375,7 @@ int front_http_port(const struct front_http *h)
 
 /* ---- stop ---- */
 
-static void part_stopped(struct front_http *h)
+void http_front_part_stopped(struct front_http *h)
 {
     assert(h->n_open > 0);
     if (--h->n_open)
@@ -367,12 +389,12 @@ static void part_stopped(struct front_http *h)
 
 static void on_server_stopped(void *context)
 {
-    part_stopped(context);
+    http_front_part_stopped(context);
 }
 
 static void on_tick_closed(uv_handle_t *t)
 {
-    part_stopped(t->data);
+    http_front_part_stopped(t->data);
 }
 
 void front_http_stop(struct front_http *h, int64_t grace_ns, void (*on_stopped)(void *context),

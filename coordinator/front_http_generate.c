@@ -1,5 +1,6 @@
 /* front_http_generate.c: requests that generate: a call of front.h for every prompt, and one answer
  * for all of them. See front_http.h. */
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -150,33 +151,21 @@ void http_front_drained(struct http_front *f)
 
 /* ---- opening ---- */
 
-static struct front_call *open_piece(struct http_front *f, struct http_piece *p,
-                                     struct front_end *ret_refused)
+static bool open_pieces(struct http_front *f, struct http_job *j, struct front_end *ret_refused)
 {
-    struct coordinator *c = f->server->coordinator;
     const struct front_origin origin = {
         .key = http_header(f->http, "authorization"),
         .traceparent = http_header(f->http, "traceparent"),
         .deadline_ns = f->deadline_ns,
         .arrived_ns = f->arrived_ns,
     };
-    if (f->request->fill) {
-        struct wire_fill_request w = *f->request->fill;
-        w.request_id = f->request_id;
-        return front_fill(c, &origin, &w, &ops, p, ret_refused);
-    }
-    struct wire_generate_request w = f->request->generate[p->prompt];
-    w.request_id = f->request_id;
-    return front_generate(c, &origin, &w, &ops, p, ret_refused);
-}
-
-static bool open_pieces(struct http_front *f, struct front_end *ret_refused)
-{
-    for (uint32_t i = 0; i != f->n_pieces; i++) {
+    assert(j->n_prepared <= f->n_pieces);
+    for (uint32_t i = 0; i != j->n_prepared; i++) {
         struct http_piece *p = &f->pieces[i];
         p->front = f;
         p->prompt = i;
-        p->call = open_piece(f, p, ret_refused);
+        p->call =
+            front_open(f->server->coordinator, &origin, &j->prepared[i], &ops, p, ret_refused);
         if (!p->call)
             return false;
         f->n_running++;
@@ -220,34 +209,28 @@ static void note_unknown(const struct http_front *f)
               "http: %s: ignored %u unknown fields: %s", f->route->path, q->n_unknown, q->unknown);
 }
 
-void http_front_generate(struct http_front *f)
+static void on_parsed(struct http_front *f, struct http_job *j)
 {
-    size_t size;
-    const char *body = http_body(f->http, &size);
-    struct openai_settings settings = http_front_settings(f);
-    struct openai_error error;
     struct front_end refused;
-    if (http_header(f->http, "x-request-id"))
-        settings.request_id = f->request_id;
-    if (openai_parse(&settings, f->route->openai, body, size, &f->request, &error) < 0) {
-        front_refuse(f->server->coordinator, -EINVAL, error.message, &refused);
-        f->server->coordinator->counters.total++;
-        http_front_error(f, &error);
-        return;
-    }
+    f->request = j->request;
+    j->request = NULL;
+    memcpy(f->request_id, j->request_id, sizeof f->request_id);
     note_unknown(f);
-    size_t n = strlen(f->request->request_id);
-    if (!settings.request_id && n > 0 && n < sizeof f->request_id)
-        memcpy(f->request_id, f->request->request_id, n + 1);
     if (make_reply(f) < 0) {
         fail_inside(f);
-    } else if (!open_pieces(f, &refused)) {
+    } else if (!open_pieces(f, j, &refused)) {
+        struct openai_error error;
         openai_error_from_rpc(&error, refused.status, refused.message, refused.retry_after_ns);
         openai_error_rename(&error, f->request);
         fail(f, &error);
     } else {
         coordinator_pump(f->server->coordinator);
     }
+}
+
+void http_front_generate(struct http_front *f)
+{
+    http_job_start(f, on_parsed);
 }
 
 /* Whoever has waited for long for a first event gets the head of the stream, and heartbeats. */

@@ -23,7 +23,8 @@ struct front_http {
     struct http_front *calls;
     uv_timer_t tick; /* streams that have said nothing yet */
     bool stopped;
-    unsigned n_open; /* server, timer: that have not ended */
+    unsigned n_open; /* server, timer, jobs: that have not ended */
+    unsigned n_jobs; /* in libuv's pool */
     void (*on_stopped)(void *context);
     void *stopped_context;
 };
@@ -53,6 +54,29 @@ struct http_front {
     bool begun;   /* a stream whose head is out */
     bool ended;   /* answered in full, or failed */
     bool leaving; /* inside http_front_leave */
+    bool working; /* a job of it is in libuv's pool */
+};
+
+/* What becomes of a body. The parts below `done` are any thread's until it is called. */
+struct http_job {
+    uv_work_t work;
+    struct http_front *front;
+    void (*done)(struct http_front *f, struct http_job *j);
+    const struct coordinator *coordinator; /* borrowed */
+    enum openai_route route;
+    struct openai_settings settings;
+    char request_id[REQUEST_ID_BYTES]; /* of the head, or else of the body, or else ours */
+    struct buf body;
+
+    struct openai_error error;       /* status 0: none */
+    struct openai_request *request;  /* owned, as everything below */
+    struct front_prepared *prepared; /* [n_prepared]: one for each prompt, up to a refused one */
+    uint32_t n_prepared;
+    /* tokenize and detokenize */
+    int code;
+    struct err why;
+    struct token_list ids;
+    struct buf text;
 };
 
 /* front_http.c: answers; all of them end the request, a second one is ignored */
@@ -62,9 +86,21 @@ void http_front_bytes(struct http_front *f, unsigned status, const char *content
 void http_front_error(struct http_front *f, const struct openai_error *e);
 void http_front_refused(struct http_front *f, const struct front_end *end);
 void http_front_fail(struct http_front *f, int code); /* what should not happen: 500 */
+/* A body that is no request of its route. */
+void http_front_unparsed(struct http_front *f, const struct openai_error *e);
+void http_front_busy(struct http_front *f, const char *why); /* 503, with a Retry-After */
 /* Frees f once nobody holds it. */
 void http_front_release(struct http_front *f);
 struct openai_settings http_front_settings(const struct http_front *f);
+
+/* A part that n_open counts has ended. */
+void http_front_part_stopped(struct front_http *h);
+
+/* front_http_job.c. Calls done with the job (at once for short bodies, from the loop for others),
+ * unless there is nobody left to answer, or the body was refused. done may take what it needs out
+ * of the job, which is freed behind it. */
+void http_job_start(struct http_front *f, void (*done)(struct http_front *f, struct http_job *j));
+void http_job_free(struct http_job *j);
 
 /* front_http_generate.c */
 void http_front_generate(struct http_front *f); /* a route's `serve` */

@@ -24,6 +24,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/buf.h"
 #include "base/err.h"
 
 struct uv_loop_s;
@@ -94,6 +95,8 @@ const char *http_query(const struct http_call *c, const char *name);
 const char *http_header(const struct http_call *c, const char *name);
 const char *http_peer(const struct http_call *c); /* "127.0.0.1:4711", "[::1]:4711", "unix" */
 const char *http_body(const struct http_call *c, size_t *ret_size); /* a NUL byte follows it */
+/* Moves the body into *ret, which is empty: http_body is so from then on. */
+void http_take_body(struct http_call *c, struct buf *ret);
 bool http_crowded(const struct http_call *c); /* there are more connections than there should be */
 
 /* In on_head: a longer body is answered with 413 (see http_oversized) and not read. */

@@ -93,6 +93,12 @@ const char *http_body(const struct http_call *c, size_t *ret_size)
     return c->body.size ? c->body.data : "";
 }
 
+void http_take_body(struct http_call *c, struct buf *ret)
+{
+    *ret = c->body;
+    c->body = (struct buf){0};
+}
+
 bool http_crowded(const struct http_call *c)
 {
     return c->conn->crowded;

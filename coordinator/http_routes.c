@@ -45,30 +45,18 @@ static void serve_model(struct http_front *f)
     answer(f, openai_model_encode(&m, f->server->created, &out), &out);
 }
 
-/* -EINVAL and the like were answered. */
-static int refuse(struct http_front *f, int code, const struct err *e)
+static void refuse(struct http_front *f, int code, const struct err *e)
 {
     struct front_end end;
     front_refuse(f->server->coordinator, code, e->message, &end);
+    f->server->coordinator->counters.total++;
     http_front_refused(f, &end);
-    return code;
 }
 
-static bool parse(struct http_front *f)
-{
-    size_t size;
-    const char *body = http_body(f->http, &size);
-    struct openai_error error;
-    const struct openai_settings settings = http_front_settings(f);
-    if (openai_parse(&settings, f->route->openai, body, size, &f->request, &error) == 0)
-        return true;
-    http_front_error(f, &error);
-    return false;
-}
-
-static int encode_tokens(struct http_front *f, const struct token_list *ids, struct buf *out)
+static int encode_tokens(struct http_front *f, const struct http_job *j, struct buf *out)
 {
     const struct coordinator *c = f->server->coordinator;
+    const struct token_list *ids = &j->ids;
     const char **pieces = alloc_array(ids->n, sizeof *pieces);
     if (!pieces)
         return -ENOMEM;
@@ -76,40 +64,48 @@ static int encode_tokens(struct http_front *f, const struct token_list *ids, str
         pieces[i] = tokenizer_piece(c->tokenizer, ids->ids[i]);
     const struct wire_tokenize_response w = {
         .ids = ids->ids, .n_ids = (uint32_t)ids->n, .pieces = pieces, .n_pieces = (uint32_t)ids->n};
-    int code = openai_tokenize_encode(f->request, &w, model_dir_arch(c->model)->max_seq, out);
+    int code = openai_tokenize_encode(j->request, &w, model_dir_arch(c->model)->max_seq, out);
     free(pieces);
     return code;
 }
 
+static void on_tokenized(struct http_front *f, struct http_job *j)
+{
+    struct buf out = {0};
+    if (j->code < 0)
+        refuse(f, j->code, &j->why);
+    else
+        answer(f, encode_tokens(f, j, &out), &out);
+}
+
 static void serve_tokenize(struct http_front *f)
 {
-    struct token_list ids = {0};
+    http_job_start(f, on_tokenized);
+}
+
+static void on_detokenized(struct http_front *f, struct http_job *j)
+{
     struct buf out = {0};
-    struct err e = ERR_INIT;
-    if (!parse(f))
-        return;
-    int code = admit_tokenize(&f->server->coordinator->admit, f->request->tokenize, &ids, &e);
-    if (code < 0)
-        refuse(f, code, &e);
+    const struct wire_detokenize_response w = {.text = j->text.size ? j->text.data : ""};
+    if (j->code < 0)
+        refuse(f, j->code, &j->why);
     else
-        answer(f, encode_tokens(f, &ids, &out), &out);
-    token_list_deinit(&ids);
+        answer(f, openai_detokenize_encode(&w, &out), &out);
 }
 
 static void serve_detokenize(struct http_front *f)
 {
-    struct buf text = {0}, out = {0};
-    struct err e = ERR_INIT;
-    if (!parse(f))
-        return;
-    int code = admit_detokenize(&f->server->coordinator->admit, f->request->detokenize, &text, &e);
-    if (code < 0) {
-        refuse(f, code, &e);
-    } else {
-        const struct wire_detokenize_response w = {.text = text.size ? text.data : ""};
-        answer(f, openai_detokenize_encode(&w, &out), &out);
-    }
-    buf_deinit(&text);
+    http_job_start(f, on_detokenized);
+}
+
+/* Evaluation harnesses look here before they count tokens with /tokenize. */
+static void serve_tokenizer(struct http_front *f)
+{
+    const struct coordinator *c = f->server->coordinator;
+    const struct arch *a = model_dir_arch(c->model);
+    const char *eos = tokenizer_piece(c->tokenizer, a->tokens.eos);
+    struct buf out = {0};
+    answer(f, openai_tokenizer_encode(eos ? eos : "</s>", a->max_seq, &out), &out);
 }
 
 /* ---- state ---- */
@@ -227,6 +223,7 @@ const struct http_route http_routes[] = {
     GENERATES("/generate", OPENAI_LEGACY),
     {"POST", "/tokenize", AUTH_USER, false, true, OPENAI_TOKENIZE, serve_tokenize},
     {"POST", "/detokenize", AUTH_USER, false, true, OPENAI_DETOKENIZE, serve_detokenize},
+    {"GET", "/tokenizer_info", AUTH_USER, false, false, 0, serve_tokenizer},
     {"GET", "/v1/models", AUTH_USER, false, false, 0, serve_models},
     {"GET", "/v1/models/*", AUTH_USER, false, false, 0, serve_model},
     {"GET", "/version", AUTH_USER, false, false, 0, serve_version},

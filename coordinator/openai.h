@@ -8,7 +8,7 @@
  * Bodies are hostile: their size, nesting, number of values and every field are bounded here before
  * anything is built of them (what admission checks besides is admit.h's). docs/http-fields.md lists
  * the fields, openapi.json describes the API; both are held against the parser's table by a test.
- * Errors hold no text of the client's but the names of fields. Pure; loop thread.
+ * Errors hold no text of the client's but the names of fields. Pure; any thread.
  */
 #ifndef GLMD_COORDINATOR_OPENAI_H
 #define GLMD_COORDINATOR_OPENAI_H
@@ -161,6 +161,8 @@ int openai_model_encode(const struct wire_model_info *m, int64_t created, struct
 int openai_tokenize_encode(const struct openai_request *q, const struct wire_tokenize_response *w,
                            uint32_t context_length, struct buf *out);
 int openai_detokenize_encode(const struct wire_detokenize_response *w, struct buf *out);
+/* What vLLM's answer has: {"tokenizer_class", "model_max_length", "eos_token", ...}. */
+int openai_tokenizer_encode(const char *eos, uint32_t context_length, struct buf *out);
 int openai_version_encode(const char *version, struct buf *out);
 
 /* The OpenAPI description that is served, as JSON. */

@@ -267,6 +267,7 @@ static int take_prompt(struct openai_private *p, const json_t *v, struct wire_ge
         return -ENOMEM;
     w->tokens = ids;
     int r = openai_take_ids(p, "prompt", v, MAX_PROMPT_IDS, ids);
+    json_array_clear((json_t *)v); /* a list as long as this takes a while to free: do it here */
     if (r == 0 && ids->n_ids == 0)
         return openai_refuse(p, "prompt", "prompt: expected at least one token id");
     return r;

@@ -80,6 +80,17 @@ int openai_detokenize_encode(const struct wire_detokenize_response *w, struct bu
     return o.error;
 }
 
+int openai_tokenizer_encode(const char *eos, uint32_t context_length, struct buf *out)
+{
+    struct json_out o = {out, 0};
+    json_raw(&o, "{\"tokenizer_class\":\"icetk\",\"model_max_length\":");
+    json_u64(&o, context_length);
+    json_raw(&o, ",\"eos_token\":");
+    json_text(&o, eos);
+    json_raw(&o, ",\"bos_token\":null,\"pad_token\":null,\"chat_template\":null}");
+    return o.error;
+}
+
 int openai_version_encode(const char *version, struct buf *out)
 {
     struct json_out o = {out, 0};

@@ -236,6 +236,8 @@ static int add_offsets(struct openai_reply *r, struct openai_choice *c,
     int code = 0;
     for (uint32_t i = 0; i != d->n_logprobs && code == 0; i++)
         code = buf_append(&c->held, &d->logprobs[i].token, sizeof d->logprobs[i].token);
+    if (d->stop_logprob && code == 0)
+        code = buf_append(&c->held, &d->stop_logprob->token, sizeof d->stop_logprob->token);
     if (code < 0 || !c->settled || !c->held.size)
         return code;
     bool at_start = !c->has_offsets && !c->blank;
@@ -259,6 +261,11 @@ static int take_delta(struct openai_reply *r, struct openai_prompt *p,
         code = openai_add_ids(&c->part, d->tokens, d->n_tokens);
     if (code == 0 && r->p->logprobs)
         code = openai_add_logprobs(r, &c->part, d->logprobs, d->n_logprobs, false);
+    /* As OpenAI's completions, and unlike its chats, have it: who scores with one token of output
+     * counts on an entry for it, also where it is the end. */
+    bool stop = r->q->route == OPENAI_COMPLETIONS && r->p->logprobs && d->stop_logprob;
+    if (code == 0 && stop)
+        code = openai_add_logprobs(r, &c->part, d->stop_logprob, 1, false);
     if (code == 0 && r->p->logprobs && r->q->route == OPENAI_COMPLETIONS)
         code = add_offsets(r, c, d);
     c->has_score = c->has_score || d->has_score;

@@ -18,7 +18,7 @@ struct request *request_new(enum request_kind kind)
 
 void output_deinit(struct output *o)
 {
-    for (size_t i = 0; o->logprobs && i != o->tokens.n; i++)
+    for (size_t i = 0; o->logprobs && i != o->tokens.n + o->has_end_logprob; i++)
         free(o->logprobs[i].top);
     free(o->logprobs);
     free(o->token_scores);
@@ -224,9 +224,21 @@ int output_append(struct output *o, int32_t token, const struct result_item *ite
     return r;
 }
 
+int output_end(struct output *o, int32_t token, const struct result_item *item, bool logprobs)
+{
+    int r = logprobs ? append_logprob(o, item) : 0;
+    o->has_end_logprob = logprobs && r == 0;
+    o->end_token = token;
+    o->finish = FINISH_STOP;
+    return r;
+}
+
 void output_stop(struct output *o, size_t n_keep, uint32_t stop)
 {
     assert(n_keep <= o->tokens.n);
+    if (o->has_end_logprob)
+        free(o->logprobs[o->tokens.n].top);
+    o->has_end_logprob = false;
     for (; o->tokens.n > n_keep; o->tokens.n--) {
         if (o->logprobs)
             free(o->logprobs[o->tokens.n - 1].top);

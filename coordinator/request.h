@@ -91,8 +91,9 @@ struct output {
     struct token_list tokens;        /* the end token is not in it */
     struct output_logprob *logprobs; /* [tokens.n] when the request asks for them */
     size_t logprobs_capacity;
-    int32_t end_token; /* the token that ended it, -1 = none */
-    int32_t stop;      /* the stop text that ended it, -1 = none */
+    bool has_end_logprob; /* logprobs[tokens.n] is there, too: of the end token */
+    int32_t end_token;    /* the token that ended it, -1 = none */
+    int32_t stop;         /* the stop text that ended it, -1 = none */
     enum finish finish;
     double logprob_sum;   /* of the n_sampled tokens that were chosen, the last one included */
     uint32_t n_sampled;   /* without beams */
@@ -227,6 +228,8 @@ bool request_is_stop_id(const struct request *r, int32_t token);
 
 /* Appends a sampled token to an output. -ENOMEM. */
 int output_append(struct output *o, int32_t token, const struct result_item *item, bool logprobs);
+/* Ends an output with an end token, or a stop id, that was sampled. -ENOMEM. */
+int output_end(struct output *o, int32_t token, const struct result_item *item, bool logprobs);
 /* Ends an output with its first n_keep tokens: a stop text is complete. Also one that has ended in
  * the same step for another reason. */
 void output_stop(struct output *o, size_t n_keep, uint32_t stop);

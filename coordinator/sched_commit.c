@@ -117,18 +117,14 @@ static void commit_sample(struct sched *s, struct request *r, struct seq *q,
     assert(q->n_samples_out > 0 && o->finish == FINISH_NONE);
     q->n_samples_out--;
     count_token(s, r, 1, now_ns);
-    if (end || request_is_stop_id(r, it->token)) {
-        o->end_token = it->token;
-        o->finish = FINISH_STOP;
-    } else {
-        bool logprobs = r->params.logprobs || r->params.n_top_logprobs;
-        if (output_append(o, it->token, it, logprobs) < 0) {
-            sched_end(s, r, RPC_RESOURCE_EXHAUSTED, "the coordinator is out of memory");
-            return;
-        }
-        if (o->tokens.n >= request_max_new(r))
-            o->finish = FINISH_LENGTH;
+    end = end || request_is_stop_id(r, it->token);
+    bool logprobs = r->params.logprobs || r->params.n_top_logprobs;
+    if ((end ? output_end : output_append)(o, it->token, it, logprobs) < 0) {
+        sched_end(s, r, RPC_RESOURCE_EXHAUSTED, "the coordinator is out of memory");
+        return;
     }
+    if (!end && o->tokens.n >= request_max_new(r))
+        o->finish = FINISH_LENGTH;
     o->logprob_sum += (double)it->logprob;
     o->n_sampled++;
     if (r->watch && r->watch(r->watch_context, r, q->output) < 0) {

@@ -146,7 +146,7 @@ static int allocate_logprobs(struct logprob_list *l, size_t n, size_t n_top)
     return l->tokens && l->top ? 0 : -ENOMEM;
 }
 
-/* Of the tokens [from, from + n) of an output. */
+/* Of the tokens [from, from + n) of an output, the one behind the last of them its end token. */
 static int make_logprobs(const struct stream *s, const struct output *o, size_t from, size_t n,
                          struct logprob_list *l)
 {
@@ -156,8 +156,8 @@ static int make_logprobs(const struct stream *s, const struct output *o, size_t 
     int r = allocate_logprobs(l, n, n_top);
     for (size_t i = 0; i != n && r == 0; i++) {
         const struct output_logprob *lp = &o->logprobs[from + i];
-        l->tokens[i] = (struct wire_token_logprob){o->tokens.ids[from + i], lp->logprob,
-                                                   l->top + at, lp->n_top};
+        int32_t id = from + i < o->tokens.n ? o->tokens.ids[from + i] : o->end_token;
+        l->tokens[i] = (struct wire_token_logprob){id, lp->logprob, l->top + at, lp->n_top};
         for (uint32_t k = 0; k != lp->n_top && r == 0; k++) {
             l->top[at++] = (struct wire_top_logprob){lp->top[k].token, lp->top[k].logprob, NULL};
             r = append_piece(s->tokenizer, lp->top[k].token, &l->texts);
@@ -211,10 +211,13 @@ static int choice_delta(struct stream *s, const struct request *r, uint32_t i,
         d->tokens = o->tokens.ids + from;
         d->n_tokens = (uint32_t)n;
     }
-    if (code == 0 && o->logprobs && r->params.logprobs && n) {
-        code = make_logprobs(s, o, from, n, &part->logprobs);
+    bool with_end = end && o->has_end_logprob;
+    if (code == 0 && o->logprobs && r->params.logprobs && (n || with_end)) {
+        assert(!with_end || from + n == o->tokens.n);
+        code = make_logprobs(s, o, from, n + with_end, &part->logprobs);
         d->logprobs = part->logprobs.tokens;
         d->n_logprobs = (uint32_t)n;
+        d->stop_logprob = with_end ? &part->logprobs.tokens[n] : NULL;
     }
     x->n_sent_bytes = bytes;
     x->n_sent_tokens += n;

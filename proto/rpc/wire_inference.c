@@ -98,10 +98,15 @@ WIRE_MAP(token_logprob, token_logprob, T);
 
 #define T struct wire_choice_delta
 static const struct wire_field choice_delta_fields[] = {
-    F_VALUE(T, index),         F_VALUE(T, text),
-    F_ARRAY(T, tokens),        F_MESSAGES(T, logprobs, &token_logprob),
-    F_VALUE(T, finish_reason), F_OPTIONAL(T, score),
-    F_VALUE(T, stop),          F_OPTIONAL(T, stop_token),
+    F_VALUE(T, index),
+    F_VALUE(T, text),
+    F_ARRAY(T, tokens),
+    F_MESSAGES(T, logprobs, &token_logprob),
+    F_VALUE(T, finish_reason),
+    F_OPTIONAL(T, score),
+    F_VALUE(T, stop),
+    F_OPTIONAL(T, stop_token),
+    F_POINTER(T, stop_logprob, &token_logprob),
 };
 WIRE_MAP(choice_delta, choice_delta, T);
 #undef T

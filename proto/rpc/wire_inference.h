@@ -106,6 +106,7 @@ struct wire_choice_delta {
     const char *stop;
     bool has_stop_token;
     int32_t stop_token;
+    const struct wire_token_logprob *stop_logprob;
 };
 
 struct wire_usage {

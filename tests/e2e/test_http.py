@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -172,6 +173,28 @@ def test_stop_and_seed_and_greedy(server):
     assert stopped["text"] == greedy[:greedy.index(word)]
 
 
+def test_fields_beyond_openais_have_their_effect(server):
+    def ids_of(**fields):
+        answer = complete(server, return_token_ids=True, **{"max_tokens": 6, **fields})
+        return [c["token_ids"] for c in answer["choices"]], answer["usage"]["completion_tokens"]
+
+    [greedy], _ = ids_of(temperature=0, ignore_eos=True)
+    assert ids_of(top_k=1, ignore_eos=True)[0] == [greedy]
+    assert ids_of(min_p=1, ignore_eos=True)[0] == [greedy]
+    [river] = post(server.http_port, "/tokenize", {"prompt": "river"}).json["tokens"][-1:]
+    assert ids_of(logit_bias={str(river): 100})[0] == [[river] * 6]
+    stops = {"temperature": 0, "stop_token_ids": greedy[:1]}
+    assert ids_of(**stops)[0] == [[]]
+    [late], _ = ids_of(**stops, min_tokens=4, ignore_eos=True)
+    assert len(late) >= 4 and greedy[0] not in late[:4]
+    [varied], _ = ids_of(temperature=0, ignore_eos=True, repetition_penalty=2, max_tokens=40)
+    assert len(set(varied)) > len(set(ids_of(temperature=0, ignore_eos=True, max_tokens=40)[0][0]))
+    best, n_tokens = ids_of(n=1, best_of=3, ignore_eos=True)
+    assert len(best) == 1 and n_tokens == 18, "three were generated"
+    assert len(ids_of(use_beam_search=True, n=2, best_of=3, temperature=0)[0]) == 2
+    assert ids_of(priority=5, temperature=0, ignore_eos=True)[0] == [greedy]
+
+
 # ---- scoring, as evaluation harnesses do it ----
 
 
@@ -208,6 +231,88 @@ def test_echo_without_a_new_token(server):
     choice = answer["choices"][0]
     assert choice["text"] == PROMPT and answer["usage"]["completion_tokens"] == 0
     assert choice["logprobs"]["token_logprobs"][0] is None
+
+
+def test_the_end_of_a_text_has_its_log_probability(server):
+    """Who asks for one token behind the prompt, as harnesses do, cuts one entry off the lists."""
+    ids = post(server.http_port, "/tokenize", {"prompt": PROMPT}).json["tokens"]
+    whole = score(server, ids, return_token_ids=True)["choices"][0]
+    [token] = whole["token_ids"]
+    ended = score(server, ids, stop_token_ids=[token])["choices"][0]
+    assert (ended["finish_reason"], ended["stop_reason"]) == ("stop", token)
+    for name, values in ended["logprobs"].items():
+        assert len(values) == len(ids) + 1, (name, values)
+        if name != "text_offset":
+            assert values == whole["logprobs"][name], name
+    assert ended["logprobs"]["text_offset"][-1] == len(ended["text"])
+    status, lines = events(server.http_port, "/v1/completions", {
+        "prompt": ids, "max_tokens": 1, "logprobs": 1, "temperature": 0, "stop_token_ids": [token]})
+    assert status == 200
+    [lp] = [p for line in lines[:-1] for c in json.loads(line)["choices"] if (p := c["logprobs"])]
+    assert lp["token_logprobs"] == ended["logprobs"]["token_logprobs"][-1:]
+
+
+# ---- what holds the loop ----
+
+
+def test_a_large_batch_does_not_hold_up_the_others(slow):
+    """128 prompts of 2,000 ids, 1.5 MB: they are parsed and admitted beside the loop."""
+    c = slow(coordinator__limits__max_queue=4)
+    batch = json.dumps({"prompt": [[200 + i % 50] * 1000 + [300] * 1000 for i in range(128)],
+                        "max_tokens": 1}).encode()
+    s = open_stream(c.http_port, "/v1/completions",
+                    {"prompt": PROMPT, "max_tokens": 1900, "ignore_eos": True})
+    gaps, stop, last = [], threading.Event(), [0.0]
+
+    def read():
+        before = None
+        while not stop.is_set() and s.recv(1 << 20):
+            now = time.monotonic()
+            if before:
+                gaps.append((now - before, now))
+            before = now
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    c.wait(lambda: len(gaps) > 20, "tokens")
+    holds = []
+    for _ in range(5):
+        begin = time.monotonic()
+        answer = post(c.http_port, "/v1/completions", batch)
+        end = time.monotonic()
+        assert answer.status == 429, (answer.status, answer.body[:200])  # more than the queue takes
+        c.wait(lambda: gaps[-1][1] > end, "a token behind it")
+        holds.append(max(gap for gap, at in gaps if begin <= at <= end + 0.05))
+    usual = sorted(gap for gap, _ in gaps)[len(gaps) // 2]
+    stop.set()
+    s.shutdown(socket.SHUT_RDWR)
+    reader.join()
+    s.close()
+    print(f"usual gap {usual * 1e3:.1f} ms, longest with a batch {[round(h * 1e3, 1) for h in holds]}")
+    if not SANITIZED:
+        assert min(holds) < usual + 0.015, (holds, usual)
+
+
+def test_clients_that_leave_while_their_long_request_is_parsed(server):
+    body = json.dumps({"prompt": ["x " * 3000] * 100, "max_tokens": 1}).encode()
+    head = (f"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n").encode()
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", server.http_port)) as s:
+            s.sendall(head + body)
+    wait_idle(server)
+    assert complete(server)["choices"]
+
+
+def test_what_is_too_long_or_no_text_is_counted(server):
+    name = 'glmd_requests_rejected_total{reason="invalid"}'
+    for path, body in (("/v1/completions", b'{"prompt": "' + b"x" * (5 << 20) + b'"}'),
+                       ("/tokenize", {"prompt": 1}), ("/detokenize", {"tokens": [-1]}),
+                       ("/tokenize", {"prompt": "x" * (1 << 20)})):
+        before, total = counted(server, name), counted(server, "glmd_requests_total")
+        assert post(server.http_port, path, body).status in (400, 413)
+        assert counted(server, name) == before + 1, path
+        assert counted(server, "glmd_requests_total") == total + 1, path
 
 
 # ---- the other routes ----

@@ -401,6 +401,9 @@ static void the_other_answers_are_as_described(void **state)
     openai_detokenize_encode(&(struct wire_detokenize_response){.text = "x"}, &b);
     check_text(b.data, b.size, "Detokenized");
     buf_clear(&b);
+    openai_tokenizer_encode("</s>", 256, &b);
+    check_text(b.data, b.size, "TokenizerInfo");
+    buf_clear(&b);
     openai_version_encode("1", &b);
     check_text(b.data, b.size, "Version");
     buf_clear(&b);

@@ -128,6 +128,9 @@ static void models_tokens_and_version(void **state)
     const struct wire_detokenize_response d = {.text = "a \"b\""};
     assert_int_equal(openai_detokenize_encode(&d, &b), 0);
     expect(&b, "{\"prompt\":\"a \\\"b\\\"\"}");
+    assert_int_equal(openai_tokenizer_encode("</s>", 2048, &b), 0);
+    expect(&b, "{\"tokenizer_class\":\"icetk\",\"model_max_length\":2048,\"eos_token\":\"</s>\","
+               "\"bos_token\":null,\"pad_token\":null,\"chat_template\":null}");
     assert_int_equal(openai_version_encode("0.1.0", &b), 0);
     expect(&b, "{\"version\":\"0.1.0\"}");
 }
