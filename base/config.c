@@ -214,6 +214,10 @@ static const struct conf_option options[] = {
      "prompt "
      "gives then depends, in the last bits, on what is computed beside it. 0: never. `gpu-speed` "
      "shows from where on it pays."},
+    {"worker.warpgroups", CONF_BOOL, AT(worker.warpgroups), "true", 0, 0, NULL,
+     "On GPUs of compute capability 9.0 (H100, H200), run products of 33 tokens and more on "
+     "warpgroups, where a test at the start finds that they give the same bits. false: never, nor "
+     "the test."},
     {"worker.threads", CONF_UINT, AT(worker.threads), "0", 0, 1024, NULL,
      "CPU threads of a rank. 0: all CPUs allowed (for spawned ranks see group.spawn)."},
     {"worker.slots", CONF_UINT, AT(worker.slots), "32", 1, 1024, NULL,

@@ -109,6 +109,7 @@ struct config {
         int collectives; /* enum k_comm_choice */
         bool cuda_graphs;
         uint64_t library_rows;
+        bool warpgroups;
         uint64_t threads;
         uint64_t slots;
         uint64_t kv_bytes;

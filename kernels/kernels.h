@@ -43,6 +43,7 @@ struct k_open_params {
     uint32_t max_cols;  /* largest input dimension of a linear */
     uint32_t max_seq;   /* largest sequence */
     const char *isa;    /* CPU: NULL = best; for tests one of cpu/cpuid.c, or "c" */
+    bool no_warpgroups; /* CUDA, sm_90a: products stay with mma.sync */
     bool no_graphs;     /* CUDA: launches of decode steps are not recorded */
     uint32_t
         library_rows; /* CUDA: products of at least so many rows go through cuBLASLt, whose

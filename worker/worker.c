@@ -453,6 +453,7 @@ static int start_runner(struct worker *w, struct err *e)
                    .n_kv_blocks = (uint32_t)c->worker.kv_blocks,
                    .memory_percent = (uint32_t)c->worker.memory_utilization,
                    .max_step_tokens = (uint32_t)c->worker.max_step_tokens,
+                   .no_warpgroups = !c->worker.warpgroups,
                    .library_rows = (uint32_t)c->worker.library_rows,
                    .collectives = (enum k_comm_choice)c->worker.collectives,
                    .no_graphs = !c->worker.cuda_graphs,

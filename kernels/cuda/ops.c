@@ -48,7 +48,7 @@ static int open_products(struct k_ctx *c, const struct k_open_params *p)
         .max_rows = c->max_rows,
         .max_cols = c->max_cols,
         .library_rows = p->library_rows,
-        .warpgroups = true,
+        .warpgroups = !p->no_warpgroups,
     };
     c->products = calloc(1, sizeof *c->products);
     if (!c->products)

@@ -116,6 +116,7 @@ static int open_device(struct engine *g, const struct engine_config *c, const st
                               .max_seq = a->max_seq,
                               .isa = c->isa,
                               .library_rows = c->library_rows,
+                              .no_warpgroups = c->no_warpgroups,
                               .no_graphs = c->no_graphs};
     int r = ops->open(&p, &m->ctx, message, sizeof message);
     if (r < 0)

@@ -49,6 +49,7 @@ struct engine_config {
     uint32_t memory_percent;  /* of the device's own memory that may be taken, weights, scratch and
                                  cache together, when neither of the above is given; 0 = no limit */
     uint32_t max_step_tokens; /* 0 = max_seq, at least n_slots */
+    bool no_warpgroups;       /* on GPUs: products without wgmma */
     uint32_t library_rows;    /* on GPUs: longer products go through cuBLASLt; 0 = none */
     enum k_comm_choice collectives; /* what sums over ranks where activations are on a device */
     bool no_graphs;                 /* CUDA: launches of decode steps are not recorded */

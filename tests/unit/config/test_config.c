@@ -39,6 +39,7 @@ static void test_defaults(void **state)
     assert_true(c.worker.verify);
     assert_true(c.worker.cuda_graphs);
     assert_int_equal(c.worker.library_rows, 0);
+    assert_true(c.worker.warpgroups);
     assert_int_equal(c.worker.kv_cache, CONFIG_KV_CACHE_AUTO);
     assert_int_equal(c.worker.collectives, 0); /* K_COMM_AUTO */
     assert_string_equal(config_precision(&c), "fp16");
