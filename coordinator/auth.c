@@ -304,6 +304,6 @@ void auth_end(struct auth_key *k, const struct auth_cost *c, uint64_t used_token
     assert(k->n_running > 0);
     k->n_running--;
     if (k->limits.tokens_per_minute)
-        k->tokens += (double)c->tokens - (double)MIN(used_tokens, (uint64_t)c->tokens);
+        k->tokens += (double)c->tokens - (double)used_tokens; /* more than was taken is owed */
     key_release(k);
 }

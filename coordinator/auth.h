@@ -86,7 +86,9 @@ int auth_check(const struct auth *a, const char *authorization, enum auth_need n
  * of this key ends). */
 int auth_begin(struct auth_key *key, const struct auth_cost *cost, int64_t now_ns,
                int64_t *ret_retry_ns, struct err *e);
-/* The request has ended; it used so many of the tokens that were taken. */
+/* The request has ended and used so many tokens. What it did not use of those that were taken comes
+ * back; what it used beyond them (a Fill: the end of each blank, what a stop text has cut off) is
+ * owed, and the next requests wait for it. */
 void auth_end(struct auth_key *key, const struct auth_cost *cost, uint64_t used_tokens);
 
 /* The hash of a key, as the file holds it. -EIO: the library failed. */

@@ -404,6 +404,12 @@ static void note(const struct front_call *f, enum wire_event_kind kind, uint32_t
 
 /* ---- requests that run ---- */
 
+/* What an ended request counts for with its key: nothing when it has only waited. */
+static uint64_t used_tokens(const struct request *r)
+{
+    return r->started_ns ? r->n_prompt_tokens + r->n_completion_tokens : 0;
+}
+
 /* A request that has ended: its status, the end of its half of the call. */
 static void end_request(struct front_call *f, struct request *r)
 {
@@ -425,7 +431,7 @@ static void end_request(struct front_call *f, struct request *r)
     struct front_end end;
     front_set_end(&end, r, how, f->end == METRICS_END_UNAVAILABLE);
     f->request = NULL;
-    f->n_used += r->n_prompt_tokens + r->n_completion_tokens;
+    f->n_used += used_tokens(r);
     request_free(r);
     request_free(f->waiting);
     f->waiting = NULL;
@@ -451,7 +457,7 @@ static void run_next(struct front_call *f, struct request *scored)
     struct coordinator *c = f->coordinator;
     struct err e = ERR_INIT;
     struct request *r = f->waiting;
-    f->n_used += scored->n_prompt_tokens + scored->n_completion_tokens;
+    f->n_used += used_tokens(scored);
     request_free(scored);
     f->waiting = NULL;
     f->echo = false;

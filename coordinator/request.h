@@ -127,7 +127,8 @@ struct seq {
     uint32_t n_cached;       /* tokens of prompt + output that are in the cache, or on their way */
     uint32_t output;         /* index into outputs */
     uint32_t n_history;      /* ids of its history that the ranks have, */
-    uint32_t n_blocks_told;  /* and entries of its table: 0 where it has become another one */
+    uint32_t n_blocks_told;  /* entries of its table: 0 where it has become another one, */
+    bool sampling_told;      /* and its parameters */
     bool live;               /* takes part in the steps */
     uint32_t n_samples_out;  /* its items in steps that are out and choose a token */
 };
@@ -210,7 +211,8 @@ void request_free(struct request *r);
 uint32_t request_slots(const struct request *r, uint32_t n_slots_total);
 /* Largest number of tokens that one sequence can have in the cache. */
 uint32_t request_max_tokens(const struct request *r);
-/* Tokens that it can use in all: its prompt, and as many as its outputs may have. */
+/* Tokens that it can use in all: its prompt, and as many as its outputs may have. A Fill can use
+ * somewhat more: ends of blanks, and what stop texts cut off, are not in its length. */
 uint64_t request_cost(const struct request *r);
 /* KV blocks that the whole life can need, with this many slots. */
 uint64_t request_blocks(const struct request *r, uint32_t n_slots);

@@ -291,6 +291,7 @@ void seq_take_slot(struct sched_group *g, struct seq *q)
     q->slot = slot;
     q->slot_gen = ++g->slot_gens[slot];
     q->n_history = q->n_blocks_told = 0;
+    q->sampling_told = false;
 }
 
 void seq_drop_slot(struct sched_group *g, struct seq *q)

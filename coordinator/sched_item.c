@@ -108,13 +108,11 @@ static bool add_end_bans(const struct sched *s, struct sched_group *g, const str
     return ok;
 }
 
-static bool set_sampling(const struct sched *s, struct sched_group *g, const struct request *r,
-                         struct seq *q, uint32_t item, struct plan_sampling *ret)
+/* What stays the same in all items of a sequence. */
+static struct plan_sampling parameters(const struct request *r, const struct seq *q)
 {
     const struct request_params *p = &r->params;
-    uint32_t n_done =
-        p->beam ? r->beam_step : (uint32_t)r->outputs[q->output].tokens.n + q->n_samples_out;
-    *ret = (struct plan_sampling){
+    return (struct plan_sampling){
         .temperature = p->temperature,
         .top_k = p->top_k,
         .top_p = p->top_p,
@@ -126,13 +124,26 @@ static bool set_sampling(const struct sched *s, struct sched_group *g, const str
         /* Not the request's number: the same seed must give the same text again. */
         .request = r->round,
         .choice = q->output,
-        .output_index = n_done,
         .n_top_logprobs = p->n_top_logprobs,
         .bias = p->bias,
         .n_bias = p->n_bias,
         .forbidden = p->forbidden,
         .n_forbidden = p->n_forbidden,
     };
+}
+
+static bool set_sampling(const struct sched *s, struct sched_group *g, const struct request *r,
+                         struct seq *q, uint32_t item, struct plan_sampling *ret)
+{
+    const struct request_params *p = &r->params;
+    uint32_t n_done =
+        p->beam ? r->beam_step : (uint32_t)r->outputs[q->output].tokens.n + q->n_samples_out;
+    if (q->sampling_told)
+        *ret = (struct plan_sampling){.kept = true};
+    else
+        *ret = parameters(r, q);
+    q->sampling_told = p->n_bias == 0;
+    ret->output_index = n_done;
     g->banned_at[item] = g->n_banned;
     if (!add_history(g, r, q, item, ret))
         return false;

@@ -215,8 +215,8 @@ static int check_history(const struct plan_sampling *s, uint32_t i, const struct
     return 0;
 }
 
-static int check_sampling(const struct plan_sampling *s, uint32_t i, const struct plan_limits *l,
-                          struct err *e)
+static int check_parameters(const struct plan_sampling *s, uint32_t i, const struct plan_limits *l,
+                            struct err *e)
 {
     if (!isfinite(s->temperature) || !(s->temperature > 0))
         return err_set(e, -EINVAL,
@@ -241,6 +241,22 @@ static int check_sampling(const struct plan_sampling *s, uint32_t i, const struc
     if (s->n_top_logprobs > top_max)
         return err_set(e, -EINVAL, "item %u: n_top_logprobs: expected at most %u, found %u", i,
                        top_max, s->n_top_logprobs);
+    return 0;
+}
+
+static int check_sampling(const struct plan_item *it, uint32_t i, const struct plan_limits *l,
+                          struct err *e)
+{
+    const struct plan_sampling *s = &it->sampling;
+    if (s->kept && (!it->start || s->n_bias || s->n_forbidden))
+        return err_set(
+            e, -EINVAL,
+            "item %u: sampling: what is kept needs a sequence that goes on, without bias "
+            "and forbidden ids, found start %u, %u and %u",
+            i, it->start, s->n_bias, s->n_forbidden);
+    int r = s->kept ? 0 : check_parameters(s, i, l, e);
+    if (r)
+        return r;
     const struct {
         const char *name;
         const void *list;
@@ -253,7 +269,7 @@ static int check_sampling(const struct plan_sampling *s, uint32_t i, const struc
         if (lists[k].n > lists[k].max || (lists[k].n && !lists[k].list))
             return err_set(e, -EINVAL, "item %u: %s: expected at most %u, found %u", i,
                            lists[k].name, lists[k].max, lists[k].n);
-    int r = check_history(s, i, l, e);
+    r = check_history(s, i, l, e);
     return r ? r : check_sampling_lists(s, i, l, e);
 }
 
@@ -278,9 +294,9 @@ static int check_output(const struct plan *p, const struct plan_item *it, uint32
                            p->n_groups, it->beam_group);
         if (!isfinite(it->beam_score))
             return err_set(e, -EINVAL, "item %u: beam_score: expected a finite number", i);
-        return check_sampling(&it->sampling, i, l, e);
+        return check_sampling(it, i, l, e);
     case PLAN_OUTPUT_SAMPLE:
-        return check_sampling(&it->sampling, i, l, e);
+        return check_sampling(it, i, l, e);
     }
     return err_set(e, -EINVAL, "item %u: output: %d is none", i, (int)it->output);
 }

@@ -76,8 +76,13 @@ struct plan_range {
  * lasts: an item brings what stands behind the first n_history_kept ids of the last one that the
  * slot had, usually the newest token. The first item of a generation brings all of it. As a whole
  * it is not longer than a sequence. Log-probabilities are those of the logits with bias, before
- * penalties. */
+ * penalties.
+ *
+ * A rank keeps the parameters of a slot likewise: an item may say `kept` instead of bringing them
+ * again, when the last item of the slot that chose had them and no bias. */
 struct plan_sampling {
+    bool kept; /* everything is as before but output_index, banned ids and the history: the other
+                  fields are not looked at, and there are no bias and no forbidden ids here */
     float temperature;                         /* > 0 */
     uint32_t top_k;                            /* 0 = off, 1 = greedy */
     float top_p;                               /* 0 or >= 1 = off */

@@ -140,6 +140,7 @@ static uint8_t *put_sampling(uint8_t *at, const struct plan_sampling *s)
     at = put_ints(at, 16, s->history, s->n_history);
     at = put_u64(at, 17, s->n_history_prompt);
     at = put_u64(at, 18, s->n_history_kept);
+    at = put_u64(at, 19, s->kept);
     return finish(start, at);
 }
 

@@ -204,6 +204,7 @@ static const struct wire_field sampling_fields[] = {
     F_ARRAY(T, history),
     F_VALUE(T, n_history_prompt),
     F_VALUE(T, n_history_kept),
+    F_VALUE(T, kept),
 };
 WIRE_MAP(sampling, step_sampling, T);
 #undef T

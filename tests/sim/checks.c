@@ -208,6 +208,7 @@ void sim_check(struct sim *s)
     check_requeued(s, d);
     check_starvation(s, d);
     sim_check_tenants(s, d);
+    sim_check_keys(s, d);
     sim_check_metrics(s, sim_core(s));
 }
 

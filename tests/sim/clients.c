@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/util.h"
+#include "proto/rpc/status_details.h"
 
 struct sim_client {
     struct process process;
@@ -62,19 +63,56 @@ static void on_message(struct rpc_call *c, const uint8_t *data, size_t size)
     }
 }
 
+static int64_t retry_hint(const struct rpc_call *c)
+{
+    size_t size;
+    const uint8_t *data = rpc_details(c, &size);
+    struct status_details d = {0};
+    struct err e = ERR_INIT;
+    if (data && status_details_unpack(data, size, &d, &e) < 0)
+        world_fail(&((struct sim_request *)rpc_user(c))->sim->world, "status details: %s",
+                   e.message);
+    return d.retry_after_ns;
+}
+
+static void open_call(struct sim_request *q);
+
+static void on_retry(void *arg)
+{
+    open_call(arg);
+}
+
+/* Waits for as long as it was told. Nothing of an answer has come. */
+static void try_again(struct sim_request *q, int64_t retry_ns)
+{
+    struct sim *s = q->sim;
+    trace(&s->world, "request %u: comes again in %lld us", q->number,
+          (long long)(retry_ns / NSEC_PER_USEC));
+    q->first_sent_ns = q->sent_ns;
+    q->n_tries++;
+    q->n_messages = 0;
+    world_post(&s->world, &s->client->process, retry_ns, on_retry, q);
+}
+
 static void on_done(struct rpc_call *c, enum rpc_status status, const char *message)
 {
     struct sim_request *q = rpc_user(c);
     struct sim *s = q->sim;
+    int64_t retry_ns = retry_hint(c);
     q->call = NULL;
-    q->done = true;
     q->done_ns = s->world.now_ns;
     assert(s->client->n_open > 0);
     s->client->n_open--;
+    if (sim_keys_wants_retry(q, status, message) &&
+        sim_keys_may_refuse(q, status, message, retry_ns)) {
+        try_again(q, retry_ns);
+        return;
+    }
+    q->done = true;
     trace(&s->world, "request %u: %s %s, %u messages, %u+%u tokens", q->number,
           rpc_status_name(status), message, q->n_messages, q->usage.prompt_tokens,
           q->usage.completion_tokens);
-    sim_request_verify(q, status, message);
+    sim_request_verify(q, status, message, retry_ns);
     sim_request_free_answer(q);
     request_free(q->fresh);
     request_free(q->echo);
@@ -84,20 +122,12 @@ static void on_done(struct rpc_call *c, enum rpc_status status, const char *mess
 
 static const struct rpc_callbacks callbacks = {.on_message = on_message, .on_done = on_done};
 
-static void on_arrival(void *arg)
+static void open_call(struct sim_request *q)
 {
-    struct sim_request *q = arg;
     struct sim *s = q->sim;
     struct sim_client *c = s->client;
-    sim_request_make(q);
     q->sent_ns = s->world.now_ns;
     c->n_open++;
-    trace(&s->world, "request %u: %s, %zu bytes%s%s%s%s%s", q->number, path_of(q), q->packed.size,
-          q->n_stops ? ", stop texts" : "", q->echo ? ", scores its prompt" : "",
-          q->fresh && q->fresh->params.n_best ? ", best of some" : "", q->key ? ", has a key" : "",
-          !q->admitted    ? ", not admissible"
-          : !q->fits_some ? ", too large"
-                          : "");
     int r = rpc_open(c->channel, path_of(q), q->deadline_ns, rng_chance(&s->world.work, 80),
                      &callbacks, q, &q->call);
     if (r < 0)
@@ -108,6 +138,20 @@ static void on_arrival(void *arg)
     rpc_half_close(q->call);
     if (q->cancel_ns)
         world_post(&s->world, &c->process, q->cancel_ns, on_cancel_time, q);
+}
+
+static void on_arrival(void *arg)
+{
+    struct sim_request *q = arg;
+    struct sim *s = q->sim;
+    sim_request_make(q);
+    trace(&s->world, "request %u: %s, %zu bytes%s%s%s%s%s", q->number, path_of(q), q->packed.size,
+          q->n_stops ? ", stop texts" : "", q->echo ? ", scores its prompt" : "",
+          q->fresh && q->fresh->params.n_best ? ", best of some" : "", q->key ? ", has a key" : "",
+          !q->admitted    ? ", not admissible"
+          : !q->fits_some ? ", too large"
+                          : "");
+    open_call(q);
 }
 
 /* ---- all of them ---- */
@@ -161,6 +205,12 @@ bool sim_clients_done(const struct sim *s)
     return true;
 }
 
+struct sim_request *const *sim_clients_requests(const struct sim *s, uint32_t *ret_n)
+{
+    *ret_n = s->client->n_made;
+    return s->client->requests;
+}
+
 uint32_t sim_clients_open(const struct sim *s)
 {
     return s->client->n_open;
@@ -188,7 +238,9 @@ bool sim_clients_origin(const struct sim *s, uint32_t number, struct sim_origin 
         return false;
     const struct sim_request *q = s->client->requests[number];
     const char *who = q->key && *q->key ? q->key : q->user;
-    *ret = (struct sim_origin){.tenant = *who ? admit_tenant(who) : 0,
+    *ret = (struct sim_origin){.tenant = s->keys ? sim_keys_tenant(q)
+                                         : *who  ? admit_tenant(who)
+                                                 : 0,
                                .priority = q->priority,
                                .deadline_ns = q->deadline_ns};
     return true;

@@ -4,6 +4,7 @@
 #define GLMD_TESTS_SIM_CLIENTS_H
 
 #include "base/buf.h"
+#include "coordinator/auth.h"
 #include "coordinator/request.h"
 #include "proto/rpc/wire_inference.h"
 #include "sim.h"
@@ -42,6 +43,8 @@ struct sim_request {
     int32_t priority;
     const char *user; /* whom fairness counts it for, */
     const char *key;  /* unless there is an authorization; NULL = none */
+    uint32_t key_idx; /* where keys are in force: which one; UINT32_MAX = none that is known */
+    struct auth_cost cost;
     bool has_seed;
     uint32_t n_parts; /* choices that come back; Fill: blanks */
     bool admitted;
@@ -56,10 +59,14 @@ struct sim_request {
     uint32_t cancel_message; /* after that many messages, 0 = never */
     uint32_t pause_message;  /* stops reading after that many messages, 0 = never */
     int64_t pause_ns;
+    bool wants_retry; /* comes again, once, when it was told when */
 
     /* what has come */
     struct rpc_call *call; /* NULL before and after */
     int64_t sent_ns, done_ns;
+    uint32_t n_tries;      /* that were refused */
+    int64_t first_sent_ns; /* of the first one */
+    double n_used;         /* tokens, as its key counts */
     bool cancelled, aborted, paused, done;
     uint32_t n_messages, n_choice_messages;
     int64_t held_ns;  /* the coordinator has stopped for it since; 0 = it has not */
@@ -79,9 +86,18 @@ struct sim_request {
 /* generate.c */
 void sim_request_make(struct sim_request *q);
 
+/* keys.c: which key it has, and whether that allows an end. */
+void sim_keys_choose(struct sim_request *q);
+uint64_t sim_keys_tenant(const struct sim_request *q);
+bool sim_keys_may_refuse(const struct sim_request *q, enum rpc_status status, const char *message,
+                         int64_t retry_ns);
+bool sim_keys_wants_retry(const struct sim_request *q, enum rpc_status status, const char *message);
+void sim_keys_answered(struct sim_request *q, enum rpc_status status);
+
 /* verify.c */
 void sim_request_message(struct sim_request *q, const uint8_t *data, size_t size);
-void sim_request_verify(struct sim_request *q, enum rpc_status status, const char *message);
+void sim_request_verify(struct sim_request *q, enum rpc_status status, const char *message,
+                        int64_t retry_ns);
 void sim_request_free_answer(struct sim_request *q);
 
 #endif

@@ -483,6 +483,7 @@ void sim_request_make(struct sim_request *q)
     else
         make_score(d);
     q->key = some_key(d);
+    sim_keys_choose(q);
     check_fits(q);
     draw_behaviour(q, r);
     free(d);

@@ -23,7 +23,7 @@ static const char usage[] =
     "  --file FILE   runs of the seeds in a file: one a line, with its generator; # comments\n"
     "  --trace       everything that happens, on standard output\n"
     "  --twice N     run every N-th seed twice and compare the traces (default 20; 0: never)\n"
-    "  --generator N of the requests: 2, or 1 for older seeds (default 2)\n"
+    "  --generator N of the requests: 3, or 1 and 2 for older seeds (default 3)\n"
     "  --model DIR   tokenizer and architecture (default deploy/demo/model)\n";
 
 struct arguments {

@@ -100,6 +100,8 @@ static void on_operation(void *arg)
                      &callbacks, o, &call);
     if (r < 0)
         world_fail(&o->sim->world, "rpc_open: %s", err_name(r));
+    if (o->sim->keys)
+        rpc_sim_set_metadata(call, "authorization", SIM_OPERATOR_KEY);
     rpc_send(call, packed.data, packed.size);
     rpc_half_close(call);
     buf_deinit(&packed);

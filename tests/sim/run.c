@@ -64,6 +64,7 @@ static void set_up(struct sim *s)
 {
     struct err e = ERR_INIT;
     sim_make_plan(s);
+    sim_keys_start(s);
     s->net = rpc_sim_new(&net_ops, s);
     s->known_answer = 42;
     model_dir_known_answer(s->model_dir, &s->known_answer);
@@ -141,6 +142,7 @@ static void tear_down(struct sim *s)
 {
     sim_operator_free(s);
     sim_tenants_free(s);
+    sim_keys_free(s);
     sim_clients_free(s);
     sim_comms_free(s);
     sim_workers_free(s);

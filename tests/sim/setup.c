@@ -149,6 +149,7 @@ static void draw_options(struct sim *s)
     bool has_options = s->plan.generator > SIM_GENERATOR_FIRST;
     s->plan.causal = has_options && rng_chance(r, 25);
     s->plan.familiar = has_options && rng_chance(r, 40);
+    /* names only; see keys.c for a file of them */
     s->plan.n_keys = has_options && rng_chance(r, 50) ? 1 + rng_below(r, 4) : 0;
     s->model_dir = s->plan.causal ? s->model->causal : s->model->dir;
 }

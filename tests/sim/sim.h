@@ -26,8 +26,11 @@ enum {
     /* What is generated. Seeds that are kept say which one they belong to: what the first one draws
      * stays as it is, whatever newer ones draw besides. */
     SIM_GENERATOR_FIRST = 1,
-    SIM_GENERATOR = 2
+    SIM_GENERATOR_KEYS = 3, /* limits of keys, from a file */
+    SIM_GENERATOR = 3
 };
+
+#define SIM_OPERATOR_KEY "operators-secret"
 
 /* The scheduler's patience of two seconds, and what may pass until it looks again. */
 #define SIM_PATIENCE_NS (2500 * NSEC_PER_MSEC)
@@ -52,7 +55,7 @@ struct sim_plan {
     uint32_t generator;
     bool causal;     /* the model sees what is behind a token only */
     bool familiar;   /* clients ask with what was asked before */
-    uint32_t n_keys; /* of the clients' authorization; 0 = there is none */
+    uint32_t n_keys; /* names that clients give as their authorization; 0 = none do */
     bool calm;       /* no faults */
     uint32_t n_groups;
     bool one_host; /* ranks share memory; otherwise TCP */
@@ -119,6 +122,7 @@ struct sim {
     struct sim_client *client;
     struct sim_operation *operations;
     struct sim_tenants *tenants;
+    struct sim_keys *keys; /* NULL: no file of keys is in force */
     /* prompts that come again, whole or in their beginnings */
     struct {
         int32_t ids[SIM_PROMPT_TOKENS];
@@ -189,6 +193,9 @@ void sim_clients_break(struct sim *s);
 uint32_t sim_clients_open(const struct sim *s); /* calls under way */
 struct process *sim_clients_process(const struct sim *s);
 struct rpc_channel *sim_clients_channel(const struct sim *s);
+struct sim_request;
+/* All that there are, by number; they come one after the other. */
+struct sim_request *const *sim_clients_requests(const struct sim *s, uint32_t *ret_n);
 /* What the scheduler must know of a request; false: there is no such request. */
 struct sim_origin {
     uint64_t tenant;
@@ -221,6 +228,11 @@ void sim_check_end(struct sim *s);            /* drained, before the coordinator
  * turn it is. */
 void sim_tenants_start(struct sim *s);
 void sim_check_tenants(struct sim *s, const struct sched *d);
+
+/* keys.c: a file of keys, perhaps; what they allow (the rest: clients.h). */
+void sim_keys_start(struct sim *s); /* before the coordinator */
+void sim_keys_free(struct sim *s);
+void sim_check_keys(struct sim *s, const struct sched *d); /* after every event of it */
 
 /* check_metrics.c */
 void sim_check_metrics(struct sim *s, const struct coordinator *c);

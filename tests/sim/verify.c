@@ -426,8 +426,11 @@ static bool was_exhausted(const struct sim_request *q, const char *message)
     return false;
 }
 
-static bool may_fail(const struct sim_request *q, enum rpc_status status, const char *message)
+static bool may_fail(const struct sim_request *q, enum rpc_status status, const char *message,
+                     int64_t retry_ns)
 {
+    if (sim_keys_may_refuse(q, status, message, retry_ns))
+        return true;
     switch (status) {
     case RPC_CANCELLED:
         return q->cancelled || q->aborted;
@@ -449,19 +452,21 @@ static bool may_fail(const struct sim_request *q, enum rpc_status status, const 
     }
 }
 
-void sim_request_verify(struct sim_request *q, enum rpc_status status, const char *message)
+void sim_request_verify(struct sim_request *q, enum rpc_status status, const char *message,
+                        int64_t retry_ns)
 {
     struct sim *s = q->sim;
     if (status == RPC_OK) {
         must(q, q->fits_some, "answered, although it cannot be run");
         s->n_ok++;
     } else {
-        if (!may_fail(q, status, message))
-            WRONG(q, "%u failed without a cause: %s: %s", q->number, rpc_status_name(status),
-                  message);
+        if (!may_fail(q, status, message, retry_ns))
+            WRONG(q, "%u failed without a cause: %s: %s, retry after %lld ms", q->number,
+                  rpc_status_name(status), message, (long long)(retry_ns / NSEC_PER_MSEC));
         s->n_errors++;
         s->n_refused += status == RPC_INVALID_ARGUMENT;
         s->n_cancelled += status == RPC_CANCELLED;
     }
     verify_answer(q, status == RPC_OK);
+    sim_keys_answered(q, status);
 }

@@ -73,6 +73,7 @@ void world_init(struct world *w, uint64_t seed, FILE *trace_file)
     w->timing.state = rng_next(&r);
     w->program.state = rng_next(&r);
     w->options.state = rng_next(&r);
+    w->keys.state = rng_next(&r);
     clock_set_source(clock_of_world, w);
     random_set_source(random_of_world, w);
     log_init("sim", LOG_LEVEL_DEBUG, LOG_FORMAT_TEXT);

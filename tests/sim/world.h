@@ -47,7 +47,7 @@ struct world {
     uint64_t n_posted, n_run;
     struct process *current; /* whose event runs */
     /* Independent streams: another draw in one does not move the others. */
-    struct rng work, faults, net, timing, program, options;
+    struct rng work, faults, net, timing, program, options, keys;
     /* the trace */
     FILE *trace; /* NULL = only the hash and the last lines are kept */
     uint64_t trace_hash, n_lines;

@@ -18,7 +18,8 @@ uint64_t batch_bytes(const struct plan_limits *limits)
 {
     uint64_t per_slot = sizeof(struct batch_slot) + sizeof(struct k_seq) +
                         sizeof(struct batch_sliced) + limits->max_seq * sizeof(int32_t) +
-                        plan_max_blocks(limits) * sizeof(uint32_t);
+                        plan_max_blocks(limits) * sizeof(uint32_t) + sizeof(struct plan_sampling) +
+                        PLAN_MAX_RANGES * sizeof(struct plan_range);
     uint64_t per_token = 2 * sizeof(int32_t) + sizeof(struct batch_output);
     return limits->n_slots * per_slot + limits->max_tokens * per_token +
            max_sliced_blocks(limits) * sizeof(uint32_t);
@@ -30,6 +31,8 @@ int batch_init(struct batch *b, const struct plan_limits *limits)
     b->slots = alloc_array(limits->n_slots, sizeof *b->slots);
     b->histories = alloc_array((size_t)limits->n_slots * limits->max_seq, sizeof *b->histories);
     b->tables = alloc_array((size_t)limits->n_slots * plan_max_blocks(limits), sizeof *b->tables);
+    b->samplings = alloc_array(limits->n_slots, sizeof *b->samplings);
+    b->forbidden = alloc_array((size_t)limits->n_slots * PLAN_MAX_RANGES, sizeof *b->forbidden);
     b->ids = alloc_array(limits->max_tokens, sizeof *b->ids);
     b->positions = alloc_array(limits->max_tokens, sizeof *b->positions);
     b->seqs = alloc_array(limits->n_slots, sizeof *b->seqs);
@@ -37,8 +40,8 @@ int batch_init(struct batch *b, const struct plan_limits *limits)
     b->slices.items = alloc_array(limits->n_slots, sizeof *b->slices.items);
     b->slices.blocks = alloc_array(max_sliced_blocks(limits), sizeof *b->slices.blocks);
     b->bytes = batch_bytes(limits);
-    if (!b->slots || !b->histories || !b->tables || !b->ids || !b->positions || !b->seqs ||
-        !b->outputs || !b->slices.items || !b->slices.blocks)
+    if (!b->slots || !b->histories || !b->tables || !b->samplings || !b->forbidden || !b->ids ||
+        !b->positions || !b->seqs || !b->outputs || !b->slices.items || !b->slices.blocks)
         return -ENOMEM;
     return 0;
 }
@@ -48,6 +51,8 @@ void batch_deinit(struct batch *b)
     free(b->slots);
     free(b->histories);
     free(b->tables);
+    free(b->samplings);
+    free(b->forbidden);
     free(b->ids);
     free(b->positions);
     free(b->seqs);
@@ -123,6 +128,17 @@ static int check_history(const struct batch_slot *s, const struct plan_item *it,
         return 0;
     return err_set(e, -EINVAL, "item %u: history: slot %u has kept %u ids, the plan goes on at %u",
                    idx, it->slot, n_has, it->sampling.n_history_kept);
+}
+
+static int check_kept(const struct batch_slot *s, const struct plan_item *it, uint32_t idx,
+                      struct err *e)
+{
+    if (!plan_item_chooses(it) || !it->sampling.kept || (continues(s, it) && s->has_sampling))
+        return 0;
+    return err_set(e, -EINVAL,
+                   "item %u: sampling: slot %u has no parameters in generation %u that could be "
+                   "kept",
+                   idx, it->slot, it->slot_gen);
 }
 
 static int check_table(const struct batch_slot *s, const struct plan_item *it, uint32_t idx,
@@ -263,6 +279,8 @@ int batch_check(const struct batch *b, const struct plan *p, struct err *e)
         if (r == 0)
             r = check_history(s, it, i, e);
         if (r == 0)
+            r = check_kept(s, it, i, e);
+        if (r == 0)
             r = check_table(s, it, i, e);
     }
     return r == 0 ? plan_check_writes(p, &b->limits, b->tables, e) : r;
@@ -313,6 +331,18 @@ static void extend_history(struct batch *b, const struct plan_item *it)
                s->n_history * sizeof *s->history);
 }
 
+static void extend_sampling(struct batch *b, const struct plan_item *it)
+{
+    const struct plan_sampling *s = &it->sampling;
+    if (!plan_item_chooses(it) || s->kept)
+        return;
+    struct plan_range *forbidden = b->forbidden + (size_t)it->slot * PLAN_MAX_RANGES;
+    if (s->n_forbidden)
+        memcpy(forbidden, s->forbidden, s->n_forbidden * sizeof *forbidden);
+    b->samplings[it->slot] = *s;
+    b->samplings[it->slot].forbidden = forbidden;
+}
+
 /* The slot's table with what the item brings. */
 static const uint32_t *extend_table(struct batch *b, const struct plan_item *it)
 {
@@ -324,9 +354,13 @@ static const uint32_t *extend_table(struct batch *b, const struct plan_item *it)
 
 struct plan_sampling batch_sampling(const struct batch *b, const struct plan_item *it)
 {
-    struct plan_sampling s = it->sampling;
+    struct plan_sampling s = b->samplings[it->slot];
+    s.output_index = it->sampling.output_index;
+    s.banned = it->sampling.banned;
+    s.n_banned = it->sampling.n_banned;
     s.history = history_of(b, it);
     s.n_history = plan_history_total(&it->sampling);
+    s.n_history_prompt = it->sampling.n_history_prompt;
     s.n_history_kept = 0;
     return s;
 }
@@ -354,6 +388,7 @@ void batch_build(struct batch *b, const struct plan *p)
         if (begun) {
             add_outputs(b, it, i, row0);
             extend_history(b, it);
+            extend_sampling(b, it);
         }
         b->n_rows += it->n_tokens;
         if (!it->sliced) {
@@ -377,14 +412,18 @@ void batch_commit(struct batch *b, const struct plan *p, const struct result_ite
             continue;
         struct batch_slot *s = &b->slots[it->slot];
         uint32_t n_history = continues(s, it) ? s->n_history : 0;
-        if (plan_item_chooses(it))
+        bool has_sampling = continues(s, it) && s->has_sampling;
+        if (plan_item_chooses(it)) {
             n_history = plan_history_total(&it->sampling);
+            has_sampling = it->sampling.kept || it->sampling.n_bias == 0;
+        }
         *s = (struct batch_slot){.used = true,
                                  .gen = it->slot_gen,
                                  .length = it->start + it->n_tokens,
                                  .prefix_len = it->prefix_len,
                                  .sample = results[i].token,
                                  .n_history = n_history,
-                                 .n_blocks = plan_blocks_total(it)};
+                                 .n_blocks = plan_blocks_total(it),
+                                 .has_sampling = has_sampling};
     }
 }

@@ -18,6 +18,8 @@
  *     generation, tokens, positions, prefix, blocks) and begins where that one ended. Their slots
  *     begin their lives with the last slice.
  *   - a history continues what the slot has kept in its generation.
+ *   - parameters of sampling that are kept are those of an item of the same generation that had no
+ *     bias.
  *   - a block table is whole, or continues all that the slot has of it in its generation.
  *   - steps are numbered without gaps within an epoch.
  */
@@ -40,6 +42,7 @@ struct batch_slot {
     int32_t sample; /* of the previous step; -1 = it did not sample */
     uint32_t n_history;
     uint32_t n_blocks; /* of its table */
+    bool has_sampling; /* its parameters can be kept */
 };
 
 struct batch_sliced { /* an item between two slices */
@@ -65,10 +68,12 @@ struct batch_output { /* one row that goes through the head, in plan order */
 /* Everything that a step is made of, allocated once. All arrays owned. */
 struct batch {
     struct plan_limits limits;
-    struct batch_slot *slots; /* [n_slots] */
-    int32_t *histories;       /* [n_slots, max_seq] what penalties look at */
-    uint32_t *tables;         /* [n_slots, plan_max_blocks] */
-    uint64_t epoch, step;     /* of the last plan; step 0 = none since batch_reset */
+    struct batch_slot *slots;        /* [n_slots] */
+    int32_t *histories;              /* [n_slots, max_seq] what penalties look at */
+    uint32_t *tables;                /* [n_slots, plan_max_blocks] */
+    struct plan_sampling *samplings; /* [n_slots] of the newest item that chose */
+    struct plan_range *forbidden;    /* [n_slots, PLAN_MAX_RANGES] of samplings */
+    uint64_t epoch, step;            /* of the last plan; step 0 = none since batch_reset */
     struct batch_slices slices;
     bool no_previous; /* there are several stages: samples are known to the last one only */
     /* the step in progress */
@@ -92,8 +97,8 @@ void batch_reset(struct batch *b);
  * what was found. */
 int batch_check(const struct batch *b, const struct plan *p, struct err *e);
 
-/* How the item's outputs are chosen, with the whole history and nothing kept; between batch_build
- * and batch_commit. */
+/* How the outputs of an item that chooses are chosen, with the whole history and nothing kept;
+ * between batch_build and batch_commit. */
 struct plan_sampling batch_sampling(const struct batch *b, const struct plan_item *it);
 
 /* After batch_check: rows, sequences and outputs of the step. Sliced items have outputs with their

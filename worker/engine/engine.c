@@ -445,7 +445,7 @@ static void take_row(struct engine *g, const struct plan *p, const struct batch_
         result->token =
             sampler_choose(g->sampler, g->row, &sampling, previous, &result->logprob, top);
         result->top = top;
-        result->n_top = it->sampling.n_top_logprobs;
+        result->n_top = sampling.n_top_logprobs;
         break;
     }
     case PLAN_OUTPUT_BEAM:

@@ -405,7 +405,7 @@ static void take_sample(struct fake *f, const struct plan_item *it, uint64_t sta
     result->token = fake_choose(&f->config, state, &sampling, previous);
     result->logprob = fake_token_logprob(&f->config, state, result->token);
     result->top = top;
-    result->n_top = fake_top(&f->config, state, it->sampling.n_top_logprobs, top);
+    result->n_top = fake_top(&f->config, state, sampling.n_top_logprobs, top);
 }
 
 /* Where the scores of the step go; filled front to back. */

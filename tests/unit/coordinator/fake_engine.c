@@ -22,6 +22,8 @@ struct slot {
     uint32_t n_history;
     uint32_t *table; /* [plan_max_blocks] */
     uint32_t n_blocks;
+    bool has_sampling;
+    struct plan_sampling sampling; /* its lists are the request's */
 };
 
 struct results {
@@ -223,8 +225,13 @@ static void check_slot(struct fake_engine *f, const struct plan *p, uint32_t i)
     s->prefix_len = it->prefix_len;
     s->n_history = n_history;
     s->n_blocks = plan_blocks_total(it);
+    s->has_sampling = continues && s->has_sampling;
     if (plan_item_chooses(it)) {
         const struct plan_sampling *sampling = &it->sampling;
+        require(!sampling->kept || s->has_sampling, "keeps other parameters", p, i);
+        if (!sampling->kept)
+            s->sampling = *sampling;
+        s->has_sampling = sampling->kept || sampling->n_bias == 0;
         require(sampling->n_history_kept <= n_history, "keeps more than there is", p, i);
         for (uint32_t k = 0; k != sampling->n_history; k++)
             s->history[sampling->n_history_kept + k] = sampling->history[k];
@@ -309,6 +316,20 @@ static void score_item(struct fake_engine *f, const struct plan *p, uint32_t i,
     }
 }
 
+/* With what the slot keeps. */
+static struct plan_sampling sampling_of(const struct fake_engine *f, const struct plan_item *it)
+{
+    const struct slot *slot = &f->slots[it->slot];
+    struct plan_sampling s = slot->sampling;
+    s.output_index = it->sampling.output_index;
+    s.banned = it->sampling.banned;
+    s.n_banned = it->sampling.n_banned;
+    s.n_history_prompt = it->sampling.n_history_prompt;
+    s.history = slot->history;
+    s.n_history = slot->n_history;
+    return s;
+}
+
 static void run_item(struct fake_engine *f, const struct plan *p, uint32_t i, float **scores)
 {
     const struct plan_item *it = &p->items[i];
@@ -318,17 +339,15 @@ static void run_item(struct fake_engine *f, const struct plan *p, uint32_t i, fl
     *r = (struct result_item){.slot = it->slot, .slot_gen = it->slot_gen, .token = -1};
     if (it->output == PLAN_OUTPUT_SAMPLE) {
         uint64_t hash = hash_row(f, p, i, it->n_tokens - 1);
-        struct plan_sampling whole = it->sampling;
-        whole.history = slot->history;
-        whole.n_history = slot->n_history;
+        struct plan_sampling whole = sampling_of(f, it);
         hash = fake_penalize(hash, &whole, previous);
-        r->token = fake_sample(hash, &it->sampling, f->limits.vocab);
+        r->token = fake_sample(hash, &whole, f->limits.vocab);
         r->logprob = fake_logprob(hash, r->token);
         struct result_logprob *top = &f->now->top[(size_t)i * PLAN_MAX_TOP_LOGPROBS];
-        for (uint32_t k = 0; k != it->sampling.n_top_logprobs; k++)
+        for (uint32_t k = 0; k != whole.n_top_logprobs; k++)
             top[k] = (struct result_logprob){(int32_t)k, -(float)k};
         r->top = top;
-        r->n_top = it->sampling.n_top_logprobs;
+        r->n_top = whole.n_top_logprobs;
     } else if (it->output == PLAN_OUTPUT_SCORE) {
         score_item(f, p, i, r, *scores);
         *scores += r->n_scores;
@@ -345,7 +364,8 @@ static struct result_candidate *run_group(struct fake_engine *f, const struct pl
         if (it->output != PLAN_OUTPUT_BEAM || it->beam_group != g)
             continue;
         uint64_t hash = hash_row(f, p, i, it->n_tokens - 1);
-        fake_candidates(hash, it->beam_score, &it->sampling, f->limits.vocab, width, i, out + n);
+        struct plan_sampling whole = sampling_of(f, it);
+        fake_candidates(hash, it->beam_score, &whole, f->limits.vocab, width, i, out + n);
         n += width;
         fake_sort_candidates(out, n);
         n = n < width ? n : width;

@@ -282,7 +282,9 @@ static void test_tokens_a_minute(void **state)
     assert_int_equal(auth_begin(k, &small, now + 20 * NSEC_PER_SEC, &retry, &e), 0);
     assert_int_equal(auth_begin(k, &small, now + 20 * NSEC_PER_SEC, &retry, &e), -EDQUOT);
     assert_int_equal(retry, 30 * NSEC_PER_SEC);
-    auth_end(k, &small, 300);
+    auth_end(k, &small, 400); /* 100 more than was taken: they are owed */
+    assert_int_equal(auth_begin(k, &small, now + 20 * NSEC_PER_SEC, &retry, &e), -EDQUOT);
+    assert_int_equal(retry, 40 * NSEC_PER_SEC);
     auth_close(a);
 }
 

@@ -442,6 +442,33 @@ static void expect_table(const struct plan_item *it, uint32_t n_kept, uint32_t n
                  n_kept, n_new, it->n_blocks_kept, it->n_blocks);
 }
 
+/* Parameters come once, unless there is a bias. */
+static void test_sampling_is_sent_once(void **state)
+{
+    (void)state;
+    for (int bias = 0; bias != 2; bias++) {
+        struct sched *s = fixture_sched(&fixture_small);
+        struct fake_engine *engine = fake_engine_new(&fixture_small);
+        struct err e = ERR_INIT;
+        struct request *r = fixture_request(30, 40);
+        if (bias) {
+            r->params.bias = calloc(1, sizeof *r->params.bias);
+            r->params.bias->token = 40;
+            r->params.n_bias = 1;
+        }
+        r->params.temperature = 0.5f;
+        assert_int_equal(fixture_submit(s, r, &e), 0);
+        for (uint32_t i = 0; i != 4; i++) {
+            const struct plan_item *it = step_of(s, engine, 1 + i);
+            assert_int_equal(it->sampling.kept, i > 0 && !bias);
+            assert_true(it->sampling.kept || it->sampling.temperature == 0.5f);
+            assert_int_equal(it->sampling.output_index, i);
+        }
+        fake_engine_free(engine);
+        fixture_finish(s);
+    }
+}
+
 /* A decode brings a block when it needs a new one; whoever begins again, the whole table. */
 static void test_table_is_sent_once(void **state)
 {
@@ -468,6 +495,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_history_is_sent_once),
         cmocka_unit_test(test_table_is_sent_once),
+        cmocka_unit_test(test_sampling_is_sent_once),
         cmocka_unit_test(test_queue_is_bounded),
         cmocka_unit_test(test_what_can_never_run_is_refused),
         cmocka_unit_test(test_waiting_request_ends_when_group_is_too_small),

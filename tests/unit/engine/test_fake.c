@@ -538,6 +538,44 @@ static void expect_refused(struct rig *r, const struct plan_item *items, uint32_
         fail_msg("expected -EINVAL with \"%s\", found %d with \"%s\"", part, code, e.message);
 }
 
+/* Decodes of a sequence with parameters of its own, which come each time or once. */
+static void tuned_decodes(bool again, int32_t tokens[20])
+{
+    static const struct plan_range range = {TEXT_BEGIN, TEXT_BEGIN + 5};
+    const struct plan_sampling tuned = {.temperature = 0.7f,
+                                        .top_p = 0.9f,
+                                        .seed = 77,
+                                        .choice = 3,
+                                        .forbidden = &range,
+                                        .n_forbidden = 1,
+                                        .n_top_logprobs = 2};
+    struct rig r;
+    rig_init(&r);
+    for (uint32_t n = 10; n != 30; n++) {
+        r.item.sampling =
+            again || n == 10 ? tuned : (struct plan_sampling){.kept = true, .temperature = NAN};
+        r.item.sampling.output_index = n - 10;
+        tokens[n - 10] = n == 10 ? run_tokens(&r, 0, 10) : run_tokens(&r, n - 1, 1);
+        r.tokens[n] = tokens[n - 10];
+    }
+    struct plan p = {.items = &r.item, .n_items = 1};
+    r.item.start++;
+    assert_int_equal(run_plan(&r, &p)->n_top, 2);
+    fake_free(r.fake);
+}
+
+static void test_sampling_is_kept(void **state)
+{
+    (void)state;
+    int32_t again[20], kept[20];
+    tuned_decodes(true, again);
+    tuned_decodes(false, kept);
+    for (int i = 0; i != 20; i++) {
+        if (again[i] != kept[i])
+            fail_msg("token %d: expected %d, found %d", i, again[i], kept[i]);
+    }
+}
+
 static void test_table_must_be_there(void **state)
 {
     (void)state;
@@ -574,6 +612,31 @@ static void test_table_must_be_there(void **state)
     two[1].blocks = r.blocks;
     expect_refused(&r, two, 2, "item 1: blocks[2]: block 2 is written twice");
     r.item = *it;
+    run_item(&r);
+    fake_free(r.fake);
+}
+
+static void test_sampling_must_be_there(void **state)
+{
+    (void)state;
+    static const struct plan_bias bias = {TEXT_BEGIN, 1};
+    struct rig r;
+    rig_init(&r);
+    r.item.sampling.bias = &bias;
+    r.item.sampling.n_bias = 1;
+    run_tokens(&r, 0, 10);
+    struct plan_item it = r.item;
+    it.start = 10;
+    it.n_tokens = 1;
+    it.sampling = (struct plan_sampling){.kept = true};
+    expect_refused(&r, &it, 1, "slot 0 has no parameters in generation 0 that could be kept");
+    r.item.sampling.n_bias = 0;
+    run_tokens(&r, 10, 1);
+    it.start = 11;
+    it.slot_gen = 1;
+    expect_refused(&r, &it, 1, "slot 0 has no parameters in generation 1 that could be kept");
+    it.slot_gen = 0;
+    r.item = it;
     run_item(&r);
     fake_free(r.fake);
 }
@@ -706,6 +769,8 @@ int main(void)
         cmocka_unit_test(test_history_is_kept),
         cmocka_unit_test(test_table_is_kept),
         cmocka_unit_test(test_table_must_be_there),
+        cmocka_unit_test(test_sampling_is_kept),
+        cmocka_unit_test(test_sampling_must_be_there),
         cmocka_unit_test(test_history_must_be_there),
         cmocka_unit_test(test_top_logprobs),
         cmocka_unit_test(test_end_probability),

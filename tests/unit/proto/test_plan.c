@@ -130,6 +130,23 @@ static void accepts_everything_in_range(void **state)
     expect_ok(&s);
 }
 
+/* Nobody looks at what is kept. */
+static void accepts_kept_parameters(void **state)
+{
+    (void)state;
+    struct sample s;
+    sample_init(&s);
+    struct plan_sampling *p = &s.items[1].sampling;
+    *p = (struct plan_sampling){.kept = true, .banned = s.banned, .n_banned = 1};
+    expect_ok(&s);
+    s.banned[0] = 1000;
+    expect_bad(&s, "item 1: banned[0]");
+    s.banned[0] = 999;
+    p->forbidden = s.forbidden;
+    p->n_forbidden = 1;
+    expect_bad(&s, "item 1: sampling: what is kept needs a sequence that goes on");
+}
+
 /* Items 1 and 3 continue: their tables, or their last blocks, may be with the ranks. */
 static void accepts_kept_tables(void **state)
 {
@@ -437,6 +454,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(accepts_everything_in_range),
         cmocka_unit_test(accepts_kept_tables),
+        cmocka_unit_test(accepts_kept_parameters),
         cmocka_unit_test(refuses_bad_counts),
         cmocka_unit_test(refuses_bad_copies),
         cmocka_unit_test(refuses_bad_places),

@@ -88,7 +88,7 @@ static void long_lists_have_the_same_bytes(void **state)
             {.n_blocks = n,
              .n_blocks_kept = n,
              .blocks = (const uint32_t *)ids,
-             .sampling = {.temperature = -0.0f}},
+             .sampling = {.temperature = -0.0f, .kept = true}},
             {.sampling = {.n_history = n, .history = ids, .n_banned = n, .banned = ids}},
             {.slot = n}};
         const struct plan plan = {.step = n, .items = items, .n_items = ARRAY_LEN(items)};
