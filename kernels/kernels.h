@@ -91,6 +91,11 @@ struct k_step {
     uint32_t block_tokens;
 };
 
+/* Bytes on the device and, where that has memory of its own, in the host's. */
+struct k_memory {
+    uint64_t device, host;
+};
+
 /* How decode steps were run (k_ops.graph_begin). */
 struct k_graph_stats {
     uint32_t n_graphs;              /* records that there are */
@@ -161,6 +166,9 @@ struct k_ops {
                            uint32_t n_groups);
     /* Bytes that the context keeps for products with the matrices packed so far. */
     size_t (*product_bytes)(struct k_ctx *c);
+    /* What the context keeps besides: buffers for transfers and steps, scratch of attention. NULL:
+     * nothing. */
+    void (*context_memory)(struct k_ctx *c, struct k_memory *ret);
     /* Packs; the source may be freed afterwards. NULL = out of memory. */
     struct k_linear *(*linear_new)(struct k_ctx *c, const struct k_linear_src *src);
     void (*linear_free)(struct k_ctx *c, struct k_linear *l);
@@ -188,6 +196,10 @@ struct k_ops {
     bool (*graph_begin)(struct k_ctx *c);
     bool (*graph_end)(struct k_ctx *c);
     void (*graph_stats)(struct k_ctx *c, struct k_graph_stats *ret);
+
+    /* A hint: the next fused sum over ranks (k_comm_ops.sum_residual_norm) is followed by a product
+     * with this matrix, whose first bytes may be fetched while it waits. NULL: of no use. */
+    void (*prefetch)(struct k_ctx *c, const struct k_linear *l);
 
     /* y[T, rows] = x[T, cols] W^T + bias */
     void (*linear)(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows,

@@ -2,6 +2,7 @@
 #include "kernels/sizes.h"
 
 #include "cuda/linear.h"
+#include "cuda/memory.h"
 
 #include <string.h>
 
@@ -59,6 +60,8 @@ static const struct k_sizes cuda_sizes = {
     .rope_bytes = cuda_rope_bytes,
     .kv_block_bytes = cuda_kv_block_bytes,
     .product_bytes = cuda_product_bytes,
+    .context_memory = memory_context,
+    .sums_bytes = memory_sums,
 };
 
 const struct k_sizes *k_sizes(const char *backend)

@@ -23,6 +23,11 @@ struct k_sizes {
      * serves all. */
     size_t (*product_bytes)(uint32_t max_rows, enum k_weight type, uint32_t rows, uint32_t cols,
                             uint32_t n_groups);
+    /* What else a context keeps that has such a cache, as k_ops.context_memory says. */
+    void (*context_memory)(uint32_t max_rows, uint32_t max_seq, enum k_mode mode,
+                           const struct k_kv_params *kv, struct k_memory *ret);
+    /* At most so much for sums over ranks of up to max_rows x cols (k_ops.comm). */
+    size_t (*sums_bytes)(uint32_t n_ranks, uint32_t max_rows, uint32_t cols);
 };
 
 /* "cpu" or "cuda", or a device name of them ("cuda:0"); NULL: neither. */

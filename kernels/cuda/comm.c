@@ -275,6 +275,7 @@ static int choose(struct k_comm *m, enum k_comm_choice choice, char *message, si
         snprintf(message, size, "ranks share a GPU (%s)", nccl);
         return -ENOTSUP;
     }
+    m->nccl_follows = !without_nccl(m, nccl, sizeof nccl);
     int with_peers = try_peers(m, peers, sizeof peers);
     if (m->failed)
         return m->failed;
@@ -430,16 +431,20 @@ static void comm_sum_residual_norm(struct k_comm *m, const struct k_norm *n, flo
                                    const void *a, void *r, const struct k_bias *bias,
                                    uint32_t n_rows, void *y)
 {
+    struct k_ctx *c = m->c;
+    struct sums_mailboxes boxes = m->peer.boxes;
+    boxes.next = c->next;
+    boxes.next_bytes = c->next_bytes;
+    c->next = NULL;
     if (n_rows <= m->peer_rows && !m->failed) {
         cuda_enter(m->c);
-        cuda_check(
-            m->c,
-            sums_of_peers_norm(&m->peer.boxes, n, eps, alpha, a, r, bias, n_rows, y, m->c->stream),
-            "a sum over peers, residual and norm");
+        cuda_check(m->c,
+                   sums_of_peers_norm(&boxes, n, eps, alpha, a, r, bias, n_rows, y, m->c->stream),
+                   "a sum over peers, residual and norm");
         return;
     }
     comm_sum(m, r, n_rows, m->cols);
-    cuda_residual_norm(m->c, n, eps, alpha, a, r, bias, n_rows, y);
+    cuda_residual_norm(c, n, eps, alpha, a, r, bias, n_rows, y);
 }
 
 static int comm_wait(struct k_comm *m, char *message, size_t size)

@@ -15,7 +15,8 @@
 #include <string.h>
 
 enum {
-    SMALL_ELEMENTS = 1 << 18, /* 512 KiB: below, one transfer's latency counts more than bytes */
+    SMALL_ELEMENTS =
+        MEMORY_NCCL_SMALL, /* 512 KiB: below, one transfer's latency counts more than bytes */
     POLL_NS = 200000,
     MAGIC = 0xcafebeef, /* what NCCL's initializer of a configuration says */
 };
@@ -122,12 +123,7 @@ int nccl_join(struct k_comm *m, char *why, size_t size)
     g->library = nccl_find(mine, sizeof mine);
     assert(g->library); /* the facts said so */
     g->version = m->facts[m->group.rank].nccl_version;
-    /* Slices of a large sum, or the whole of a small one, of every rank. */
-    size_t all = (size_t)m->max_rows * m->cols, small = SMALL_ELEMENTS;
-    small = all < small ? all : small;
-    g->scratch_elements = all + SUMS_PIECE * COMM_MAX_SIZE;
-    if (g->scratch_elements < small * (size_t)m->group.size)
-        g->scratch_elements = small * (size_t)m->group.size;
+    g->scratch_elements = memory_nccl_elements((uint32_t)m->group.size, m->max_rows, m->cols);
     g->scratch = cuda_new(m->c, g->scratch_elements * sizeof *g->scratch);
     int r =
         comm_agree(m, g->scratch ? 0 : -ENOMEM, "out of memory: room for peers' parts", why, size);

@@ -19,7 +19,6 @@
 #include "base/half.h"
 
 enum {
-    ROW_CAP = 32,        /* rows of a sum: more go in pieces, or through NCCL */
     SHARED_CTAS = 2,     /* of a rank whose device others share: they must get on, too */
     MAX_SPINS = 1 << 28, /* some minutes; the host gives up much earlier */
     NAME_BYTES = 64,
@@ -27,9 +26,11 @@ enum {
 
 /* ---- mailboxes ---- */
 
+/* Rows of one sum: more go in pieces, or through NCCL. */
 static uint32_t row_cap(const struct k_comm *m)
 {
-    return m->max_rows < ROW_CAP ? m->max_rows : ROW_CAP;
+    uint32_t cap = m->nccl_follows ? MEMORY_PEER_ROWS : MEMORY_PEER_ROWS_ALONE;
+    return m->max_rows < cap ? m->max_rows : cap;
 }
 
 static bool device_is_shared(const struct k_comm *m)
@@ -53,13 +54,15 @@ static void describe_boxes(struct k_comm *m)
                                  .signals = m->signals,
                                  .max_ctas = (uint32_t)m->c->n_multiprocessors,
                                  .max_spins = MAX_SPINS};
-    if (device_is_shared(m) && b->max_ctas > SHARED_CTAS)
+    if (!device_is_shared(m))
+        b->n_free_sms = b->max_ctas;
+    else if (b->max_ctas > SHARED_CTAS)
         b->max_ctas = SHARED_CTAS;
 }
 
 static size_t mailbox_bytes(const struct k_comm *m)
 {
-    return sums_mailbox_bytes((uint32_t)m->group.size, row_cap(m), m->cols);
+    return memory_mailbox((uint32_t)m->group.size, row_cap(m), m->cols);
 }
 
 /* The slot of `rank` in the mailbox at `box`. */
@@ -187,7 +190,7 @@ static int join_devices(struct k_comm *m, char *why, size_t size)
 static int map_shared(struct k_comm *m, const char *name, bool create)
 {
     struct peer_group *p = &m->peer;
-    size_t bytes = (mailbox_bytes(m) + 4095) / 4096 * 4096;
+    size_t bytes = mailbox_bytes(m);
     int fd = shm_open(name, O_RDWR | O_CLOEXEC | (create ? O_CREAT | O_EXCL : 0), 0600);
     if (fd < 0)
         return -errno;

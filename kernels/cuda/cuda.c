@@ -193,6 +193,7 @@ int cuda_open(const struct k_open_params *p, struct k_ctx **ret, char *message, 
     c->arch = properties.major * 10 + properties.minor;
     c->n_multiprocessors = properties.n_multiprocessors;
     c->shared_bytes = properties.shared_bytes;
+    c->prefetch_most = properties.l2_bytes / 4;
     c->mode = p->mode;
     c->max_rows = p->max_rows;
     c->max_cols = p->max_cols;
@@ -250,6 +251,12 @@ void cuda_free(struct k_ctx *c, void *p)
         return;
     (void)c->driver->use(c->device);
     cuda_check(c, c->driver->free(p), "freeing memory");
+}
+
+void cuda_context_memory(struct k_ctx *c, struct k_memory *ret)
+{
+    ret->host = CUDA_STAGE_BYTES + c->step.bytes;
+    ret->device = ret->host + c->attention_bytes + c->n_attention_counters * sizeof(uint32_t);
 }
 
 int cuda_memory(struct k_ctx *c, uint64_t *ret_free, uint64_t *ret_total)

@@ -87,6 +87,7 @@ struct k_ctx {
     int arch; /* 75, 80, 90 ... */
     int n_multiprocessors;
     size_t shared_bytes;
+    size_t prefetch_most; /* bytes: a quarter of the L2 cache */
     enum k_mode mode;
     uint32_t max_rows, max_cols, max_seq;
     char description[256];
@@ -108,6 +109,8 @@ struct k_ctx {
     struct k_comm *comm;
     void (*before_wait)(struct k_comm *m);
     /* state */
+    const void *next; /* weights that the next fused sum may prefetch; NULL: none */
+    size_t next_bytes;
     int error; /* the first one; 0 = none */
     char error_text[256];
 };
@@ -119,6 +122,7 @@ void cuda_close(struct k_ctx *c);
 const char *cuda_describe(struct k_ctx *c);
 int cuda_sync(struct k_ctx *c, char *message, size_t size);
 size_t cuda_act_bytes(struct k_ctx *c);
+void cuda_context_memory(struct k_ctx *c, struct k_memory *ret);
 int cuda_memory(struct k_ctx *c, uint64_t *ret_free, uint64_t *ret_total);
 void cuda_upload(struct k_ctx *c, void *dst, const float *src, size_t n);
 void cuda_download(struct k_ctx *c, float *dst, const void *src, size_t n);

@@ -26,6 +26,7 @@ struct cuda_properties {
     int major, minor; /* compute capability */
     int n_multiprocessors;
     size_t memory_bytes;
+    size_t l2_bytes;
     size_t shared_bytes; /* largest dynamic shared memory of a CTA */
 };
 

@@ -26,6 +26,7 @@ static int properties(int device, struct cuda_properties *ret)
         .minor = p.minor,
         .n_multiprocessors = p.multiProcessorCount,
         .memory_bytes = p.totalGlobalMem,
+        .l2_bytes = p.l2CacheSize > 0 ? (size_t)p.l2CacheSize : 0,
         .shared_bytes = p.sharedMemPerBlockOptin,
     };
     snprintf(ret->name, sizeof ret->name, "%.127s", p.name);

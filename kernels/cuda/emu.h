@@ -389,6 +389,10 @@ DEV_FN uint4 dev_stream16(const void *p)
 {
     return emu_load<uint4>(p);
 }
+DEV_FN void dev_prefetch_l2(const void *p)
+{
+    (void)*(const volatile unsigned char *)p; /* memory that is there */
+}
 DEV_FN uint4 dev_load16_l2(const void *p)
 {
     return emu_load<uint4>(p);

@@ -6,13 +6,12 @@
 
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/dev.h"
+#include "kernels/cuda/memory.h"
 
 namespace
 {
 
 enum { THREADS = 256, PER_THREAD = 4 };
-
-const size_t scratch_most = 64 << 20;
 
 struct copy_params {
     uint8_t *data; /* of layer 0 */
@@ -57,21 +56,11 @@ bool geometry(const struct k_ctx *c, const struct k_kv_params *p, struct k_kv *r
     return true;
 }
 
-/* For one long sequence of CUDA_ATTENTION_ROWS rows at least, for all that the cache holds at most:
- * what does not fit goes in several launches (attention.cu). */
-size_t scratch_bytes(const struct k_ctx *c, const struct k_kv *kv)
-{
-    size_t per_tile = (size_t)kv->p.n_kv_heads * (kv->view.dim_pad + 2) * sizeof(float);
-    size_t tiles_of_one = (c->max_seq + CUDA_ATTENTION_KEYS - 1) / CUDA_ATTENTION_KEYS;
-    size_t least = tiles_of_one * per_tile * CUDA_ATTENTION_ROWS;
-    size_t all = (size_t)c->max_rows * tiles_of_one * per_tile;
-    size_t most = all < scratch_most ? all : scratch_most;
-    return least > most ? least : most;
-}
-
 bool reserve_scratch(struct k_ctx *c, const struct k_kv *kv)
 {
-    const size_t bytes = scratch_bytes(c, kv), n = (size_t)c->max_rows * kv->p.n_kv_heads;
+    const size_t bytes =
+        memory_attention(c->max_rows, c->max_seq, kv->p.n_kv_heads, kv->view.dim_pad);
+    const size_t n = (size_t)c->max_rows * kv->p.n_kv_heads;
     if (c->attention_bytes < bytes) {
         cuda_free(c, c->attention);
         c->attention = cuda_new(c, bytes);

@@ -140,6 +140,12 @@ static void op_linear_rope_kv(struct k_ctx *c, const struct k_linear *l, const v
     cuda_rope_kv(c, a, r, qkv, positions, seqs, n_seqs, kv, q);
 }
 
+static void op_prefetch(struct k_ctx *c, const struct k_linear *l)
+{
+    c->next = l->memory;
+    c->next_bytes = l->shape.scale_at < c->prefetch_most ? l->shape.scale_at : c->prefetch_most;
+}
+
 static void op_logits(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows,
                       void *scratch, float *ret)
 {
@@ -183,6 +189,7 @@ __attribute__((visibility("default"))) const struct k_ops glmd_cuda_ops = {
     .host_view = cuda_host_view,
     .linear_bytes = op_linear_bytes,
     .product_bytes = op_product_bytes,
+    .context_memory = cuda_context_memory,
     .linear_new = op_linear_new,
     .linear_free = op_linear_free,
     .begin_step = cuda_begin_step,
@@ -190,6 +197,7 @@ __attribute__((visibility("default"))) const struct k_ops glmd_cuda_ops = {
     .graph_begin = cuda_graph_begin,
     .graph_end = op_graph_end,
     .graph_stats = cuda_graph_stats,
+    .prefetch = op_prefetch,
     .linear = op_linear,
     .logits = op_logits,
     .embed = op_embed,

@@ -5,32 +5,16 @@
  * its arrays are those of the next one (graph.c).
  */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/memory.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
 
-/* Where the arrays lie in the buffer, for a step of at most max_rows rows and as many sequences. */
-struct places {
-    size_t positions, row_seqs, seqs, blocks, end; /* ids are first */
-};
-
-static struct places places_of(uint32_t n_rows, uint32_t n_seqs, size_t n_blocks)
-{
-    struct places p;
-    p.positions = n_rows * sizeof(int32_t);
-    p.row_seqs = p.positions + n_rows * sizeof(int32_t);
-    p.seqs = p.row_seqs + n_rows * sizeof(uint32_t);
-    p.blocks = p.seqs + n_seqs * sizeof(struct cuda_seq);
-    p.end = p.blocks + n_blocks * sizeof(uint32_t);
-    return p;
-}
-
 int cuda_step_reserve(struct k_ctx *c, uint32_t block_tokens)
 {
     struct cuda_step *s = &c->step;
-    size_t per_seq = (c->max_seq + block_tokens - 1) / block_tokens;
-    size_t bytes = places_of(c->max_rows, c->max_rows, c->max_rows * per_seq).end;
+    size_t bytes = memory_step_most(c->max_rows, c->max_seq, block_tokens);
     if (s->bytes >= bytes)
         return 0;
     cuda_step_deinit(c);
@@ -82,7 +66,7 @@ static void write_seqs(const struct k_step *from, struct cuda_seq *seqs, uint32_
 
 /* Rows that belong to nobody: their id has no embedding, their sequence no rows. */
 static void write_padding(const struct k_step *from, uint32_t n_rows, char *host,
-                          const struct places *p)
+                          const struct memory_step *p)
 {
     int32_t *ids = (int32_t *)host, *positions = (int32_t *)(host + p->positions);
     uint32_t *row_seqs = (uint32_t *)(host + p->row_seqs);
@@ -108,7 +92,7 @@ static void send_arrays(struct k_ctx *c, const struct k_step *from, uint32_t n_r
         assert(from->seqs[i].start + from->seqs[i].n_rows <= c->max_seq);
         n_blocks += blocks_of(&from->seqs[i], from->block_tokens);
     }
-    struct places p = places_of(n_rows, n_seqs, n_blocks);
+    struct memory_step p = memory_step_of(n_rows, n_seqs, n_blocks);
     assert(p.end <= s->bytes);
     cuda_enter(c);
     if (s->in_flight)

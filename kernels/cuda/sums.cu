@@ -8,7 +8,7 @@
 namespace
 {
 
-enum { PARTS_THREADS = 256, SPINS_BETWEEN_LOOKS = 64 };
+enum { PARTS_THREADS = 256, SPINS_BETWEEN_LOOKS = 64, PREFETCH_BYTES = 128 };
 
 #ifdef __CUDACC__
 const uint32_t spins_cap = ~0u;
@@ -46,6 +46,7 @@ struct peers_params {
     struct norm_params norm; /* x: what is summed, in place; y NULL: no norm */
     struct sums_mailboxes m;
     uint32_t n_rows;
+    uint32_t n_ctas; /* that add up; those behind them prefetch */
 };
 
 /* Whether the flag has come. */
@@ -65,11 +66,20 @@ DEV_FN bool wait_for_flag(const sums_mailboxes &m, const uint32_t *flag, uint32_
     return false;
 }
 
-/* Rows [cta, n_rows) in steps of the grid, to all mailboxes. */
+/* What the next product reads first comes into the L2 cache while the sum waits for its peers. */
+DEV_FN void prefetch_next(const peers_params &p)
+{
+    const uint32_t n_ctas = dev_grid_x() - p.n_ctas, cta = dev_cta_x() - p.n_ctas;
+    for (size_t at = ((size_t)cta * NORM_THREADS + dev_thread()) * PREFETCH_BYTES;
+         at < p.m.next_bytes; at += (size_t)n_ctas * NORM_THREADS * PREFETCH_BYTES)
+        dev_prefetch_l2(p.m.next + at);
+}
+
+/* Rows [cta, n_rows) in steps of the CTAs, to all mailboxes. */
 DEV_FN void send_rows(const peers_params &p, uint32_t number, size_t parity)
 {
     const sums_mailboxes &m = p.m;
-    for (uint32_t row = dev_cta_x(); row < p.n_rows; row += dev_grid_x())
+    for (uint32_t row = dev_cta_x(); row < p.n_rows; row += p.n_ctas)
         for (uint32_t col = dev_thread() * NORM_PIECE; col < m.cols;
              col += NORM_THREADS * NORM_PIECE) {
             uint4 v = dev_load16(p.norm.x + (size_t)row * m.cols + col);
@@ -80,7 +90,7 @@ DEV_FN void send_rows(const peers_params &p, uint32_t number, size_t parity)
         }
     dev_fence_system();
     dev_barrier();
-    for (uint32_t row = dev_cta_x(); row < p.n_rows; row += dev_grid_x())
+    for (uint32_t row = dev_cta_x(); row < p.n_rows; row += p.n_ctas)
         if (dev_thread() < m.n_targets)
             dev_store_release(m.target_flags[dev_thread()] + parity * m.size * m.row_cap + row,
                               number);
@@ -120,37 +130,169 @@ DEV_INLINE void add_row(const peers_params &p, uint32_t row, size_t parity,
     }
 }
 
+/* Whether all flags of a row that this CTA waits for have come: `waits`, this thread for the one of
+ * rank `from`. The same in all threads. */
+DEV_FN bool have_come(const peers_params &p, bool waits, uint32_t from, size_t flag,
+                      uint32_t number, dev_shared<uint32_t> failed)
+{
+    if (waits && !wait_for_flag(p.m, p.m.source_flags[from] + flag, number))
+        dev_shared_atomic_max(failed, 1);
+    dev_barrier();
+    const uint32_t give_up = failed[0];
+    dev_barrier(); /* all have seen the same before the next row's waits */
+    return !give_up;
+}
+
+/* The last CTA ends the sum. */
+DEV_FN void end_sum(const peers_params &p, uint32_t number)
+{
+    const sums_mailboxes &m = p.m;
+    if (dev_thread() == 0 && dev_atomic_add(&m.control->n_ended, 1) + 1 == p.n_ctas) {
+        m.control->n_ended = 0;
+        dev_store_release(&m.control->number, number);
+        dev_store_release(&m.signals->number, number);
+    }
+}
+
 template <int ITEMS> DEV_KERNEL(NORM_THREADS, 1) void peers_kernel(DEV_PARAMS(peers_params) p)
 {
     DEV_SHARED(float, parts, 2 * NORM_WARPS);
     DEV_SHARED(uint32_t, failed, 1);
     const sums_mailboxes &m = p.m;
+    if (dev_cta_x() >= p.n_ctas) {
+        prefetch_next(p);
+        return; /* the whole CTA */
+    }
     const uint32_t number = dev_load_acquire(&m.control->number) + 1;
     const size_t parity = number & 1;
     if (dev_thread() == 0)
         failed[0] = 0;
     send_rows(p, number, parity);
-    for (uint32_t row = dev_cta_x(); row < p.n_rows; row += dev_grid_x()) {
+    for (uint32_t row = dev_cta_x(); row < p.n_rows; row += p.n_ctas) {
         const uint32_t from = dev_thread();
-        if (from < m.size && from != m.rank &&
-            !wait_for_flag(m, m.source_flags[from] + parity * m.size * m.row_cap + row, number))
-            dev_shared_atomic_max(failed, 1);
-        dev_barrier();
-        const uint32_t give_up = failed[0];
-        dev_barrier(); /* all have seen the same before the next row's waits */
-        if (give_up)
+        if (!have_come(p, from < m.size && from != m.rank, from, parity * m.size * m.row_cap + row,
+                       number, failed + 0))
             break;
         float x[ITEMS][NORM_PIECE];
         add_row<ITEMS>(p, row, parity, x);
         if (p.norm.y)
             norm_row<ITEMS>(p.norm, (size_t)row * m.cols, x, parts);
     }
-    /* The last CTA ends the sum. */
-    if (dev_thread() == 0 && dev_atomic_add(&m.control->n_ended, 1) + 1 == dev_grid_x()) {
-        m.control->n_ended = 0;
-        dev_store_release(&m.control->number, number);
-        dev_store_release(&m.signals->number, number);
+    end_sum(p, number);
+}
+
+/* ---- two shots: a row is added up by one rank, which sends the sum to the others ---- */
+
+DEV_FN uint32_t owner_of(const peers_params &p, uint32_t row)
+{
+    return row % p.m.size;
+}
+
+/* Where in the targets the mailbox of `rank` is: there is one for every other rank, or one for all.
+ */
+DEV_FN uint32_t target_of(const sums_mailboxes &m, uint32_t rank)
+{
+    return m.n_targets == 1 ? 0 : rank < m.rank ? rank : rank - 1;
+}
+
+/* This rank's rows to those who add them up. */
+DEV_FN void send_to_owners(const peers_params &p, uint32_t number, size_t parity)
+{
+    const sums_mailboxes &m = p.m;
+    for (uint32_t row = dev_cta_x(); row < p.n_rows; row += p.n_ctas) {
+        if (owner_of(p, row) == m.rank)
+            continue;
+        uint16_t *to = m.target[target_of(m, owner_of(p, row))] +
+                       parity * m.size * m.row_cap * m.cols + (size_t)row * m.cols;
+        for (uint32_t col = dev_thread() * NORM_PIECE; col < m.cols;
+             col += NORM_THREADS * NORM_PIECE)
+            dev_store16(to + col, dev_load16(p.norm.x + (size_t)row * m.cols + col));
     }
+    dev_fence_system();
+    dev_barrier();
+    for (uint32_t row = dev_cta_x(); row < p.n_rows; row += p.n_ctas)
+        if (dev_thread() == 0 && owner_of(p, row) != m.rank)
+            dev_store_release(m.target_flags[target_of(m, owner_of(p, row))] +
+                                  parity * m.size * m.row_cap + row,
+                              number);
+}
+
+/* A sum from the registers of its owner to all others. */
+template <int ITEMS>
+DEV_INLINE void send_sum(const peers_params &p, uint32_t row, uint32_t number, size_t parity,
+                         const float (&x)[ITEMS][NORM_PIECE])
+{
+    const sums_mailboxes &m = p.m;
+    DEV_UNROLL
+    for (int i = 0; i < ITEMS; i++) {
+        const uint32_t col = norm_col(i);
+        if (col >= m.cols)
+            continue;
+        const uint4 v = norm_pack(x[i]);
+        for (uint32_t t = 0; t < m.n_targets; t++)
+            dev_store16(
+                m.target[t] + parity * m.size * m.row_cap * m.cols + (size_t)row * m.cols + col, v);
+    }
+    dev_fence_system();
+    dev_barrier();
+    if (dev_thread() < m.n_targets)
+        dev_store_release(m.target_flags[dev_thread()] + parity * m.size * m.row_cap + row, number);
+}
+
+/* A sum that its owner has sent, into registers, and to where it belongs. */
+template <int ITEMS>
+DEV_INLINE void take_sum(const peers_params &p, uint32_t row, size_t parity,
+                         float (&x)[ITEMS][NORM_PIECE])
+{
+    const sums_mailboxes &m = p.m;
+    const uint16_t *from =
+        m.source[owner_of(p, row)] + parity * m.size * m.row_cap * m.cols + (size_t)row * m.cols;
+    DEV_UNROLL
+    for (int i = 0; i < ITEMS; i++) {
+        const uint32_t col = norm_col(i);
+        if (col >= m.cols)
+            continue;
+        const uint4 v = dev_load16_system(from + col);
+        norm_unpack(x[i], v);
+        if (!p.norm.y)
+            dev_store16(p.norm.residual + (size_t)row * m.cols + col, v);
+    }
+}
+
+/* First the rows that this rank adds up, which need what all ranks have sent without waiting; then
+ * those of the others: nobody waits for one who waits for him. */
+template <int ITEMS> DEV_KERNEL(NORM_THREADS, 1) void peers_twice_kernel(DEV_PARAMS(peers_params) p)
+{
+    DEV_SHARED(float, parts, 2 * NORM_WARPS);
+    DEV_SHARED(uint32_t, failed, 1);
+    const sums_mailboxes &m = p.m;
+    const uint32_t number = dev_load_acquire(&m.control->number) + 1;
+    const size_t parity = number & 1, flags = parity * m.size * m.row_cap;
+    const uint32_t thread = dev_thread();
+    if (thread == 0)
+        failed[0] = 0;
+    send_to_owners(p, number, parity);
+    bool go = true;
+    for (int own = 1; own >= 0; own--)
+        for (uint32_t row = dev_cta_x(); go && row < p.n_rows; row += p.n_ctas) {
+            const uint32_t owner = owner_of(p, row);
+            if ((owner == m.rank) != (own == 1))
+                continue;
+            const bool waits = own ? thread < m.size && thread != m.rank : thread == 0;
+            go = have_come(p, waits, own ? thread : owner, flags + row, number, failed + 0);
+            if (!go)
+                break;
+            float x[ITEMS][NORM_PIECE];
+            if (own) {
+                add_row<ITEMS>(p, row, parity, x);
+                send_sum<ITEMS>(p, row, number, parity, x);
+            } else {
+                take_sum<ITEMS>(p, row, parity, x);
+            }
+            if (p.norm.y)
+                norm_row<ITEMS>(p.norm, (size_t)row * m.cols, x, parts);
+        }
+    end_sum(p, number);
 }
 
 int run_peers(peers_params p, struct CUstream_st *stream)
@@ -159,16 +301,21 @@ int run_peers(peers_params p, struct CUstream_st *stream)
     const sums_mailboxes &m = p.m;
     assert(p.n_rows && p.n_rows <= m.row_cap && m.cols % NORM_PIECE == 0 &&
            m.cols <= SUMS_MAX_COLS && m.size <= SUMS_MAX_PEERS);
+    const bool twice = m.size > 2 && p.n_rows > SUMS_ONE_SHOT_ROWS;
     struct dev_launch at = {};
-    at.grid = {p.n_rows < m.max_ctas ? p.n_rows : m.max_ctas, 1, 1};
+    p.n_ctas = p.n_rows < m.max_ctas ? p.n_rows : m.max_ctas;
+    const bool prefetch = !twice && m.next && m.n_free_sms > p.n_ctas;
+    at.grid = {prefetch ? m.n_free_sms : p.n_ctas, 1, 1};
     at.threads = NORM_THREADS;
     at.stream = stream;
     const uint32_t pieces = (m.cols / NORM_PIECE + NORM_THREADS - 1) / NORM_THREADS;
     if (pieces == 1)
-        return dev_run_together(m.key, m.size, at, peers_kernel<1>, p);
+        return dev_run_together(m.key, m.size, at, twice ? peers_twice_kernel<1> : peers_kernel<1>,
+                                p);
     if (pieces <= 3)
-        return dev_run_together(m.key, m.size, at, peers_kernel<3>, p);
-    return dev_run_together(m.key, m.size, at, peers_kernel<8>, p);
+        return dev_run_together(m.key, m.size, at, twice ? peers_twice_kernel<3> : peers_kernel<3>,
+                                p);
+    return dev_run_together(m.key, m.size, at, twice ? peers_twice_kernel<8> : peers_kernel<8>, p);
 }
 
 } // namespace

@@ -11,10 +11,16 @@
  *
  *   mailbox:  parity 0 [size][row_cap][cols] halves | parity 1 | flags [2][size][row_cap]
  *
+ * More than SUMS_ONE_SHOT_ROWS rows of more than two ranks go in two shots, by the same slots and
+ * flags: a rank sends row i to rank i % size alone, which adds up and sends the sum to the others,
+ * with the flag in its own slot, where it had nothing to send before: 2 (size - 1) / size of the
+ * bytes that size - 1 whole messages take.
+ *
  * The flag is the number of the sum. Two parities are enough, without a barrier at the end: a rank
- * that fills a parity for the second time has seen all flags of the sum in between, which a peer
- * sets when its kernel for the first time has ended. Ranks make progress in the order of the rows,
- * whatever their grids: all rows are sent before the first one is waited for.
+ * that fills a parity for the second time has seen all flags of the sum in between (or a sum that
+ * is made of them), which a peer sets when its kernel for the first time has ended. Ranks make
+ * progress in the order of the rows, whatever their grids: all rows are sent before the first one
+ * is waited for.
  */
 #ifndef GLMD_KERNELS_CUDA_SUMS_H
 #define GLMD_KERNELS_CUDA_SUMS_H
@@ -30,6 +36,7 @@ enum {
     SUMS_MAX_PARTS = 64,
     SUMS_MAX_COLS = 32768, /* of the peers' kernel: what fits into a CTA's registers */
     SUMS_PIECE = 8,        /* columns come in such pieces */
+    SUMS_ONE_SHOT_ROWS = 32,
 };
 
 /* On the device; the kernels' own. */
@@ -68,9 +75,13 @@ struct sums_mailboxes {
     const uint32_t *source_flags[SUMS_MAX_PEERS];
     struct sums_control *control;
     struct sums_signals *signals;
-    uint32_t max_ctas;  /* in flight at once: few where ranks share a device */
-    uint32_t max_spins; /* of a wait for a flag: what ends it where nobody else does */
-    uint64_t key;       /* the same on all ranks of the group, and on no others (emulation) */
+    uint32_t max_ctas;   /* in flight at once: few where ranks share a device */
+    uint32_t max_spins;  /* of a wait for a flag: what ends it where nobody else does */
+    uint32_t n_free_sms; /* of a device that nobody shares; 0: nothing is prefetched */
+    /* The next product's weights, which a sum with SMs to spare brings into the L2 cache. */
+    const unsigned char *next;
+    size_t next_bytes;
+    uint64_t key; /* the same on all ranks of the group, and on no others (emulation) */
 };
 /* Elements of a parity, and bytes of the whole. */
 static inline size_t sums_mailbox_parity(uint32_t size, uint32_t row_cap, uint32_t cols)

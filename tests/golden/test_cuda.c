@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/util.h"
+#include "worker/engine/footprint.h"
 #ifndef ON_A_GPU
 #include "tests/support/emulated_blas.h"
 #include "tests/support/emulated_driver.h"
@@ -263,6 +264,54 @@ static void test_device_fails(void **state)
     assert_int_equal(d->host_allocated, 0);
 }
 
+/* What is planned is what the engine says it takes, and what it really takes of the device. */
+static void test_memory(void **state)
+{
+    (void)state;
+    static const struct golden_options cases[] = {
+        {.model = "int4-tp1", .tp = 1, .kv_type = K_KV_I8, .n_slots = 3},
+        {.model = "int4-tp2", .tp = 2, .n_slots = 2},
+        {.model = "int8-tp2", .tp = 2, .n_slots = 40, .max_step_tokens = 64},
+    };
+    for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
+        struct golden_options o = cases[i];
+        struct golden_engine g;
+        o.mode = K_MODE_FP16;
+        o.device = "cuda";
+        golden_open(&g, &o);
+        const struct footprint_rank rank = {.arch = g.arch,
+                                            .scheme = model_dir_scheme(g.dir),
+                                            .sizes = k_sizes("cuda"),
+                                            .mode = o.mode,
+                                            .kv_type = o.kv_type,
+                                            .tp_size = o.tp,
+                                            .layer_end = g.arch->n_layers};
+        struct plan_limits limits, found;
+        struct footprint f;
+        struct err e = ERR_INIT;
+        footprint_limits(g.arch, o.n_slots, o.max_step_tokens, &limits);
+        assert_int_equal(footprint_of(&rank, &limits, &f, &e), 0);
+        engine_limits(local_group_engine(g.group, 0), &found);
+        uint64_t kv = f.kv_block * found.n_blocks, on_device = 0;
+        for (uint32_t r = 0; r != o.tp; r++) {
+            struct engine_memory m;
+            engine_memory(local_group_engine(g.group, r), &m);
+            if (m.weights != f.weights || m.kv != kv || m.scratch != f.scratch + f.scratch_host)
+                fail_msg("case %zu, rank %u: weights %llu, cache %llu, scratch %llu; planned %llu, "
+                         "%llu, %llu",
+                         i, r, (unsigned long long)m.weights, (unsigned long long)m.kv,
+                         (unsigned long long)m.scratch, (unsigned long long)f.weights,
+                         (unsigned long long)kv, (unsigned long long)(f.scratch + f.scratch_host));
+            on_device += f.weights + kv + f.scratch;
+        }
+        uint64_t taken = emulated_driver_state()->allocated;
+        if (taken > on_device || on_device - taken > on_device / 10)
+            fail_msg("case %zu: %llu bytes are taken of the devices, planned %llu", i,
+                     (unsigned long long)taken, (unsigned long long)on_device);
+        golden_close(&g);
+    }
+}
+
 static void test_open_refusals(void **state)
 {
     (void)state;
@@ -327,8 +376,9 @@ int main(void)
 #ifdef ON_A_GPU
         cmocka_unit_test(test_peers),
 #else
-        cmocka_unit_test(test_collectives),  cmocka_unit_test(test_sums_fail),
-        cmocka_unit_test(test_device_fails), cmocka_unit_test(test_open_refusals),
+        cmocka_unit_test(test_collectives),   cmocka_unit_test(test_sums_fail),
+        cmocka_unit_test(test_device_fails),  cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_open_refusals),
 #endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -262,6 +262,10 @@ static void test_same_bits(void **state)
         {PEERS, 4, 12288, 2, "peers' memory for all sums"},
         {PROCESSES, 2, 64, 40, "peers' memory for all sums"},
         {PROCESSES, 4, 64, 3, "peers' memory for all sums"},
+        {PEERS, 3, 64, 130, "peers' memory for all sums"}, /* in two shots, and more than fit */
+        {PEERS, 4, 4104, 34, "peers' memory for all sums"},
+        {PROCESSES, 3, 64, 50, "peers' memory for all sums"},
+        {PINNED, 4, 64, 41, "page-locked host memory for all sums"},
         {PINNED, 2, 64, 40, "page-locked host memory for all sums"},
         {PINNED, 3, 96, 5, "page-locked host memory for all sums"},
     };
@@ -344,9 +348,11 @@ static void test_fused(void **state)
         enum k_comm_choice choice;
         uint32_t cols, n_rows;
     } cases[] = {
-        {PEERS, K_COMM_PEER, 64, 3},  {PEERS, K_COMM_PEER, 4104, 5}, {PINNED, K_COMM_PEER, 96, 2},
-        {PEERS, K_COMM_PEER, 64, 35}, /* more than a mailbox: not fused */
-        {NCCL, K_COMM_NCCL, 64, 3},   {NCCL, K_COMM_AUTO, 64, 35},
+        {PEERS, K_COMM_PEER, 64, 3},   {PEERS, K_COMM_PEER, 4104, 5}, {PINNED, K_COMM_PEER, 96, 2},
+        {PEERS, K_COMM_PEER, 64, 35},                                 /* two shots */
+        {PINNED, K_COMM_PEER, 64, 33}, {PEERS, K_COMM_PEER, 64, 130}, /* more than a mailbox: not
+                                                                         fused */
+        {NCCL, K_COMM_NCCL, 64, 3},    {NCCL, K_COMM_AUTO, 64, 35},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct group g;

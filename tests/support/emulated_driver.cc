@@ -62,6 +62,7 @@ int properties(int device, struct cuda_properties *ret)
     ret->minor = state.minor;
     ret->n_multiprocessors = 4;
     ret->memory_bytes = state.memory_bytes;
+    ret->l2_bytes = 64 << 10;
     ret->shared_bytes = state.major < 8 ? 64 << 10 : state.major < 9 ? 99 << 10 : 227 << 10;
     return 0;
 }

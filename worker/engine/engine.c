@@ -125,10 +125,29 @@ static int open_device(struct engine *g, const struct engine_config *c, const st
     return 0;
 }
 
-/* What memory_percent leaves for the cache, now that everything else is there; UINT64_MAX without a
- * limit. */
-static int memory_left(const struct engine *g, const struct engine_config *c, uint64_t *ret,
-                       struct err *e)
+/* Device memory for sums over ranks, which join later. */
+static uint64_t sums_bytes(const struct engine *g)
+{
+    const struct k_sizes *sizes = k_sizes(g->model.ops->name);
+    return sizes->sums_bytes(g->model.tp_size, g->limits.max_tokens, g->model.arch->hidden);
+}
+
+/* What comes with the cache: buffers of the context that its shape decides. */
+static uint64_t comes_with_cache(const struct engine *g, const struct k_kv_params *kv,
+                                 enum k_mode mode)
+{
+    const struct glm *m = &g->model;
+    struct k_memory now = {0}, then;
+    if (m->ops->context_memory)
+        m->ops->context_memory(m->ctx, &now);
+    k_sizes(m->ops->name)->context_memory(g->limits.max_tokens, m->arch->max_seq, mode, kv, &then);
+    return then.device > now.device ? then.device - now.device : 0;
+}
+
+/* What memory_percent leaves for the cache beside `to_come`, now that everything else is there;
+ * UINT64_MAX without a limit. */
+static int memory_left(const struct engine *g, const struct engine_config *c, uint64_t to_come,
+                       uint64_t *ret, struct err *e)
 {
     const struct glm *m = &g->model;
     *ret = UINT64_MAX;
@@ -138,20 +157,21 @@ static int memory_left(const struct engine *g, const struct engine_config *c, ui
     int r = m->ops->memory(m->ctx, &free_bytes, &total);
     if (r < 0)
         return err_set(e, r, "device %s does not say how much memory it has", c->device);
-    uint64_t most = total / 100 * c->memory_percent, taken = total - MIN(free_bytes, total);
+    uint64_t most = total / 100 * c->memory_percent;
+    uint64_t taken = total - MIN(free_bytes, total) + to_come;
     *ret = most > taken ? most - taken : 0;
     return 0;
 }
 
 static int set_n_blocks(struct engine *g, const struct engine_config *c, const struct arch *a,
-                        size_t block_bytes, struct err *e)
+                        size_t block_bytes, uint64_t to_come, struct err *e)
 {
     uint32_t per_sequence = (a->max_seq + PLAN_KV_BLOCK_TOKENS - 1) / PLAN_KV_BLOCK_TOKENS;
     uint64_t left, n = c->n_kv_blocks;
     if (!n && c->kv_bytes)
         n = c->kv_bytes / block_bytes;
     if (!n && !c->kv_bytes) {
-        int r = memory_left(g, c, &left, e);
+        int r = memory_left(g, c, to_come, &left, e);
         if (r < 0)
             return r;
         n = MIN((uint64_t)c->n_slots * per_sequence, left / block_bytes);
@@ -178,7 +198,8 @@ static int open_kv(struct engine *g, const struct engine_config *c, const struct
     if (!block_bytes)
         return err_set(e, -EINVAL, "backend %s has no KV cache in %s", m->ops->name,
                        k_kv_type_name(k_kv_resolve(c->kv_type, c->mode)));
-    int r = set_n_blocks(g, c, a, block_bytes, e);
+    uint64_t to_come = sums_bytes(g) + comes_with_cache(g, &p, c->mode);
+    int r = set_n_blocks(g, c, a, block_bytes, to_come, e);
     if (r < 0)
         return r;
     p.n_blocks = g->limits.n_blocks;
@@ -260,7 +281,7 @@ static int open_fake(struct engine *g, const struct engine_config *c, const stru
         return r;
     uint64_t n_layers = g->model.layer_end - g->model.layer_begin;
     uint64_t block_bytes = arch_kv_bytes_per_token(a, 2) * PLAN_KV_BLOCK_TOKENS / c->tp_size;
-    r = set_n_blocks(g, c, a, MAX(block_bytes * n_layers / a->n_layers, (uint64_t)1), e);
+    r = set_n_blocks(g, c, a, MAX(block_bytes * n_layers / a->n_layers, (uint64_t)1), 0, e);
     if (r < 0)
         return r;
     f.limits = g->limits;
@@ -634,12 +655,18 @@ void engine_memory(const struct engine *g, struct engine_memory *ret)
         return;
     }
     const struct glm *m = &g->model;
-    uint64_t rope = k_sizes(m->ops->name)->rope_bytes(l->max_seq, m->arch->head_dim / 2);
+    const struct k_sizes *sizes = k_sizes(m->ops->name);
+    uint64_t rope = sizes->rope_bytes(l->max_seq, m->arch->head_dim / 2);
+    struct k_memory context = {0};
+    if (m->ops->context_memory)
+        m->ops->context_memory(m->ctx, &context);
+    uint64_t sums = sums_bytes(g);
     *ret = (struct engine_memory){
         .weights = g->model.weights.bytes,
         .kv = g->kv_bytes,
-        .scratch = m->ws.bytes + m->ops->product_bytes(m->ctx) + rope + g->batch.bytes +
-                   results_bytes(l) + sampler_bytes(l->vocab) + l->vocab * sizeof *g->row +
+        .scratch = m->ws.bytes + m->ops->product_bytes(m->ctx) + rope + context.device +
+                   context.host + sums + g->batch.bytes + results_bytes(l) +
+                   sampler_bytes(l->vocab) + l->vocab * sizeof *g->row +
                    g->results.logits_cap * sizeof(float),
     };
 }

@@ -101,9 +101,12 @@ int footprint_of(const struct footprint_rank *r, const struct plan_limits *limit
     bool alone = r->tp_size == 1 && r->layer_end - r->layer_begin == a->n_layers;
     struct workspace_sizes ws;
     workspace_sizes(a, r->tp_size, limits->max_tokens, r->sizes->act_bytes(), &ws);
-    ret->scratch =
-        workspace_device_bytes(&ws) + product + r->sizes->rope_bytes(a->max_seq, a->head_dim / 2);
-    ret->scratch_host = workspace_host_bytes(&ws, alone, r->sizes->host_memory) +
+    struct k_memory context;
+    r->sizes->context_memory(limits->max_tokens, a->max_seq, r->mode, &kv, &context);
+    ret->scratch = workspace_device_bytes(&ws) + product +
+                   r->sizes->rope_bytes(a->max_seq, a->head_dim / 2) + context.device +
+                   r->sizes->sums_bytes(r->tp_size, limits->max_tokens, a->hidden);
+    ret->scratch_host = workspace_host_bytes(&ws, alone, r->sizes->host_memory) + context.host +
                         batch_bytes(limits) + results_bytes(limits) + sampler_bytes(limits->vocab) +
                         limits->vocab * sizeof(float);
     return 0;

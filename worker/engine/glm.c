@@ -99,14 +99,18 @@ static int check_device(struct glm *m, struct comm *comm, struct err *e)
     return r < 0 ? err_set(e, r, "device: %s", message) : failed;
 }
 
-/* The sum of r over ranks, then r = alpha * a + r + bias, y = norm(r). */
+/* The sum of r over ranks, then r = alpha * a + r + bias, y = norm(r). next: what y is multiplied
+ * with; NULL: something else follows. */
 static int sum_residual_norm(struct glm *m, struct comm *comm, const struct k_norm *norm,
                              const void *a, const struct k_bias *bias, uint32_t n_rows, void *y,
-                             const char *what, uint32_t layer, struct err *e)
+                             const struct k_linear *next, const char *what, uint32_t layer,
+                             struct err *e)
 {
     const float eps = m->arch->norm_eps, alpha = (float)m->arch->residual_alpha;
     void *r = m->ws.r;
     if (m->sums.comm) {
+        if (next && m->ops->prefetch)
+            m->ops->prefetch(m->ctx, next);
         m->sums.ops->sum_residual_norm(m->sums.comm, norm, eps, alpha, a, r, bias, n_rows, y);
         return 0;
     }
@@ -259,7 +263,7 @@ static int run_layer(struct glm *m, const struct glm_batch *batch, uint32_t laye
     op->attention(c, &attn, ws->q, batch->seqs, n_seqs, m->kv, ws->context);
     op->linear(c, l->dense, ws->context, n_rows, ws->r);
     int r = sum_residual_norm(m, comm, l->post_norm, ws->a, l->dense_bias, n_rows, ws->b,
-                              "attention of layer", layer, e);
+                              l->h_to_4h, "attention of layer", layer, e);
     if (r < 0)
         return r;
 
@@ -273,7 +277,9 @@ static int run_layer(struct glm *m, const struct glm_batch *batch, uint32_t laye
     op->linear(c, l->four_h_to_h, ws->g, n_rows, ws->r);
     const struct k_norm *next =
         layer + 1 < m->layer_end ? m->weights.layers[idx + 1].input_norm : m->weights.exit_norm;
-    r = sum_residual_norm(m, comm, next, ws->b, l->four_h_to_h_bias, n_rows, ws->a,
+    const struct k_linear *behind =
+        layer + 1 < m->layer_end ? m->weights.layers[idx + 1].qkv : NULL;
+    r = sum_residual_norm(m, comm, next, ws->b, l->four_h_to_h_bias, n_rows, ws->a, behind,
                           "the MLP of layer", layer, e);
     if (r < 0)
         return r;
