@@ -63,5 +63,5 @@ set(GLMD_CUDA_SOURCES
   cuda/comm_peer.c
   cuda/convert.cu cuda/cuda.c cuda/driver_cuda.c cuda/graph.c cuda/kv.cu cuda/library.cu
   cuda/linear.cu cuda/memory.c cuda/nccl_library.c cuda/ops.c cuda/plan.c cuda/rope.cu
-  cuda/rowwise.cu cuda/step.c cuda/sums.cu cuda/variants_f16.cu cuda/variants_i4.cu
-  cuda/variants_i8.cu)
+  cuda/rowwise.cu cuda/sample.c cuda/sample.cu cuda/sample_layout.c cuda/step.c cuda/sums.cu
+  cuda/variants_f16.cu cuda/variants_i4.cu cuda/variants_i8.cu)

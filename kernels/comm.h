@@ -77,6 +77,9 @@ struct k_comm_ops {
     void (*sum_residual_norm)(struct k_comm *m, const struct k_norm *n, float eps, float alpha,
                               const void *a, void *r, const struct k_bias *bias, uint32_t n_rows,
                               void *y);
+    /* all [size * bytes] = every rank's `own` [bytes], in the order of the ranks. bytes: a multiple
+     * of 16; both on the device. */
+    void (*gather)(struct k_comm *m, const void *own, size_t bytes, void *all);
     /* Waits for what is enqueued in the context. 0, or the failure that ended the k_comm. */
     int (*wait)(struct k_comm *m, char *message, size_t size);
 };

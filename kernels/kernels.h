@@ -31,6 +31,7 @@ enum k_weight { K_WEIGHT_F16, K_WEIGHT_I8, K_WEIGHT_I4 };
 enum k_mode { K_MODE_FP32, K_MODE_FP16, K_MODE_A8 };
 
 struct k_comm_ops;
+struct k_sample_ops;
 struct k_ctx;    /* device, threads, scratch */
 struct k_linear; /* a weight matrix in the backend's packed layout, with scales and bias */
 struct k_kv;     /* paged KV cache of one rank: all layers */
@@ -205,7 +206,8 @@ struct k_ops {
     void (*linear)(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows,
                    void *y);
     /* The same onto the host, in FP32 where activations are not: logits [n_rows, rows]. Waits.
-     * `scratch`: room for n_rows * rows floats on the device. NULL: linear and download are it. */
+     * `scratch`: room for n_rows * rows floats on the device; `ret` NULL: there they stay, and
+     * nothing waits. NULL: linear and download are it. */
     void (*logits)(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows,
                    void *scratch, float *ret);
     /* y[t] = row (ids[t] - first_row) of the table, or zeros where the id is outside
@@ -268,6 +270,8 @@ struct k_ops {
 
     /* Sums over ranks where the activations lie (kernels/comm.h); NULL: through the host only. */
     const struct k_comm_ops *comm;
+    /* Tokens from logits on the device (kernels/sample.h); NULL: the host samples. */
+    const struct k_sample_ops *sample;
 };
 
 /* "cpu" or "cuda"; NULL when this build or this host does not have it (`message` says why). The

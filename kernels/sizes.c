@@ -3,6 +3,7 @@
 
 #include "cuda/linear.h"
 #include "cuda/memory.h"
+#include "cuda/sample.h"
 
 #include <string.h>
 
@@ -62,6 +63,7 @@ static const struct k_sizes cuda_sizes = {
     .product_bytes = cuda_product_bytes,
     .context_memory = memory_context,
     .sums_bytes = memory_sums,
+    .sampler_bytes = sample_bytes,
 };
 
 const struct k_sizes *k_sizes(const char *backend)

@@ -7,6 +7,7 @@
 #define GLMD_KERNELS_SIZES_H
 
 #include "kernels/kernels.h"
+#include "kernels/sample.h"
 
 struct k_sizes {
     const char *backend; /* as k_backend calls it */
@@ -28,6 +29,8 @@ struct k_sizes {
                            const struct k_kv_params *kv, struct k_memory *ret);
     /* At most so much for sums over ranks of up to max_rows x cols (k_ops.comm). */
     size_t (*sums_bytes)(uint32_t n_ranks, uint32_t max_rows, uint32_t cols);
+    /* What a sampler takes; NULL: the host samples. */
+    size_t (*sampler_bytes)(const struct k_sampler_params *p);
 };
 
 /* "cpu" or "cuda", or a device name of them ("cuda:0"); NULL: neither. */

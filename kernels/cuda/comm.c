@@ -447,6 +447,28 @@ static void comm_sum_residual_norm(struct k_comm *m, const struct k_norm *n, flo
     cuda_residual_norm(c, n, eps, alpha, a, r, bias, n_rows, y);
 }
 
+/* Through the peers in pieces of what a mailbox holds. */
+static void comm_gather(struct k_comm *m, const void *own, size_t bytes, void *all)
+{
+    assert(bytes && bytes % (SUMS_PIECE * sizeof(uint16_t)) == 0);
+    cuda_enter(m->c);
+    if (m->failed || m->c->error)
+        return;
+    if (m->has_nccl) {
+        nccl_gather(m, own, bytes, all);
+        return;
+    }
+    const size_t n = bytes / sizeof(uint16_t), most = (size_t)m->peer_rows * m->cols;
+    for (size_t at = 0; at < n; at += most) {
+        const struct sums_gather g = {.own = (const uint16_t *)own + at,
+                                      .all = (uint16_t *)all + at,
+                                      .n = n - at < most ? n - at : most,
+                                      .stride = n};
+        cuda_check(m->c, sums_gather_peers(&m->peer.boxes, &g, m->c->stream),
+                   "gathering from peers");
+    }
+}
+
 static int comm_wait(struct k_comm *m, char *message, size_t size)
 {
     cuda_enter(m->c);
@@ -462,5 +484,6 @@ const struct k_comm_ops cuda_comm_ops = {
     .describe = comm_describe,
     .sum = comm_sum,
     .sum_residual_norm = comm_sum_residual_norm,
+    .gather = comm_gather,
     .wait = comm_wait,
 };

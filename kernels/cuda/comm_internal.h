@@ -87,6 +87,7 @@ void nccl_leave(struct k_comm *m);
 /* 0 or a failure of the comm. */
 int nccl_look(struct k_comm *m);
 void nccl_sum(struct k_comm *m, uint16_t *x, size_t n);
+void nccl_gather(struct k_comm *m, const void *own, size_t bytes, void *all);
 
 /* ---- comm_peer.c ---- */
 

@@ -448,6 +448,12 @@ DEV_FN uint32_t dev_atomic_cas(uint32_t *p, uint32_t want, uint32_t v)
     return atomicCAS(p, want, v);
 }
 
+DEV_FN void dev_atomic_add64(uint64_t *p, uint64_t v)
+{
+    static_assert(sizeof(uint64_t) == sizeof(unsigned long long), "what the hardware adds");
+    (void)atomicAdd(reinterpret_cast<unsigned long long *>(p), (unsigned long long)v);
+}
+
 /* On shared memory. */
 DEV_FN uint32_t dev_shared_atomic_add(uint32_t *p, uint32_t v)
 {

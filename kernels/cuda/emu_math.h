@@ -155,6 +155,11 @@ DEV_FN uint32_t dev_atomic_cas(uint32_t *p, uint32_t want, uint32_t v)
 {
     return emu_atomic(p, [want, v](uint32_t x) { return x == want ? v : x; });
 }
+DEV_FN void dev_atomic_add64(uint64_t *p, uint64_t v)
+{
+    emu_check_aligned(p, 8);
+    *p += v;
+}
 DEV_FN uint32_t dev_shared_atomic_add(dev_shared<uint32_t> p, uint32_t v)
 {
     return dev_atomic_add((uint32_t *)p.atomic(), v);

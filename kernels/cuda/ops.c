@@ -2,6 +2,7 @@
  * libglmd_cuda.so has for others. Puts the products (linear.h) beside the rest of the context. */
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/sample.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -153,7 +154,8 @@ static void op_logits(struct k_ctx *c, const struct k_linear *l, const void *x, 
     const struct linear_end end = {.kind = LINEAR_FLOATS, .y = scratch};
     linear_multiply(c->products, l, x, n_rows, &end);
     cuda_check(c, c->products->error, "logits");
-    cuda_download_bytes(c, ret, scratch, (size_t)n_rows * l->shape.rows * sizeof *ret);
+    if (ret)
+        cuda_download_bytes(c, ret, scratch, (size_t)n_rows * l->shape.rows * sizeof *ret);
 }
 
 static void op_embed(struct k_ctx *c, const struct k_linear *table, uint32_t first_row,
@@ -220,4 +222,5 @@ __attribute__((visibility("default"))) const struct k_ops glmd_cuda_ops = {
     .linear_rope_kv = op_linear_rope_kv,
     .gather = cuda_gather,
     .comm = &cuda_comm_ops,
+    .sample = &cuda_sample_ops,
 };

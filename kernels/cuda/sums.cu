@@ -75,22 +75,23 @@ DEV_FN void prefetch_next(const peers_params &p)
         dev_prefetch_l2(p.m.next + at);
 }
 
-/* Rows [cta, n_rows) in steps of the CTAs, to all mailboxes. */
-DEV_FN void send_rows(const peers_params &p, uint32_t number, size_t parity)
+/* Rows [cta, n_rows) of x, its first n elements, in steps of n_ctas, to all mailboxes. */
+DEV_FN void send_rows(const sums_mailboxes &m, const uint16_t *x, uint32_t n_rows, size_t n,
+                      uint32_t n_ctas, uint32_t number, size_t parity)
 {
-    const sums_mailboxes &m = p.m;
-    for (uint32_t row = dev_cta_x(); row < p.n_rows; row += p.n_ctas)
+    for (uint32_t row = dev_cta_x(); row < n_rows; row += n_ctas)
         for (uint32_t col = dev_thread() * NORM_PIECE; col < m.cols;
              col += NORM_THREADS * NORM_PIECE) {
-            uint4 v = dev_load16(p.norm.x + (size_t)row * m.cols + col);
+            const size_t at = (size_t)row * m.cols + col;
+            if (at >= n)
+                break;
+            uint4 v = dev_load16(x + at);
             for (uint32_t t = 0; t < m.n_targets; t++)
-                dev_store16(m.target[t] + parity * m.size * m.row_cap * m.cols +
-                                (size_t)row * m.cols + col,
-                            v);
+                dev_store16(m.target[t] + parity * m.size * m.row_cap * m.cols + at, v);
         }
     dev_fence_system();
     dev_barrier();
-    for (uint32_t row = dev_cta_x(); row < p.n_rows; row += p.n_ctas)
+    for (uint32_t row = dev_cta_x(); row < n_rows; row += n_ctas)
         if (dev_thread() < m.n_targets)
             dev_store_release(m.target_flags[dev_thread()] + parity * m.size * m.row_cap + row,
                               number);
@@ -132,10 +133,10 @@ DEV_INLINE void add_row(const peers_params &p, uint32_t row, size_t parity,
 
 /* Whether all flags of a row that this CTA waits for have come: `waits`, this thread for the one of
  * rank `from`. The same in all threads. */
-DEV_FN bool have_come(const peers_params &p, bool waits, uint32_t from, size_t flag,
+DEV_FN bool have_come(const sums_mailboxes &m, bool waits, uint32_t from, size_t flag,
                       uint32_t number, dev_shared<uint32_t> failed)
 {
-    if (waits && !wait_for_flag(p.m, p.m.source_flags[from] + flag, number))
+    if (waits && !wait_for_flag(m, m.source_flags[from] + flag, number))
         dev_shared_atomic_max(failed, 1);
     dev_barrier();
     const uint32_t give_up = failed[0];
@@ -144,10 +145,9 @@ DEV_FN bool have_come(const peers_params &p, bool waits, uint32_t from, size_t f
 }
 
 /* The last CTA ends the sum. */
-DEV_FN void end_sum(const peers_params &p, uint32_t number)
+DEV_FN void end_sum(const sums_mailboxes &m, uint32_t n_ctas, uint32_t number)
 {
-    const sums_mailboxes &m = p.m;
-    if (dev_thread() == 0 && dev_atomic_add(&m.control->n_ended, 1) + 1 == p.n_ctas) {
+    if (dev_thread() == 0 && dev_atomic_add(&m.control->n_ended, 1) + 1 == n_ctas) {
         m.control->n_ended = 0;
         dev_store_release(&m.control->number, number);
         dev_store_release(&m.signals->number, number);
@@ -167,10 +167,10 @@ template <int ITEMS> DEV_KERNEL(NORM_THREADS, 1) void peers_kernel(DEV_PARAMS(pe
     const size_t parity = number & 1;
     if (dev_thread() == 0)
         failed[0] = 0;
-    send_rows(p, number, parity);
+    send_rows(m, p.norm.x, p.n_rows, (size_t)p.n_rows * m.cols, p.n_ctas, number, parity);
     for (uint32_t row = dev_cta_x(); row < p.n_rows; row += p.n_ctas) {
         const uint32_t from = dev_thread();
-        if (!have_come(p, from < m.size && from != m.rank, from, parity * m.size * m.row_cap + row,
+        if (!have_come(m, from < m.size && from != m.rank, from, parity * m.size * m.row_cap + row,
                        number, failed + 0))
             break;
         float x[ITEMS][NORM_PIECE];
@@ -178,7 +178,7 @@ template <int ITEMS> DEV_KERNEL(NORM_THREADS, 1) void peers_kernel(DEV_PARAMS(pe
         if (p.norm.y)
             norm_row<ITEMS>(p.norm, (size_t)row * m.cols, x, parts);
     }
-    end_sum(p, number);
+    end_sum(m, p.n_ctas, number);
 }
 
 /* ---- two shots: a row is added up by one rank, which sends the sum to the others ---- */
@@ -279,7 +279,7 @@ template <int ITEMS> DEV_KERNEL(NORM_THREADS, 1) void peers_twice_kernel(DEV_PAR
             if ((owner == m.rank) != (own == 1))
                 continue;
             const bool waits = own ? thread < m.size && thread != m.rank : thread == 0;
-            go = have_come(p, waits, own ? thread : owner, flags + row, number, failed + 0);
+            go = have_come(m, waits, own ? thread : owner, flags + row, number, failed + 0);
             if (!go)
                 break;
             float x[ITEMS][NORM_PIECE];
@@ -292,7 +292,43 @@ template <int ITEMS> DEV_KERNEL(NORM_THREADS, 1) void peers_twice_kernel(DEV_PAR
             if (p.norm.y)
                 norm_row<ITEMS>(p.norm, (size_t)row * m.cols, x, parts);
         }
-    end_sum(p, number);
+    end_sum(m, p.n_ctas, number);
+}
+
+/* ---- what all ranks have, one behind the other ---- */
+
+struct gather_params {
+    struct sums_gather g;
+    struct sums_mailboxes m;
+    uint32_t n_rows; /* of a mailbox, the last one maybe not whole */
+};
+
+DEV_KERNEL(NORM_THREADS, 1) void gather_peers_kernel(DEV_PARAMS(gather_params) p)
+{
+    DEV_SHARED(uint32_t, failed, 1);
+    const sums_mailboxes &m = p.m;
+    const sums_gather &g = p.g;
+    const uint32_t number = dev_load_acquire(&m.control->number) + 1;
+    const size_t parity = number & 1;
+    if (dev_thread() == 0)
+        failed[0] = 0;
+    send_rows(m, g.own, p.n_rows, g.n, dev_grid_x(), number, parity);
+    for (uint32_t row = dev_cta_x(); row < p.n_rows; row += dev_grid_x()) {
+        const uint32_t from = dev_thread();
+        if (!have_come(m, from < m.size && from != m.rank, from, parity * m.size * m.row_cap + row,
+                       number, failed + 0))
+            break;
+        for (uint32_t col = dev_thread() * NORM_PIECE; col < m.cols;
+             col += NORM_THREADS * NORM_PIECE) {
+            const size_t at = (size_t)row * m.cols + col;
+            const size_t there = parity * m.size * m.row_cap * m.cols + at;
+            for (uint32_t r = 0; r < m.size && at < g.n; r++)
+                dev_store16(g.all + r * g.stride + at,
+                            r == m.rank ? dev_load16(g.own + at)
+                                        : dev_load16_system(m.source[r] + there));
+        }
+    }
+    end_sum(m, dev_grid_x(), number);
 }
 
 int run_peers(peers_params p, struct CUstream_st *stream)
@@ -332,6 +368,20 @@ int sums_of_parts(const struct sums_parts *p, struct CUstream_st *stream)
     at.threads = PARTS_THREADS;
     at.stream = stream;
     return dev_run(at, parts_kernel, *p);
+}
+
+int sums_gather_peers(const struct sums_mailboxes *m, const struct sums_gather *g,
+                      struct CUstream_st *stream)
+{
+    gather_params p = {*g, *m, (uint32_t)((g->n + m->cols - 1) / m->cols)};
+    p.m.max_spins = p.m.max_spins < spins_cap ? p.m.max_spins : spins_cap;
+    assert(g->n && g->n % SUMS_PIECE == 0 && g->stride % SUMS_PIECE == 0 &&
+           p.n_rows <= m->row_cap && m->cols % NORM_PIECE == 0 && m->size <= SUMS_MAX_PEERS);
+    struct dev_launch at = {};
+    at.grid = {p.n_rows < m->max_ctas ? p.n_rows : m->max_ctas, 1, 1};
+    at.threads = NORM_THREADS;
+    at.stream = stream;
+    return dev_run_together(m->key, m->size, at, gather_peers_kernel, p);
 }
 
 int sums_of_peers(const struct sums_mailboxes *m, uint16_t *x, uint32_t n_rows,

@@ -102,6 +102,16 @@ int sums_of_peers_norm(const struct sums_mailboxes *m, const struct k_norm *n, f
                        float alpha, const void *a, void *r, const struct k_bias *bias,
                        uint32_t n_rows, void *y, struct CUstream_st *stream);
 
+/* all[r * stride ..] = `own` [n] of rank r, bit by bit; n: a multiple of SUMS_PIECE, at most
+ * row_cap rows of the mailbox. A sum like the others as far as numbers and flags go. */
+struct sums_gather {
+    const uint16_t *own;
+    uint16_t *all;
+    size_t n, stride;
+};
+int sums_gather_peers(const struct sums_mailboxes *m, const struct sums_gather *g,
+                      struct CUstream_st *stream);
+
 #ifdef __cplusplus
 }
 #endif

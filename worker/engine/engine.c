@@ -17,8 +17,7 @@
 #include "worker/engine/footprint.h"
 #include "worker/engine/glm.h"
 #include "worker/engine/known_answer.h"
-#include "worker/engine/results.h"
-#include "worker/engine/sampler.h"
+#include "worker/engine/outputs.h"
 
 enum { MIN_BLOCKS = 2, DESCRIBE_BYTES = 256 };
 
@@ -26,9 +25,7 @@ struct engine {
     /* owned */
     struct glm model;
     struct batch batch;
-    struct sampler *sampler;
-    float *row; /* [vocab] the logits that are being looked at */
-    struct results results;
+    struct outputs outputs;
     struct fake *fake; /* NULL = a real device; else it stands for all of the above */
     /* borrowed */
     struct comm *comm;
@@ -223,18 +220,18 @@ static int open_workspace(struct engine *g, struct err *e)
 {
     struct glm *m = &g->model;
     m->rope = glm_rope_new(m->arch, m->ops, m->ctx);
-    if (!m->rope || workspace_init(&m->ws, m->ops, m->ctx, m->arch, m->tp_size,
-                                   m->tp_size * g->pp_size == 1, g->limits.max_tokens) < 0)
+    if (!m->rope ||
+        workspace_init(&m->ws, m->ops, m->ctx, m->arch, m->tp_size, m->tp_size * g->pp_size == 1,
+                       g->limits.max_tokens) < 0 ||
+        outputs_init(&g->outputs, m, &g->batch, &g->limits) < 0)
         return no_step_memory(g, e);
     return 0;
 }
 
-/* What it needs on the host; the limits are known. */
+/* What it needs on the host. */
 static int open_step_memory(struct engine *g, struct err *e)
 {
-    g->row = alloc_array(g->limits.vocab, sizeof *g->row);
-    if (!g->row || sampler_new(g->limits.vocab, &g->sampler) < 0 ||
-        batch_init(&g->batch, &g->limits) < 0 || results_init(&g->results, &g->limits) < 0)
+    if (batch_init(&g->batch, &g->limits) < 0)
         return no_step_memory(g, e);
     return 0;
 }
@@ -332,10 +329,8 @@ void engine_close(struct engine *g)
     struct glm *m = &g->model;
     comm_device_close(&m->sums);
     fake_free(g->fake);
-    results_deinit(&g->results);
+    outputs_deinit(&g->outputs);
     batch_deinit(&g->batch);
-    sampler_free(g->sampler);
-    free(g->row);
     if (m->ops) {
         workspace_deinit(&m->ws, m->ops, m->ctx);
         if (m->kv)
@@ -389,150 +384,16 @@ void engine_reset(struct engine *g)
     g->failed = 0;
 }
 
-/* ---- a step's outputs ---- */
-
-/* Where the results of the step go; filled front to back. */
-struct cursor {
-    uint32_t n_scores;
-    uint32_t n_score_tokens;
-    uint32_t n_candidates;
-    size_t n_logits;
-    uint32_t group_rows_left; /* of the beam group in progress */
-};
-
-/* Items of a group are neighbours: its size is the length of the run that starts here. */
-static uint32_t group_rows(const struct plan *p, uint32_t item)
-{
-    uint32_t n = 0;
-    while (item + n < p->n_items && p->items[item + n].output == PLAN_OUTPUT_BEAM &&
-           p->items[item + n].beam_group == p->items[item].beam_group)
-        n++;
-    return n;
-}
-
-static void beam_row(struct engine *g, const struct plan *p, uint32_t item, struct cursor *at)
-{
-    const struct plan_item *it = &p->items[item];
-    if (!at->group_rows_left) {
-        sampler_beam_begin(g->sampler, &p->groups[it->beam_group]);
-        at->group_rows_left = group_rows(p, item);
-    }
-    const struct plan_sampling sampling = batch_sampling(&g->batch, it);
-    sampler_beam_row(g->sampler, g->row, item, it->beam_score, &sampling);
-    if (--at->group_rows_left)
-        return;
-    struct result_candidate *candidates = g->results.candidates + at->n_candidates;
-    uint32_t n = sampler_beam_finish(g->sampler, candidates);
-    g->results.groups[it->beam_group] = (struct result_group){candidates, n};
-    at->n_candidates += n;
-}
-
-static void score_row(struct engine *g, const struct plan_item *it, uint32_t item_row,
-                      struct result_item *result, struct cursor *at)
-{
-    struct results *r = &g->results;
-    struct result_logprob top[PLAN_MAX_TOP_LOGPROBS];
-    uint32_t n_top = it->sampling.n_top_logprobs;
-    if (!result->n_scores) {
-        result->scores = r->scores + at->n_scores;
-        result->score_tokens = r->score_tokens + at->n_score_tokens;
-        result->score_logprobs = r->score_logprobs + at->n_score_tokens;
-    }
-    r->scores[at->n_scores++] =
-        sampler_logprob(g->sampler, g->row, it->targets[item_row], n_top, top);
-    result->n_scores++;
-    for (uint32_t i = 0; i != n_top; i++) {
-        r->score_tokens[at->n_score_tokens] = top[i].token;
-        r->score_logprobs[at->n_score_tokens++] = top[i].logprob;
-    }
-    result->n_score_tokens += n_top;
-}
-
-/* One row of logits, in g->row, becomes a result. */
-static void take_row(struct engine *g, const struct plan *p, const struct batch_output *o,
-                     struct cursor *at)
-{
-    const struct plan_item *it = &p->items[o->item];
-    struct result_item *result = &g->results.items[o->item];
-    switch (it->output) {
-    case PLAN_OUTPUT_NONE:
-        assert(false); /* has no output rows */
-        break;
-    case PLAN_OUTPUT_SAMPLE: {
-        struct result_logprob *top = g->results.top + (size_t)o->item * g->limits.n_top_logprobs;
-        bool ahead = it->tokens[0] == PLAN_TOKEN_PREVIOUS;
-        int32_t previous = ahead ? g->batch.slots[it->slot].sample : -1;
-        const struct plan_sampling sampling = batch_sampling(&g->batch, it);
-        result->token =
-            sampler_choose(g->sampler, g->row, &sampling, previous, &result->logprob, top);
-        result->top = top;
-        result->n_top = sampling.n_top_logprobs;
-        break;
-    }
-    case PLAN_OUTPUT_BEAM:
-        beam_row(g, p, o->item, at);
-        break;
-    case PLAN_OUTPUT_SCORE:
-        score_row(g, it, o->item_row, result, at);
-        break;
-    case PLAN_OUTPUT_LOGITS:
-        if (o->item_row == 0)
-            result->logits = g->results.logits + at->n_logits;
-        memcpy(g->results.logits + at->n_logits, g->row, g->limits.vocab * sizeof(float));
-        at->n_logits += g->limits.vocab;
-        break;
-    }
-}
-
 static bool is_last_stage(const struct engine *g)
 {
     return g->stage + 1 == g->pp_size;
-}
-
-/* PLAN_OUTPUT_LOGITS is for tools and tests: its memory is found when it is first asked for. */
-static int reserve_logits(struct engine *g, const struct plan *p, struct err *e)
-{
-    size_t rows = 0;
-    for (uint32_t i = 0; i != p->n_items; i++)
-        rows += p->items[i].output == PLAN_OUTPUT_LOGITS ? p->items[i].n_tokens : 0;
-    size_t n = rows * g->limits.vocab;
-    if (n <= g->results.logits_cap)
-        return 0;
-    float *logits = realloc(g->results.logits, n * sizeof *logits);
-    if (!logits)
-        return err_set(e, -ENOMEM, "out of memory: logits of %zu rows, %.2f GB", rows,
-                       (double)n * sizeof *logits / 1e9);
-    g->results.logits = logits;
-    g->results.logits_cap = n;
-    return 0;
-}
-
-static int produce_outputs(struct engine *g, const struct plan *p, struct err *e)
-{
-    struct cursor at = {0};
-    const struct batch *b = &g->batch;
-    uint32_t rows[WORKSPACE_HEAD_ROWS];
-    for (uint32_t done = 0; done != b->n_outputs;) {
-        uint32_t n = MIN(b->n_outputs - done, (uint32_t)WORKSPACE_HEAD_ROWS);
-        for (uint32_t i = 0; i != n; i++)
-            rows[i] = b->outputs[done + i].row;
-        int r = glm_head(&g->model, rows, n, g->comm, e);
-        if (r < 0)
-            return r;
-        for (uint32_t i = 0; i != n; i++) {
-            glm_head_row(&g->model, i, n, g->row);
-            take_row(g, p, &b->outputs[done + i], &at);
-        }
-        done += n;
-    }
-    return 0;
 }
 
 /* ---- a step ---- */
 
 static void begin_results(struct engine *g, const struct plan *p)
 {
-    struct results *r = &g->results;
+    struct results *r = &g->outputs.results;
     for (uint32_t i = 0; i != p->n_items; i++)
         r->items[i] = (struct result_item){
             .slot = p->items[i].slot, .slot_gen = p->items[i].slot_gen, .token = -1};
@@ -564,8 +425,8 @@ static int run_plan(struct engine *g, const struct plan *p, struct err *e)
                               .slice_begin = p->layer_begin,
                               .slice_end = p->layer_end};
     int r = glm_forward(m, &batch, g->comm, e);
-    if (r == 0 && is_last_stage(g) && g->batch.n_outputs)
-        return produce_outputs(g, p, e); /* waits for what it reads */
+    if (r == 0 && is_last_stage(g) && g->batch.n_outputs) /* waits for what it reads */
+        return outputs_produce(&g->outputs, p, g->comm, e);
     return r == 0 ? glm_wait(m, g->comm, e) : r;
 }
 
@@ -577,16 +438,17 @@ static int step_model(struct engine *g, const struct plan *plan, const struct st
     int r = batch_check(&g->batch, plan, e);
     if (r < 0)
         return r; /* as on every other rank */
-    r = is_last_stage(g) ? reserve_logits(g, plan, e) : 0;
+    r = is_last_stage(g) ? outputs_reserve(&g->outputs, plan, e) : 0;
     if (r == 0)
         r = run_plan(g, plan, e);
     if (r < 0) {
         g->failed = r;
         return r;
     }
-    batch_commit(&g->batch, plan, g->results.items);
-    g->state_hash = plan_state_hash(g->state_hash, plan, g->results.items, g->results.groups);
-    struct step_result *result = &g->results.step;
+    batch_commit(&g->batch, plan, g->outputs.results.items);
+    g->state_hash =
+        plan_state_hash(g->state_hash, plan, g->outputs.results.items, g->outputs.results.groups);
+    struct step_result *result = &g->outputs.results.step;
     result->state_hash = g->state_hash;
     result->compute_ns = clock_now_ns() - begin_ns;
     *ret = result;
@@ -660,14 +522,14 @@ void engine_memory(const struct engine *g, struct engine_memory *ret)
     struct k_memory context = {0};
     if (m->ops->context_memory)
         m->ops->context_memory(m->ctx, &context);
-    uint64_t sums = sums_bytes(g);
+    uint64_t device_sampler =
+        g->outputs.device ? outputs_device_bytes(m->ops->name, m->tp_size, l) : 0;
     *ret = (struct engine_memory){
         .weights = g->model.weights.bytes,
         .kv = g->kv_bytes,
         .scratch = m->ws.bytes + m->ops->product_bytes(m->ctx) + rope + context.device +
-                   context.host + sums + g->batch.bytes + results_bytes(l) +
-                   sampler_bytes(l->vocab) + l->vocab * sizeof *g->row +
-                   g->results.logits_cap * sizeof(float),
+                   context.host + sums_bytes(g) + g->batch.bytes + outputs_bytes(l) +
+                   device_sampler + g->outputs.results.logits_cap * sizeof(float),
     };
 }
 

@@ -6,8 +6,7 @@
 #include "base/util.h"
 #include "model/shard.h"
 #include "worker/engine/batch.h"
-#include "worker/engine/results.h"
-#include "worker/engine/sampler.h"
+#include "worker/engine/outputs.h"
 #include "worker/engine/weights.h"
 #include "worker/engine/workspace.h"
 
@@ -106,8 +105,9 @@ int footprint_of(const struct footprint_rank *r, const struct plan_limits *limit
     ret->scratch = workspace_device_bytes(&ws) + product +
                    r->sizes->rope_bytes(a->max_seq, a->head_dim / 2) + context.device +
                    r->sizes->sums_bytes(r->tp_size, limits->max_tokens, a->hidden);
+    if (r->layer_end == a->n_layers)
+        ret->scratch += outputs_device_bytes(r->sizes->backend, r->tp_size, limits);
     ret->scratch_host = workspace_host_bytes(&ws, alone, r->sizes->host_memory) + context.host +
-                        batch_bytes(limits) + results_bytes(limits) + sampler_bytes(limits->vocab) +
-                        limits->vocab * sizeof(float);
+                        batch_bytes(limits) + outputs_bytes(limits);
     return 0;
 }

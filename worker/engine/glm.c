@@ -356,7 +356,7 @@ int glm_head(struct glm *m, const uint32_t *rows, uint32_t n, struct comm *comm,
 {
     assert(n <= WORKSPACE_HEAD_ROWS);
     struct workspace *ws = &m->ws;
-    const struct k_linear *head = m->weights.head ? m->weights.head : m->weights.embedding;
+    const struct k_linear *head = glm_head_matrix(m);
     /* head_out[n, V/P] = a[rows] E^T */
     m->ops->gather(m->ctx, ws->a, m->arch->hidden, rows, n, ws->head_x);
     size_t part = (size_t)n * (m->arch->vocab / m->tp_size);

@@ -65,6 +65,12 @@ int glm_forward(struct glm *m, const struct glm_batch *batch, struct comm *comm,
 /* Until all that is enqueued has run. */
 int glm_wait(struct glm *m, struct comm *comm, struct err *e);
 
+/* What the head multiplies with, [V/P, H]. */
+static inline const struct k_linear *glm_head_matrix(const struct glm *m)
+{
+    return m->weights.head ? m->weights.head : m->weights.embedding;
+}
+
 /* The last stage: logits of `n` <= WORKSPACE_HEAD_ROWS rows of the last forward pass, on the host
  * of every rank of the stage. */
 int glm_head(struct glm *m, const uint32_t *rows, uint32_t n, struct comm *comm, struct err *e);

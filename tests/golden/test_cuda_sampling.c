@@ -1,0 +1,346 @@
+/* test_cuda_sampling.c: the whole engine with tokens chosen on the device, on the emulated GPU:
+ * tokens, log-probabilities and scores are those that the host's sampler makes of the same engine's
+ * logits, bit for bit, over one rank and several; beside rows that stay with the host. */
+#include "tests/golden/golden.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/util.h"
+#include "kernels/sample.h"
+#ifndef ON_A_GPU
+#include "tests/support/emulated_driver.h"
+#endif
+#include "worker/engine/sampler.h"
+
+/* With ON_A_GPU the program has the real backend: all ranks share the device that GLMD_GPU names.
+ */
+static const char *device = "cuda";
+
+enum {
+    N_SAMPLES = 6,
+    SHORT = 5, /* tokens of a sequence that samples */
+    LONG = 35, /* of one that is scored: more rows than one head call takes */
+    SLOT_LOGITS = N_SAMPLES,
+    SLOT_BEAM,
+    SLOT_SCORE,
+    SLOT_SCORE_LOGITS,
+    N_SLOTS,
+    BEAM_WIDTH = 3,
+};
+
+static const struct plan_bias bias[] = {{17, 1.5f}, {200, -2.0f}, {17, 0.25f}};
+static const struct plan_range forbidden[] = {{20, 60}};
+static const int32_t banned[] = {5, 300, 5};
+static const int32_t prompt[SHORT] = {5, 6, 7, 8, 9};
+
+static const struct plan_sampling samplings[N_SAMPLES] = {
+    {.temperature = 1, .top_k = 1, .n_top_logprobs = 5},
+    {.temperature = 1.3f, .seed = 11},
+    {.temperature = 0.9f, .top_k = 12, .top_p = 0.8f, .seed = 12, .n_top_logprobs = 20},
+    {.temperature = 2,
+     .top_p = 0.9f,
+     .min_p = 0.01f,
+     .seed = 13,
+     .repetition_penalty = 1.4f,
+     .frequency_penalty = 0.3f,
+     .presence_penalty = 0.2f,
+     .history = prompt,
+     .n_history = SHORT,
+     .n_history_prompt = SHORT,
+     .n_top_logprobs = 4},
+    {.temperature = 1.1f,
+     .top_k = 50,
+     .seed = 14,
+     .bias = bias,
+     .n_bias = ARRAY_LEN(bias),
+     .forbidden = forbidden,
+     .n_forbidden = 1,
+     .banned = banned,
+     .n_banned = 3},
+    {.temperature = 1, .top_p = 0.7f, .seed = 15},
+};
+
+struct sequences {
+    int32_t ids[N_SLOTS][LONG + 8], positions[LONG + 8], targets[LONG];
+    uint32_t blocks[N_SLOTS][GOLDEN_BLOCKS_PER_SEQ];
+};
+
+static void sequences_init(struct sequences *q)
+{
+    for (uint32_t i = 0; i != LONG + 8; i++)
+        q->positions[i] = (int32_t)i;
+    for (uint32_t s = 0; s != N_SLOTS; s++) {
+        golden_blocks(s * GOLDEN_BLOCKS_PER_SEQ, q->blocks[s]);
+        for (uint32_t i = 0; i != LONG; i++)
+            q->ids[s][i] = s < SLOT_SCORE && i < SHORT ? prompt[i] : (int32_t)(3 + i * 37 % 480);
+    }
+    for (uint32_t i = 0; i != LONG; i++)
+        q->targets[i] = i % 7 == 3 ? -1 : (int32_t)(3 + (i + 1) * 37 % 480);
+}
+
+static struct plan_item item_of(const struct sequences *q, uint32_t slot, uint32_t start,
+                                uint32_t n, enum plan_output output)
+{
+    return (struct plan_item){.slot = slot,
+                              .slot_gen = slot + 1,
+                              .start = start,
+                              .n_tokens = n,
+                              .prefix_len = 4,
+                              .tokens = q->ids[slot] + start,
+                              .positions = q->positions + start,
+                              .blocks = q->blocks[slot],
+                              .n_blocks = GOLDEN_BLOCKS_PER_SEQ,
+                              .output = output,
+                              .sampling = {.temperature = 1}};
+}
+
+static void same(const char *what, uint32_t i, int32_t token, float logprob, int32_t want_token,
+                 float want_logprob)
+{
+    if (token != want_token || memcmp(&logprob, &want_logprob, sizeof logprob) != 0)
+        fail_msg("%s %u: token %d, %.9g; the host's sampler: %d, %.9g", what, i, token,
+                 (double)logprob, want_token, (double)want_logprob);
+}
+
+/* One sample against the host's, from the logits of the last row. */
+static void check_sample(struct sampler *s, const struct golden_engine *g, uint32_t i,
+                         const struct result_item *found, const float *logits,
+                         const struct plan_sampling *p, int32_t previous)
+{
+    const uint32_t vocab = g->arch->vocab;
+    float *row = alloc_array(vocab, sizeof *row), logprob;
+    struct result_logprob top[PLAN_MAX_TOP_LOGPROBS];
+    memcpy(row, logits, vocab * sizeof *row);
+    int32_t token = sampler_choose(s, row, p, previous, &logprob, top);
+    same("sample", i, found->token, found->logprob, token, logprob);
+    assert_int_equal(found->n_top, p->n_top_logprobs);
+    for (uint32_t j = 0; j != found->n_top; j++)
+        same("top", i, found->top[j].token, found->top[j].logprob, top[j].token, top[j].logprob);
+    free(row);
+}
+
+static void check_scores(struct sampler *s, const struct golden_engine *g,
+                         const struct sequences *q, const struct result_item *found,
+                         const float *logits, uint32_t n_top)
+{
+    uint32_t n = 0;
+    for (uint32_t row = 0; row != LONG; row++) {
+        if (q->targets[row] < 0)
+            continue;
+        struct result_logprob top[PLAN_MAX_TOP_LOGPROBS];
+        float want =
+            sampler_logprob(s, logits + (size_t)row * g->arch->vocab, q->targets[row], n_top, top);
+        same("score", row, q->targets[row], found->scores[n], q->targets[row], want);
+        for (uint32_t j = 0; j != n_top; j++)
+            same("best beside a score", row, found->score_tokens[n * n_top + j],
+                 found->score_logprobs[n * n_top + j], top[j].token, top[j].logprob);
+        n++;
+    }
+    assert_int_equal(found->n_scores, n);
+    assert_int_equal(found->n_score_tokens, n * n_top);
+}
+
+static void check_beam(struct sampler *s, const struct golden_engine *g,
+                       const struct plan_beam_group *group, const struct result_group *found,
+                       const float *logits)
+{
+    const uint32_t vocab = g->arch->vocab;
+    float *row = alloc_array(vocab, sizeof *row);
+    struct result_candidate want[BEAM_WIDTH];
+    const struct plan_sampling p = {.temperature = 1};
+    memcpy(row, logits, vocab * sizeof *row);
+    sampler_beam_begin(s, group);
+    sampler_beam_row(s, row, SLOT_BEAM, 0.0f, &p);
+    assert_int_equal(sampler_beam_finish(s, want), BEAM_WIDTH);
+    assert_int_equal(found->n_candidates, BEAM_WIDTH);
+    for (uint32_t i = 0; i != BEAM_WIDTH; i++)
+        same("beam", i, found->candidates[i].token, found->candidates[i].score, want[i].token,
+             want[i].score);
+    free(row);
+}
+
+/* Prompts, then some decode steps, in which samples go on with their own tokens, unseen by the
+ * plan, and an item of the same tokens shows the logits. */
+static void run(const struct golden_options *options)
+{
+    struct golden_engine g;
+    struct golden_options o = *options;
+    o.mode = K_MODE_FP16;
+    o.device = device;
+    o.n_slots = N_SLOTS;
+    golden_open(&g, &o);
+    struct sampler *s;
+    assert_int_equal(sampler_new(g.arch->vocab, &s), 0);
+    struct sequences q;
+    sequences_init(&q);
+
+    struct plan_item items[N_SLOTS];
+    for (uint32_t i = 0; i != N_SLOTS; i++)
+        items[i] =
+            item_of(&q, i, 0, i < SLOT_SCORE ? (uint32_t)SHORT : (uint32_t)LONG,
+                    i < N_SAMPLES || i == SLOT_BEAM ? PLAN_OUTPUT_SAMPLE : PLAN_OUTPUT_LOGITS);
+    for (uint32_t i = 0; i != N_SAMPLES; i++)
+        items[i].sampling = samplings[i];
+    items[SLOT_BEAM].output = PLAN_OUTPUT_BEAM;
+    items[SLOT_SCORE].output = PLAN_OUTPUT_SCORE;
+    items[SLOT_SCORE].targets = q.targets;
+    items[SLOT_SCORE].sampling.n_top_logprobs = 3;
+    const struct plan_beam_group group = {.width = BEAM_WIDTH, .deterministic = true};
+    const struct step_result *r = golden_step(&g, items, N_SLOTS, &group, 1, NULL, 0);
+    const float *last = r->items[SLOT_LOGITS].logits + (SHORT - 1) * (size_t)g.arch->vocab;
+    for (uint32_t i = 0; i != N_SAMPLES; i++)
+        check_sample(s, &g, i, &r->items[i], last, &samplings[i], -1);
+    check_scores(s, &g, &q, &r->items[SLOT_SCORE], r->items[SLOT_SCORE_LOGITS].logits, 3);
+    check_beam(s, &g, &group, &r->groups[0], last);
+
+    /* Sample 3 has penalties; the slot that shows logits follows it. */
+    const uint32_t shown = 3;
+    int32_t history[SHORT + 8];
+    memcpy(history, prompt, sizeof prompt);
+    static const int32_t previous_token[] = {PLAN_TOKEN_PREVIOUS};
+    int32_t previous = r->items[shown].token;
+    for (uint32_t step = 0; step != 3; step++) {
+        const uint32_t at = SHORT + step;
+        q.ids[SLOT_LOGITS][at] = previous;
+        for (uint32_t i = 0; i != N_SAMPLES; i++) {
+            items[i] = item_of(&q, i, at, 1, PLAN_OUTPUT_SAMPLE);
+            items[i].tokens = previous_token;
+            items[i].sampling =
+                step && i == shown ? (struct plan_sampling){.kept = true, .n_history_prompt = SHORT}
+                                   : samplings[i];
+            items[i].sampling.output_index = step + 1;
+        }
+        items[SLOT_LOGITS] = item_of(&q, SLOT_LOGITS, at, 1, PLAN_OUTPUT_LOGITS);
+        /* what stands behind the kept part: the token of the step before the last one */
+        struct plan_sampling *p = &items[shown].sampling;
+        p->history = history + SHORT + step - 1;
+        p->n_history = step ? 1 : 0;
+        p->n_history_kept = step ? SHORT + step - 1 : SHORT;
+        r = golden_step(&g, items, SLOT_LOGITS + 1, NULL, 0, NULL, 0);
+        /* the plan may have said that they are kept */
+        struct plan_sampling whole = samplings[shown];
+        whole.output_index = step + 1;
+        whole.history = history;
+        whole.n_history = SHORT + step;
+        whole.n_history_kept = 0;
+        check_sample(s, &g, shown, &r->items[shown], r->items[SLOT_LOGITS].logits, &whole,
+                     previous);
+        history[at] = previous;
+        previous = r->items[shown].token;
+    }
+    sampler_free(s);
+    golden_close(&g);
+#ifndef ON_A_GPU
+    assert_int_equal(emulated_driver_state()->allocated, 0);
+    assert_int_equal(emulated_driver_state()->host_allocated, 0);
+#endif
+}
+
+static void test_one_rank(void **state)
+{
+    (void)state;
+    run(&(struct golden_options){.model = "int4-tp1", .tp = 1});
+}
+
+static void test_ranks(void **state)
+{
+    (void)state;
+    run(&(struct golden_options){.model = "int4-tp2", .tp = 2});
+    run(&(struct golden_options){.model = "int4-tp4", .tp = 4});
+#ifndef ON_A_GPU
+    /* Logits that the devices gather, in pieces (35 rows), and that come through the host. */
+    run(&(struct golden_options){.model = "int4-tp4", .tp = 4, .collectives = K_COMM_PEER});
+    run(&(struct golden_options){.model = "int4-tp2", .tp = 2, .collectives = K_COMM_NCCL});
+    run(&(struct golden_options){.model = "int4-tp2", .tp = 2, .collectives = K_COMM_HOST});
+#endif
+}
+
+#ifndef ON_A_GPU
+
+static void test_stages(void **state)
+{
+    (void)state;
+    struct golden_engine g;
+    golden_open(&g, &(struct golden_options){.model = "int4-tp1",
+                                             .tp = 1,
+                                             .pp = 2,
+                                             .mode = K_MODE_FP16,
+                                             .device = "cuda",
+                                             .n_slots = 1});
+    struct engine_memory first, last;
+    engine_memory(local_group_engine(g.group, 0), &first);
+    engine_memory(local_group_engine(g.group, 1), &last);
+    assert_true(last.scratch > first.scratch); /* only the stage with the head samples */
+    golden_close(&g);
+}
+
+/* A step in steady state: the parameters go down in one copy, the tokens come back in one; it waits
+ * for the device at its end alone, and allocates nothing. */
+static void test_steady_state(void **state)
+{
+    (void)state;
+    struct golden_engine g;
+    golden_open(&g, &(struct golden_options){.model = "int4-tp1",
+                                             .tp = 1,
+                                             .mode = K_MODE_FP16,
+                                             .device = "cuda",
+                                             .n_slots = N_SLOTS});
+    struct sequences q;
+    sequences_init(&q);
+    struct plan_item items[2];
+    struct emulated_driver before = {0}, *d = emulated_driver_state();
+    static const int32_t previous_token[] = {PLAN_TOKEN_PREVIOUS};
+    for (uint32_t step = 0; step != 6; step++) {
+        for (uint32_t i = 0; i != 2; i++) {
+            items[i] = item_of(&q, i, step ? SHORT + step - 1 : 0, step ? 1 : (uint32_t)SHORT,
+                               PLAN_OUTPUT_SAMPLE);
+            if (step)
+                items[i].tokens = previous_token;
+            items[i].sampling = samplings[i ? 5 : 0];
+        }
+        golden_step(&g, items, 2, NULL, 0, NULL, 0);
+        if (step >= 4) {
+            assert_int_equal(d->n_allocs, before.n_allocs);
+            assert_int_equal(d->n_event_waits, before.n_event_waits);
+            assert_int_equal(d->n_copies, before.n_copies + 3); /* the step's arrays, these two */
+            assert_int_equal(d->n_waits, before.n_waits + 2); /* the tokens; that nothing is left */
+        }
+        before = *d;
+    }
+    golden_close(&g);
+}
+
+#endif
+
+int main(void)
+{
+#ifdef ON_A_GPU
+    device = getenv("GLMD_GPU") ? getenv("GLMD_GPU") : "cuda:0";
+    char message[512] = "";
+    const struct k_open_params p = {
+        .device = device, .mode = K_MODE_FP16, .max_rows = 1, .max_cols = 8, .max_seq = 1};
+    const struct k_ops *ops = k_backend("cuda", message, sizeof message);
+    struct k_ctx *c;
+    if (!ops || ops->open(&p, &c, message, sizeof message) != 0) {
+        print_message("skipped: %s\n", message);
+        return 77;
+    }
+    ops->close(c);
+#else
+    if (!emulated_driver_works()) {
+        print_message("skipped: fibers and ThreadSanitizer do not go together\n");
+        return 77;
+    }
+#endif
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_one_rank),
+        cmocka_unit_test(test_ranks),
+#ifndef ON_A_GPU
+        cmocka_unit_test(test_stages),
+        cmocka_unit_test(test_steady_state),
+#endif
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

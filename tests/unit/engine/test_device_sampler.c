@@ -1,0 +1,401 @@
+/* test_device_sampler.c: tokens chosen on the device, executed on the emulated GPU, are the host's,
+ * bit for bit with their log-probabilities: every option at random, ties, rows without order, rows
+ * in parts, alone and in company, in any order of the CTAs. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/util.h"
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/sample.h"
+#include "tests/support/emulated_driver.h"
+#include "worker/engine/outputs.h"
+
+enum { MAX_ROWS = 9, MAX_HISTORY = 200, MAX_LIST = 24 };
+
+static uint64_t random_state = 88172645463325252u;
+static uint32_t random_u32(void)
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return (uint32_t)(random_state >> 32);
+}
+
+static uint32_t below(uint32_t n)
+{
+    return random_u32() % n;
+}
+
+static float one_of(const float *values, size_t n)
+{
+    return values[below((uint32_t)n)];
+}
+
+/* ---- rows ---- */
+
+struct row {
+    struct plan_sampling p;
+    bool score;
+    int32_t target, previous;
+    int32_t history[MAX_HISTORY];
+    struct plan_bias bias[MAX_LIST];
+    struct plan_range forbidden[MAX_LIST];
+    int32_t banned[MAX_LIST];
+    float *logits; /* [vocab] */
+};
+
+static int32_t random_token(uint32_t vocab)
+{
+    /* few of them, so that lists meet and repeat */
+    return (int32_t)(below(3) ? below(MIN(vocab, 40u)) : below(vocab));
+}
+
+static void random_lists(struct row *r, uint32_t vocab)
+{
+    struct plan_sampling *p = &r->p;
+    p->n_history = below(3) ? 0 : below(MAX_HISTORY);
+    p->n_history_prompt = below(p->n_history + 1);
+    p->n_bias = below(3) ? 0 : below(MAX_LIST);
+    p->n_forbidden = below(3) ? 0 : below(6);
+    p->n_banned = below(3) ? 0 : below(MAX_LIST);
+    for (uint32_t i = 0; i != p->n_history; i++)
+        r->history[i] = random_token(vocab);
+    for (uint32_t i = 0; i != p->n_bias; i++)
+        r->bias[i] = (struct plan_bias){random_token(vocab), (float)below(2000) / 100.0f - 10.0f};
+    for (uint32_t i = 0; i != p->n_forbidden; i++) {
+        int32_t begin = random_token(vocab);
+        int32_t most = (int32_t)vocab - begin;
+        r->forbidden[i] = (struct plan_range){begin, begin + (int32_t)below((uint32_t)most + 1) /
+                                                                 (int32_t)(1 + below(50))};
+    }
+    for (uint32_t i = 0; i != p->n_banned; i++)
+        r->banned[i] = random_token(vocab);
+    p->history = r->history;
+    p->bias = r->bias;
+    p->forbidden = r->forbidden;
+    p->banned = r->banned;
+}
+
+static void random_params(struct row *r, uint32_t vocab)
+{
+    static const float temperature[] = {1, 1, 0.6f, 1.7f, 5, 1e-3f};
+    static const float top_p[] = {0, 1, 0.7f, 0.95f, 0.01f, 0.99999f};
+    static const float min_p[] = {0, 0, 0, 0.02f, 0.5f, 1, 1e-13f};
+    static const float repetition[] = {0, 1, 1.2f, 3, 0.5f};
+    static const float presence[] = {0, 0, 0.6f, 2, -2, -0.3f};
+    const uint32_t top_k[] = {0, 0, 1, 2, 40, below(vocab) + 1, vocab - 1, vocab, vocab + 5};
+    r->p = (struct plan_sampling){
+        .temperature = one_of(temperature, ARRAY_LEN(temperature)),
+        .top_k = top_k[below(ARRAY_LEN(top_k))],
+        .top_p = one_of(top_p, ARRAY_LEN(top_p)),
+        .min_p = one_of(min_p, ARRAY_LEN(min_p)),
+        .repetition_penalty = one_of(repetition, ARRAY_LEN(repetition)),
+        .presence_penalty = one_of(presence, ARRAY_LEN(presence)),
+        .frequency_penalty = one_of(presence, ARRAY_LEN(presence)),
+        .seed = (uint64_t)random_u32() << 32 | random_u32(),
+        .request = (uint64_t)random_u32() << 32 | random_u32(),
+        .choice = below(16),
+        .output_index = below(2048),
+        .n_top_logprobs = below(2) ? 0 : 1 + below(MIN(vocab, (uint32_t)PLAN_MAX_TOP_LOGPROBS)),
+    };
+    random_lists(r, vocab);
+    r->score = below(6) == 0;
+    r->target = random_token(vocab);
+    r->previous = below(2) ? -1 : random_token(vocab);
+}
+
+enum kind { SMOOTH, COARSE, EQUAL, WIDE, SOME_NAN, ALL_NAN, PLUS_INF, MINUS_INF, ZEROS, N_KINDS };
+
+static float random_logit(enum kind kind)
+{
+    float x = (float)below(20001) / 1000.0f - 10.0f;
+    switch (kind) {
+    case COARSE: /* ties everywhere */
+        return roundf(x);
+    case EQUAL:
+        return -3.25f;
+    case WIDE:
+        return below(50) ? x * 1e3f : x * 1e37f;
+    case SOME_NAN:
+        return below(3) ? (below(2) ? NAN : -NAN) : below(4) ? x : -INFINITY;
+    case ALL_NAN:
+        return NAN;
+    case PLUS_INF:
+        return below(100) ? x : INFINITY;
+    case MINUS_INF:
+        return -INFINITY;
+    case ZEROS:
+        return below(2) ? 0.0f : -0.0f;
+    default:
+        return x;
+    }
+}
+
+static void random_row(struct row *r, uint32_t vocab, enum kind kind)
+{
+    for (uint32_t i = 0; i != vocab; i++)
+        r->logits[i] = random_logit(kind);
+    random_params(r, vocab);
+}
+
+/* ---- both ways ---- */
+
+static void on_host(struct sampler *s, const struct row *r, uint32_t vocab,
+                    struct k_sample_result *ret)
+{
+    float *row = alloc_array(vocab, sizeof *row);
+    struct result_logprob top[PLAN_MAX_TOP_LOGPROBS];
+    memcpy(row, r->logits, vocab * sizeof *row);
+    if (r->score) {
+        ret->chosen.token = r->target;
+        ret->chosen.logprob = sampler_logprob(s, row, r->target, r->p.n_top_logprobs, top);
+    } else {
+        ret->chosen.token = sampler_choose(s, row, &r->p, r->previous, &ret->chosen.logprob, top);
+    }
+    for (uint32_t i = 0; i != r->p.n_top_logprobs; i++)
+        ret->top[i] = (struct k_sample_token){top[i].token, top[i].logprob};
+    free(row);
+}
+
+static bool same_token(const struct k_sample_token *a, const struct k_sample_token *b)
+{
+    return a->token == b->token && memcmp(&a->logprob, &b->logprob, sizeof a->logprob) == 0;
+}
+
+static void compare(const struct row *r, const struct k_sample_result *found,
+                    const struct k_sample_result *want, const char *what)
+{
+    const struct plan_sampling *p = &r->p;
+    for (uint32_t i = 0; i != 1 + p->n_top_logprobs; i++) {
+        const struct k_sample_token *a = i ? &found->top[i - 1] : &found->chosen;
+        const struct k_sample_token *b = i ? &want->top[i - 1] : &want->chosen;
+        if (!same_token(a, b))
+            fail_msg("%s: %s %u: token %d, %.9g, on the host %d, %.9g (score %d, t %g, k %u, p "
+                     "%.9g, min-p %g, r %g, presence %g, frequency %g, history %u, bias %u, "
+                     "forbidden %u, banned %u)",
+                     what, i ? "top" : "chosen", i, a->token, (double)a->logprob, b->token,
+                     (double)b->logprob, r->score, (double)p->temperature, p->top_k,
+                     (double)p->top_p, (double)p->min_p, (double)p->repetition_penalty,
+                     (double)p->presence_penalty, (double)p->frequency_penalty, p->n_history,
+                     p->n_bias, p->n_forbidden, p->n_banned);
+    }
+}
+
+struct fixture {
+    struct k_ctx *ctx;
+    struct k_sampler *device;
+    struct sampler *host;
+    uint32_t vocab;
+    struct row rows[MAX_ROWS];
+};
+
+static void fixture_open(struct fixture *f, uint32_t vocab)
+{
+    const struct k_open_params p = {
+        .device = "cuda:0", .mode = K_MODE_FP16, .max_rows = 8, .max_cols = 8, .max_seq = 8};
+    const struct k_sampler_params sp = {.vocab = vocab,
+                                        .max_rows = MAX_ROWS,
+                                        .buffer_rows = MAX_ROWS,
+                                        .max_history = MAX_HISTORY,
+                                        .max_bias = MAX_LIST,
+                                        .max_forbidden = MAX_LIST,
+                                        .max_banned = MAX_LIST};
+    char message[256];
+    memset(f, 0, sizeof *f);
+    if (cuda_open(&p, &f->ctx, message, sizeof message))
+        fail_msg("%s", message);
+    f->device = cuda_sample_ops.create(f->ctx, &sp);
+    assert_non_null(f->device);
+    assert_int_equal(sampler_new(vocab, &f->host), 0);
+    f->vocab = vocab;
+    for (uint32_t i = 0; i != MAX_ROWS; i++)
+        f->rows[i].logits = alloc_array(vocab, sizeof(float));
+}
+
+static void fixture_close(struct fixture *f)
+{
+    char message[256];
+    assert_int_equal(cuda_sync(f->ctx, message, sizeof message), 0);
+    cuda_sample_ops.destroy(f->ctx, f->device);
+    cuda_close(f->ctx);
+    sampler_free(f->host);
+    for (uint32_t i = 0; i != MAX_ROWS; i++)
+        free(f->rows[i].logits);
+    assert_int_equal(emulated_driver_state()->allocated, 0);
+    assert_int_equal(emulated_driver_state()->host_allocated, 0);
+}
+
+/* Rows [first, first + n), their logits in `n_parts` parts. */
+static void on_device(struct fixture *f, uint32_t first, uint32_t n, uint32_t n_parts,
+                      struct k_sample_result *ret)
+{
+    const uint32_t cols = f->vocab / n_parts;
+    struct k_sample_row rows[MAX_ROWS];
+    for (uint32_t i = 0; i != n; i++) {
+        const struct row *r = &f->rows[first + i];
+        rows[i] = outputs_sample_row(&r->p, r->previous);
+        rows[i].score = r->score;
+        rows[i].target = r->target;
+        for (uint32_t part = 0; part != n_parts; part++)
+            cuda_sample_ops.put(f->ctx, f->device, ((size_t)part * n + i) * cols,
+                                r->logits + (size_t)part * cols, cols);
+    }
+    void *logits = cuda_sample_ops.buffer(f->device);
+    /* All at once, or those behind the first one. */
+    uint32_t skip = n > 1 && n_parts > 1 ? 1 : 0;
+    if (skip) {
+        cuda_sample_ops.begin(f->ctx, f->device, logits, n_parts, n, 0, rows, 1);
+        cuda_sample_ops.end(f->ctx, f->device, ret);
+    }
+    cuda_sample_ops.begin(f->ctx, f->device, logits, n_parts, n, skip, rows + skip, n - skip);
+    ret += skip;
+    cuda_sample_ops.end(f->ctx, f->device, ret);
+}
+
+/* ---- tests ---- */
+
+static void check_rows(struct fixture *f, uint32_t n, uint32_t n_parts, const char *what)
+{
+    struct k_sample_result found[MAX_ROWS], want = {.chosen = {0}};
+    on_device(f, 0, n, n_parts, found);
+    for (uint32_t i = 0; i != n; i++) {
+        on_host(f->host, &f->rows[i], f->vocab, &want);
+        compare(&f->rows[i], &found[i], &want, what);
+    }
+    /* one of them alone */
+    struct k_sample_result alone;
+    uint32_t i = below(n);
+    on_device(f, i, 1, 1, &alone);
+    compare(&f->rows[i], &alone, &found[i], "alone");
+}
+
+static void test_random_rows(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t vocab, n_rounds, n_parts;
+    } cases[] = {{1, 5, 1},     {2, 20, 2},    {64, 60, 1},   {703, 60, 1},
+                 {2048, 12, 1}, {4104, 24, 2}, {6000, 16, 4}, {20480, 4, 1}};
+    for (size_t c = 0; c != ARRAY_LEN(cases); c++) {
+        struct fixture f;
+        fixture_open(&f, cases[c].vocab);
+        for (uint32_t round = 0; round != cases[c].n_rounds; round++) {
+            emulated_driver_set_order(round);
+            uint32_t n = 1 + below(MAX_ROWS);
+            for (uint32_t i = 0; i != n; i++)
+                random_row(&f.rows[i], f.vocab,
+                           below(3) ? (enum kind)below(2) : (enum kind)below(N_KINDS));
+            check_rows(&f, n, round % 2 ? cases[c].n_parts : 1, "random rows");
+        }
+        emulated_driver_set_order(0);
+        fixture_close(&f);
+    }
+}
+
+/* GLM-130B's vocabulary, with the distribution of a model's logits. */
+static void test_real_vocabulary(void **state)
+{
+    (void)state;
+    struct fixture f;
+    fixture_open(&f, 150528);
+    for (uint32_t i = 0; i != 5; i++) {
+        struct row *r = &f.rows[i];
+        random_row(r, f.vocab, SMOOTH);
+        for (uint32_t t = 0; t != f.vocab; t++) {
+            float u = ((float)below(1 << 20) + 0.5f) * 0x1p-20f;
+            r->logits[t] = 4.0f * sqrtf(-2.0f * logf(u)) * cosf((float)below(6283) / 1000.0f);
+        }
+        r->score = i == 4;
+    }
+    f.rows[0].p = (struct plan_sampling){.temperature = 1, .top_p = 0.7f, .seed = 7};
+    f.rows[1].p = (struct plan_sampling){
+        .temperature = 0.8f, .top_k = 40, .top_p = 0.9f, .seed = 8, .n_top_logprobs = 20};
+    f.rows[2].p = (struct plan_sampling){.temperature = 3, .seed = 9, .min_p = 1e-3f};
+    check_rows(&f, 5, 4, "150528");
+    fixture_close(&f);
+}
+
+/* The draws of one row follow its distribution; every one is the host's. */
+static void test_draws(void **state)
+{
+    (void)state;
+    enum { VOCAB = 37, N = 3000 };
+    struct fixture f;
+    fixture_open(&f, VOCAB);
+    float *row = alloc_array(VOCAB, sizeof *row), *probs = alloc_array(VOCAB, sizeof *probs);
+    for (uint32_t t = 0; t != VOCAB; t++)
+        f.rows[0].logits[t] = random_logit(SMOOTH) / 4.0f;
+    for (uint32_t i = 1; i != MAX_ROWS; i++)
+        memcpy(f.rows[i].logits, f.rows[0].logits, VOCAB * sizeof(float));
+    uint32_t counts[VOCAB] = {0};
+    for (uint32_t at = 0; at < N; at += MAX_ROWS) {
+        struct k_sample_result found[MAX_ROWS], want = {.chosen = {0}};
+        for (uint32_t i = 0; i != MAX_ROWS; i++) {
+            f.rows[i].p = (struct plan_sampling){
+                .temperature = 0.9f, .top_p = 0.95f, .seed = 3, .output_index = at + i};
+            f.rows[i].previous = -1;
+        }
+        on_device(&f, 0, MAX_ROWS, 1, found);
+        for (uint32_t i = 0; i != MAX_ROWS; i++) {
+            on_host(f.host, &f.rows[i], VOCAB, &want);
+            compare(&f.rows[i], &found[i], &want, "draws");
+            counts[found[i].chosen.token]++;
+        }
+    }
+    memcpy(row, f.rows[0].logits, VOCAB * sizeof *row);
+    sampler_distribution(f.host, row, &f.rows[0].p, -1, probs);
+    for (uint32_t t = 0; t != VOCAB; t++) {
+        double expected = (double)probs[t] * (N / MAX_ROWS * MAX_ROWS + MAX_ROWS);
+        if (fabs(counts[t] - expected) > 4.5 * sqrt(expected) + 1e-9)
+            fail_msg("token %u: drawn %u times, expected %g", t, counts[t], expected);
+    }
+    free(row);
+    free(probs);
+    fixture_close(&f);
+}
+
+/* Memory short at any allocation: nothing is there, nothing leaks, and the next try works. */
+static void test_out_of_memory(void **state)
+{
+    (void)state;
+    const struct k_open_params p = {
+        .device = "cuda:0", .mode = K_MODE_FP16, .max_rows = 8, .max_cols = 8, .max_seq = 8};
+    const struct k_sampler_params sp = {.vocab = 300, .max_rows = 3, .max_history = 10};
+    struct k_ctx *ctx;
+    char message[256];
+    assert_int_equal(cuda_open(&p, &ctx, message, sizeof message), 0);
+    const size_t memory_bytes = emulated_driver_state()->memory_bytes;
+    const uint64_t held = emulated_driver_state()->allocated;
+    emulated_driver_state()->memory_bytes = (size_t)held + sample_bytes(&sp) / 2;
+    assert_null(cuda_sample_ops.create(ctx, &sp));
+    assert_int_equal(emulated_driver_state()->allocated, held);
+    emulated_driver_state()->memory_bytes = memory_bytes;
+    struct k_sampler *s = cuda_sample_ops.create(ctx, &sp);
+    assert_non_null(s);
+    cuda_sample_ops.destroy(ctx, s);
+    assert_int_equal(cuda_sync(ctx, message, sizeof message), 0);
+    cuda_close(ctx);
+    assert_int_equal(emulated_driver_state()->allocated, 0);
+    assert_int_equal(emulated_driver_state()->host_allocated, 0);
+}
+
+int main(void)
+{
+    if (!emulated_driver_works())
+        return 77;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_random_rows),
+        cmocka_unit_test(test_real_vocabulary),
+        cmocka_unit_test(test_draws),
+        cmocka_unit_test(test_out_of_memory),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,53 @@
+/* outputs.h: from the last hidden states of a step to its results: head, sampling, scores, beams.
+ *
+ * Rows that choose or score a token are sampled where their logits lie when the device can
+ * (k_ops.sample): nothing but tokens and log-probabilities comes to the host. With several ranks
+ * the logits are gathered, by the devices where these sum over ranks and through the host
+ * elsewhere; every rank samples its share of the rows on its device, and the results are exchanged,
+ * so that all ranks have the same ones. The rows of beam groups, and logits that were asked for,
+ * are the host's in any case. The same bits on every way.
+ */
+#ifndef GLMD_WORKER_ENGINE_OUTPUTS_H
+#define GLMD_WORKER_ENGINE_OUTPUTS_H
+
+#include "base/err.h"
+#include "kernels/sample.h"
+#include "proto/plan.h"
+#include "worker/engine/batch.h"
+#include "worker/engine/comm/comm.h"
+#include "worker/engine/glm.h"
+#include "worker/engine/results.h"
+#include "worker/engine/sampler.h"
+
+struct outputs {
+    /* owned */
+    struct results results;
+    struct sampler *sampler;
+    struct k_sampler *device; /* NULL: the host samples */
+    float *row;               /* [vocab] the logits that are being looked at */
+    /* borrowed */
+    struct glm *model;
+    const struct batch *batch;
+    const struct plan_limits *limits;
+};
+
+/* -ENOMEM. deinit undoes any prefix of it, and is fine with zeros. */
+int outputs_init(struct outputs *o, struct glm *model, const struct batch *batch,
+                 const struct plan_limits *limits);
+void outputs_deinit(struct outputs *o);
+
+/* What outputs_init allocates on the host, and on the device for a stage that holds the head. */
+uint64_t outputs_bytes(const struct plan_limits *limits);
+uint64_t outputs_device_bytes(const char *backend, uint32_t tp_size,
+                              const struct plan_limits *limits);
+
+/* PLAN_OUTPUT_LOGITS is for tools and tests: its memory is found when it is first asked for. */
+int outputs_reserve(struct outputs *o, const struct plan *p, struct err *e);
+
+/* The last stage, after glm_forward: fills the results of the plan's items and groups. */
+int outputs_produce(struct outputs *o, const struct plan *p, struct comm *comm, struct err *e);
+
+/* A row's sampling as the device takes it. */
+struct k_sample_row outputs_sample_row(const struct plan_sampling *p, int32_t previous);
+
+#endif
