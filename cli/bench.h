@@ -1,6 +1,6 @@
 /* bench.h: what the benchmarks share: samples and their percentiles, SVG plots, output files, the
- * ceiling of memory. The benchmarks themselves: bench_engine.c, bench_stages.c, bench_serve.c,
- * bench_rpc.c, bench_daemon.c, bench_model.c; `glmd bench NAME` runs one. */
+ * ceiling of memory. The benchmarks themselves: bench_engine.c, bench_loading.c, bench_stages.c,
+ * bench_serve.c, bench_rpc.c, bench_daemon.c, bench_model.c; `glmd bench NAME` runs one. */
 #ifndef GLMD_CLI_BENCH_H
 #define GLMD_CLI_BENCH_H
 
@@ -16,6 +16,7 @@
 /* argv[0] is the benchmark's name; exit codes of cli.h. */
 int bench_daemon(int argc, char **argv);
 int bench_engine(int argc, char **argv);
+int bench_loading(int argc, char **argv);
 int bench_model(int argc, char **argv);
 int bench_stages(int argc, char **argv);
 int bench_serve(int argc, char **argv);

@@ -15,6 +15,7 @@ static const struct {
     {"daemon", bench_daemon, "how much of the engine's speed arrives through the daemons"},
 #endif
     {"engine", bench_engine, "prefill and decode over batch sizes, without a server"},
+    {"loading", bench_loading, "how fast weights come from files to the device"},
     {"model", bench_model, "write a model directory with made-up weights"},
 #ifndef GLMD_ENGINE_ONLY
     {"rpc", bench_rpc, "what a coordinator costs, with ranks on fake devices"},

@@ -32,6 +32,7 @@ enum k_mode { K_MODE_FP32, K_MODE_FP16, K_MODE_A8 };
 
 struct k_comm_ops;
 struct k_sample_ops;
+struct k_feed_ops;
 struct k_ctx;    /* device, threads, scratch */
 struct k_linear; /* a weight matrix in the backend's packed layout, with scales and bias */
 struct k_kv;     /* paged KV cache of one rank: all layers */
@@ -272,6 +273,9 @@ struct k_ops {
     const struct k_comm_ops *comm;
     /* Tokens from logits on the device (kernels/sample.h); NULL: the host samples. */
     const struct k_sample_ops *sample;
+
+    /* Matrices piece by piece, by several threads (kernels/feed.h). */
+    const struct k_feed_ops *feed;
 };
 
 /* "cpu" or "cuda"; NULL when this build or this host does not have it (`message` says why). The

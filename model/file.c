@@ -4,7 +4,9 @@
 #include <assert.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -31,6 +33,13 @@ int file_open(const char *path, int *ret_fd, uint64_t *ret_bytes, struct err *e)
     return 0;
 }
 
+static int truncated(const char *path, uint64_t at, size_t n, struct err *e)
+{
+    return err_set(e, -EBADMSG,
+                   "%s: ends at byte %llu, %zu more were expected: the file is truncated", path,
+                   (unsigned long long)at, n);
+}
+
 int file_read_at(int fd, void *dst, size_t n, uint64_t offset, const char *path, struct err *e)
 {
     char *p = dst;
@@ -45,14 +54,61 @@ int file_read_at(int fd, void *dst, size_t n, uint64_t offset, const char *path,
                            (unsigned long long)offset, err_name(-errno));
         }
         if (got == 0)
-            return err_set(e, -EBADMSG,
-                           "%s: ends at byte %llu, %zu more were expected: the file is truncated",
-                           path, (unsigned long long)offset, n);
+            return truncated(path, offset, n, e);
         p += got;
         n -= (size_t)got;
         offset += (uint64_t)got;
     }
     return 0;
+}
+
+int file_read_direct(int fd, void *buffer, size_t n, uint64_t offset, const char *path,
+                     void **ret_data, struct err *e)
+{
+    assert((uintptr_t)buffer % FILE_DIRECT_ALIGN == 0);
+    if (offset > INT64_MAX - n - FILE_DIRECT_ALIGN)
+        return err_set(e, -EBADMSG, "%s: offset beyond any file", path);
+    const uint64_t begin = offset / FILE_DIRECT_ALIGN * FILE_DIRECT_ALIGN;
+    const size_t skip = (size_t)(offset - begin), want = skip + n;
+    const size_t whole = round_up(want, FILE_DIRECT_ALIGN);
+    size_t have = 0;
+    while (have < want) {
+        ssize_t got = pread(fd, (char *)buffer + have, MIN(whole - have, (size_t)1 << 30),
+                            (off_t)(begin + have));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return err_set(e, -errno, "%s: cannot read at byte %llu: %s", path,
+                           (unsigned long long)(begin + have), err_name(-errno));
+        have += (size_t)got;
+        /* anything but whole blocks is the end of the file */
+        if (have < want && (got == 0 || have % FILE_DIRECT_ALIGN))
+            return truncated(path, begin + have, want - have, e);
+    }
+    *ret_data = (char *)buffer + skip;
+    return 0;
+}
+
+bool file_is_cached(int fd, uint64_t offset, uint64_t n)
+{
+    enum { PAGE = 4096 }; /* at most: what mincore counts are pages of this size or larger */
+    const uint64_t begin = offset / (64 << 10) * (64 << 10);
+    const size_t length = (size_t)(offset - begin + n);
+    unsigned char *pages = malloc(length / PAGE + 1);
+    void *map = pages ? mmap(NULL, length, PROT_READ, MAP_SHARED, fd, (off_t)begin) : MAP_FAILED;
+    bool cached = true;
+    if (map != MAP_FAILED) { /* looked at, and never read: reading could fault */
+        const size_t page = (size_t)sysconf(_SC_PAGESIZE), n_pages = (length + page - 1) / page;
+        size_t n_cached = 0;
+        if (page >= PAGE && mincore(map, length, pages) == 0) {
+            for (size_t i = 0; i < n_pages; i++)
+                n_cached += pages[i] & 1;
+            cached = 2 * n_cached >= n_pages;
+        }
+        munmap(map, length);
+    }
+    free(pages);
+    return cached;
 }
 
 /* Blocks of whole rows; the wanted part of each is copied out. The tail of the last row is not

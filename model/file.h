@@ -3,6 +3,7 @@
 #ifndef GLMD_MODEL_FILE_H
 #define GLMD_MODEL_FILE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -15,6 +16,17 @@ int file_open(const char *path, int *ret_fd, uint64_t *ret_bytes, struct err *e)
 /* Exactly n bytes at offset. -EIO and other errors of pread; -EBADMSG when the file ends before
  * (`path` is for the message). */
 int file_read_at(int fd, void *dst, size_t n, uint64_t offset, const char *path, struct err *e);
+
+/* The same past the page cache, from a file that was opened with O_DIRECT: into `buffer`, which is
+ * aligned to FILE_DIRECT_ALIGN and has n + 2 * FILE_DIRECT_ALIGN bytes; *ret_data: where in it they
+ * begin. -EINVAL: this file system cannot. */
+enum { FILE_DIRECT_ALIGN = 4096 };
+int file_read_direct(int fd, void *buffer, size_t n, uint64_t offset, const char *path,
+                     void **ret_data, struct err *e);
+
+/* Whether most of n bytes at offset are in the page cache, as far as the kernel tells; true where
+ * it does not. */
+bool file_is_cached(int fd, uint64_t offset, uint64_t n);
 
 /* n_rows rows of row_bytes bytes that start src_pitch bytes apart in the file, the first one at
  * offset, to dst, dst_pitch bytes apart. Where little lies between the rows, large blocks are read

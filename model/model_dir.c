@@ -2,9 +2,12 @@
 #include "model/model_dir.h"
 
 #include <assert.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <jansson.h>
@@ -17,9 +20,11 @@
 #include "model/synthetic.h"
 
 struct file {
-    char *name; /* owned */
-    char *path; /* owned; for messages */
-    int fd;     /* -1 until open */
+    char *name;              /* owned */
+    char *path;              /* owned; for messages */
+    int fd;                  /* -1 until open */
+    int direct_fd;           /* the same file past the page cache; -1: not here */
+    struct timespec changed; /* when it was opened */
     uint64_t bytes;
     size_t n_tensors; /* in the index */
 };
@@ -144,7 +149,7 @@ static int collect_files(struct model_dir *d, const json_t *weight_map, const ch
             r = err_set(e, -EBADMSG, "%s: expected at most %d files", path, LAYOUT_MAX_FILES);
         } else {
             struct file *f = &d->files[d->n_files];
-            *f = (struct file){.name = strdup(names[i]), .fd = -1, .n_tensors = 1};
+            *f = (struct file){.name = strdup(names[i]), .fd = -1, .direct_fd = -1, .n_tensors = 1};
             if (f->name)
                 d->n_files++;
             else
@@ -153,6 +158,22 @@ static int collect_files(struct model_dir *d, const json_t *weight_map, const ch
     }
     free(names);
     return r;
+}
+
+/* Notes what the open file is, and opens it once more for direct reads. */
+static int know_file(struct file *f, struct err *e)
+{
+    struct stat st, other;
+    if (fstat(f->fd, &st) < 0)
+        return err_set(e, -errno, "%s: cannot stat: %s", f->path, err_name(-errno));
+    f->changed = st.st_mtim;
+    f->direct_fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT);
+    if (f->direct_fd >= 0 && (fstat(f->direct_fd, &other) < 0 || other.st_dev != st.st_dev ||
+                              other.st_ino != st.st_ino)) {
+        close(f->direct_fd); /* replaced meanwhile */
+        f->direct_fd = -1;
+    }
+    return 0;
 }
 
 /* Opens one file, reads its header and appends its tensors. */
@@ -172,6 +193,9 @@ static int open_file(struct model_dir *d, size_t file_idx, const json_t *weight_
                        "again or convert again",
                        f->path, entry ? (unsigned long long)entry->bytes : 0,
                        (unsigned long long)f->bytes);
+    r = know_file(f, e);
+    if (r < 0)
+        return r;
     struct st_list l;
     r = st_read_header(f->fd, &l, e);
     if (r < 0)
@@ -366,6 +390,8 @@ void model_dir_close(struct model_dir *d)
     for (size_t i = 0; i < d->n_files; i++) {
         if (d->files[i].fd >= 0)
             close(d->files[i].fd);
+        if (d->files[i].direct_fd >= 0)
+            close(d->files[i].direct_fd);
         free(d->files[i].name);
         free(d->files[i].path);
     }
@@ -487,24 +513,99 @@ int model_dir_read(const struct model_dir *d, const struct st_tensor *t,
     return r < 0 ? err_prefix(e, "tensor \"%s\"", t->name) : 0;
 }
 
-int model_dir_verify_tensor(const struct model_dir *d, const struct st_tensor *t, struct err *e)
+static void check_range(const struct st_tensor *t, uint64_t first, uint64_t n)
+{
+    assert(first <= t->bytes && n <= t->bytes - first);
+}
+
+int model_dir_read_bytes(const struct model_dir *d, const struct st_tensor *t, uint64_t first,
+                         size_t n, void *dst, struct err *e)
+{
+    check_range(t, first, n);
+    if (d->is_synthetic) {
+        synthetic_fill(t, d->scheme.weights, d->seed, first, n, dst);
+        return 0;
+    }
+    const struct file *f = &d->files[t->file_idx];
+    int r = file_read_at(f->fd, dst, n, t->offset + first, f->path, e);
+    return r < 0 ? err_prefix(e, "tensor \"%s\"", t->name) : 0;
+}
+
+int model_dir_read_direct(const struct model_dir *d, const struct st_tensor *t, uint64_t first,
+                          size_t n, void *buffer, void **ret_data, struct err *e)
+{
+    check_range(t, first, n);
+    const struct file *f = d->is_synthetic ? NULL : &d->files[t->file_idx];
+    int r = -EINVAL;
+    if (f && f->direct_fd >= 0)
+        r = file_read_direct(f->direct_fd, buffer, n, t->offset + first, f->path, ret_data, e);
+    if (r == -EINVAL) { /* a file system that cannot, or not so */
+        *ret_data = buffer;
+        return model_dir_read_bytes(d, t, first, n, buffer, e);
+    }
+    return r < 0 ? err_prefix(e, "tensor \"%s\"", t->name) : 0;
+}
+
+bool model_dir_is_cached(const struct model_dir *d, const struct st_tensor *t)
+{
+    return d->is_synthetic || file_is_cached(d->files[t->file_idx].fd, t->offset, t->bytes);
+}
+
+void model_dir_read_ahead(const struct model_dir *d, const struct st_tensor *t, uint64_t first,
+                          uint64_t n)
+{
+    check_range(t, first, n);
+    if (!d->is_synthetic) /* a wish */
+        (void)posix_fadvise(d->files[t->file_idx].fd, (off_t)(t->offset + first), (off_t)n,
+                            POSIX_FADV_WILLNEED);
+}
+
+bool model_dir_is_synthetic(const struct model_dir *d)
+{
+    return d->is_synthetic;
+}
+
+int model_dir_check_unchanged(const struct model_dir *d, struct err *e)
+{
+    for (size_t i = 0; i < d->n_files; i++) {
+        const struct file *f = &d->files[i];
+        struct stat st;
+        if (fstat(f->fd, &st) < 0)
+            return err_set(e, -errno, "%s: cannot stat: %s", f->path, err_name(-errno));
+        if ((uint64_t)st.st_size != f->bytes || st.st_mtim.tv_sec != f->changed.tv_sec ||
+            st.st_mtim.tv_nsec != f->changed.tv_nsec)
+            return err_set(e, -EBADMSG,
+                           "%s: was changed while it was read: start again when nothing writes "
+                           "to the model directory",
+                           f->path);
+    }
+    return 0;
+}
+
+int model_dir_check_sum(const struct model_dir *d, const struct st_tensor *t,
+                        const struct checksum *found, struct err *e)
 {
     if (d->is_synthetic)
         return 0;
     const struct file *f = &d->files[t->file_idx];
     const struct manifest_entry *entry = manifest_find(&d->manifest.tensors, t->name);
+    if (checksum_equal(found, &entry->sum))
+        return 0;
+    char want[CHECKSUM_HEX_BYTES], have[CHECKSUM_HEX_BYTES];
+    checksum_hex(&entry->sum, want);
+    checksum_hex(found, have);
+    return err_set(e, -EBADMSG,
+                   "%s: tensor \"%s\": expected checksum %s, found %s: the file is damaged, "
+                   "copy it again or convert again",
+                   f->path, t->name, want, have);
+}
+
+int model_dir_verify_tensor(const struct model_dir *d, const struct st_tensor *t, struct err *e)
+{
+    if (d->is_synthetic)
+        return 0;
+    const struct file *f = &d->files[t->file_idx];
     struct checksum found;
     int r = checksum_range(f->fd, t->offset, t->bytes, f->path, &found, e);
-    if (r < 0)
-        return err_prefix(e, "tensor \"%s\"", t->name);
-    if (!checksum_equal(&found, &entry->sum)) {
-        char want[CHECKSUM_HEX_BYTES], have[CHECKSUM_HEX_BYTES];
-        checksum_hex(&entry->sum, want);
-        checksum_hex(&found, have);
-        return err_set(e, -EBADMSG,
-                       "%s: tensor \"%s\": expected checksum %s, found %s: the file is damaged, "
-                       "copy it again or convert again",
-                       f->path, t->name, want, have);
-    }
-    return 0;
+    return r < 0 ? err_prefix(e, "tensor \"%s\"", t->name) : model_dir_check_sum(d, t, &found, e);
 }

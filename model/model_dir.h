@@ -20,6 +20,7 @@
 #ifndef GLMD_MODEL_MODEL_DIR_H
 #define GLMD_MODEL_MODEL_DIR_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/err.h"
@@ -79,9 +80,30 @@ struct model_slice {
 int model_dir_read(const struct model_dir *d, const struct st_tensor *t,
                    const struct model_slice *slice, void *dst, struct err *e);
 
+/* Bytes [first, first + n) of a stored tensor, as they lie. Errors as above. */
+int model_dir_read_bytes(const struct model_dir *d, const struct st_tensor *t, uint64_t first,
+                         size_t n, void *dst, struct err *e);
+/* The same past the page cache where the file system allows it: into `buffer`, which is aligned and
+ * has room as file_read_direct asks (file.h); *ret_data: where in it they begin. */
+int model_dir_read_direct(const struct model_dir *d, const struct st_tensor *t, uint64_t first,
+                          size_t n, void *buffer, void **ret_data, struct err *e);
+/* Whether most of a tensor is in the page cache, or in no file at all. */
+bool model_dir_is_cached(const struct model_dir *d, const struct st_tensor *t);
+/* These bytes will be read soon. */
+void model_dir_read_ahead(const struct model_dir *d, const struct st_tensor *t, uint64_t first,
+                          uint64_t n);
+bool model_dir_is_synthetic(const struct model_dir *d);
+
+/* -EBADMSG when a file has changed since it was opened: what was read may be half of each. */
+int model_dir_check_unchanged(const struct model_dir *d, struct err *e);
+
 /* The name of a tensor's file, "model-00001-of-00034.safetensors". */
 const char *model_dir_file_name(const struct model_dir *d, const struct st_tensor *t);
 
+/* Compares a checksum over a whole tensor with the manifest; -EBADMSG names tensor and file. */
+struct checksum;
+int model_dir_check_sum(const struct model_dir *d, const struct st_tensor *t,
+                        const struct checksum *found, struct err *e);
 /* Re-reads the whole tensor and compares with the manifest; -EBADMSG names the tensor and file. */
 int model_dir_verify_tensor(const struct model_dir *d, const struct st_tensor *t, struct err *e);
 

@@ -173,4 +173,5 @@ const struct k_ops cpu_ops = {
     .attention = cpu_attention,
     .glu = cpu_glu,
     .gather = cpu_gather,
+    .feed = &cpu_feed_ops,
 };

@@ -172,15 +172,23 @@ size_t cpu_sizes_product(uint32_t max_rows, enum k_weight type, uint32_t rows, u
 size_t cpu_product_bytes(struct k_ctx *c);
 size_t cpu_linear_bytes(struct k_ctx *c, enum k_weight type, uint32_t rows, uint32_t cols,
                         uint32_t n_groups);
+/* Memory and bias, no weights yet. */
+struct k_linear *cpu_linear_begin(struct k_ctx *c, const struct k_linear_src *src);
 struct k_linear *cpu_linear_new(struct k_ctx *c, const struct k_linear_src *src);
 void cpu_linear_free(struct k_ctx *c, struct k_linear *l);
 void cpu_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows, void *y);
 void cpu_embed(struct k_ctx *c, const struct k_linear *table, uint32_t first_row,
                const int32_t *ids, uint32_t n_rows, void *y);
 
-/* pack.c: writes panels [first, end) of `l`. */
-void cpu_pack(const struct k_linear *l, const struct k_linear_src *src, uint32_t first,
-              uint32_t end);
+/* pack.c: rows [first_row, first_row + n_rows) as they lie on disk into their panels; whole panels,
+ * but for the last one. Any thread, disjoint ranges. */
+void cpu_pack_rows(const struct k_linear *l, uint32_t first_row, uint32_t n_rows, const void *data);
+/* The same with their scales [n_rows, n_groups]. */
+void cpu_pack_scales(const struct k_linear *l, uint32_t first_row, uint32_t n_rows,
+                     const uint16_t *scale);
+
+/* feed.c */
+extern const struct k_feed_ops cpu_feed_ops;
 
 /* kv.c */
 size_t cpu_sizes_kv_block(enum k_mode mode, const struct k_kv_params *p);

@@ -80,24 +80,21 @@ size_t cpu_product_bytes(struct k_ctx *c)
     return c->activation_bytes;
 }
 
-struct pack_job {
-    const struct k_linear *l;
-    const struct k_linear_src *src;
-};
-
-static void pack_share(void *arg, uint32_t thread, uint32_t n_threads)
+/* Pages come from the node of the thread that will read them: the share of the panels that products
+ * give it. With one node whoever writes first makes them, while the cache has them. */
+static void touch_share(void *arg, uint32_t thread, uint32_t n_threads)
 {
-    const struct pack_job *j = arg;
+    const struct k_linear *l = arg;
     uint64_t first, end;
-    pool_share(j->l->shape.n_panels, thread, n_threads, &first, &end);
-    cpu_pack(j->l, j->src, (uint32_t)first, (uint32_t)end);
+    pool_share(l->shape.n_panels, thread, n_threads, &first, &end);
+    if (first != end)
+        mem_touch(l->panels, first * l->shape.panel_bytes, end * l->shape.panel_bytes);
 }
 
-struct k_linear *cpu_linear_new(struct k_ctx *c, const struct k_linear_src *src)
+struct k_linear *cpu_linear_begin(struct k_ctx *c, const struct k_linear_src *src)
 {
-    assert(src->data && src->rows && src->cols && src->cols <= c->max_cols);
+    assert(src->rows && src->cols && src->cols <= c->max_cols);
     assert(src->type != K_WEIGHT_I4 || src->cols % 2 == 0);
-    assert((src->type == K_WEIGHT_F16) == !src->scale);
     struct k_linear *l = calloc(1, sizeof *l);
     if (!l)
         return NULL;
@@ -112,10 +109,43 @@ struct k_linear *cpu_linear_new(struct k_ctx *c, const struct k_linear_src *src)
         cpu_linear_free(c, l);
         return NULL;
     }
-    struct pack_job j = {l, src};
-    pool_run(c->pool, pack_share, &j);
+    if (mem_has_nodes())
+        pool_run(c->pool, touch_share, l);
     for (uint32_t i = 0; src->bias && i < src->rows; i++)
         l->bias[i] = half_to_float(src->bias[i]);
+    return l;
+}
+
+struct pack_job {
+    const struct k_linear *l;
+    const struct k_linear_src *src;
+};
+
+static void pack_share(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    const struct pack_job *j = arg;
+    const struct pack_shape *s = &j->l->shape;
+    uint64_t first, end;
+    pool_share(s->n_panels, thread, n_threads, &first, &end);
+    if (first == end)
+        return;
+    uint32_t row = (uint32_t)first * PACK_LANES, row_end = (uint32_t)end * PACK_LANES;
+    uint32_t n = (row_end < s->rows ? row_end : s->rows) - row;
+    cpu_pack_rows(j->l, row, n,
+                  (const uint8_t *)j->src->data + (size_t)row * s->cols * s->bits / 8);
+    if (j->src->scale)
+        cpu_pack_scales(j->l, row, n, j->src->scale + (size_t)row * s->n_groups);
+}
+
+struct k_linear *cpu_linear_new(struct k_ctx *c, const struct k_linear_src *src)
+{
+    assert(src->data);
+    assert((src->type == K_WEIGHT_F16) == !src->scale);
+    struct k_linear *l = cpu_linear_begin(c, src);
+    if (!l)
+        return NULL;
+    struct pack_job j = {l, src};
+    pool_run(c->pool, pack_share, &j);
     return l;
 }
 

@@ -205,6 +205,7 @@ void cuda_attention(struct k_ctx *c, const struct k_attn_params *p, const void *
 
 extern const struct k_ops glmd_cuda_ops;
 extern const struct k_comm_ops cuda_comm_ops; /* comm.c */
+extern const struct k_feed_ops cuda_feed_ops; /* feed.c */
 
 #ifdef __cplusplus
 }

@@ -84,6 +84,8 @@ struct cuda_driver {
     int (*unpin)(void *p);
     uint64_t (*process)(void); /* a number that no two processes have */
     int timed_out;             /* the number of that error */
+    /* What is enqueued on `s` from here on waits for what was recorded; the host does not. */
+    int (*stream_wait_event)(struct CUstream_st *s, struct CUevent_st *e);
 };
 
 const struct cuda_driver *cuda_driver_table(void);

@@ -104,6 +104,11 @@ static int event_wait(struct CUevent_st *e)
     return (int)cudaEventSynchronize(e);
 }
 
+static int stream_wait_event(struct CUstream_st *s, struct CUevent_st *e)
+{
+    return (int)cudaStreamWaitEvent(s, e, 0);
+}
+
 static int copy(void *dst, const void *src, size_t bytes, struct CUstream_st *s)
 {
     return (int)cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, s);
@@ -267,6 +272,7 @@ static const struct cuda_driver driver = {
     .unpin = unpin,
     .process = process,
     .timed_out = cudaErrorLaunchTimeout,
+    .stream_wait_event = stream_wait_event,
 };
 
 const struct cuda_driver *cuda_driver_table(void)

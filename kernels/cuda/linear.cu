@@ -83,6 +83,15 @@ struct product_params params_of(const struct cuda_products *p, const struct k_li
     return q;
 }
 
+struct dev_launch rows_launch(uint64_t units, struct CUstream_st *stream)
+{
+    struct dev_launch at = {};
+    at.grid = {(unsigned)((units + ROWS_THREADS - 1) / ROWS_THREADS), 1, 1};
+    at.threads = ROWS_THREADS;
+    at.stream = stream;
+    return at;
+}
+
 /* Rows of the source from 128 * first on to the device, and from there into their panels. */
 void pack_rows(struct cuda_products *p, struct k_linear *l, const struct k_linear_src *src,
                uint32_t first, uint32_t n)
@@ -93,15 +102,7 @@ void pack_rows(struct cuda_products *p, struct k_linear *l, const struct k_linea
     uint32_t rows = (end < s->rows ? end : s->rows) - row0;
     upload(p, p->staging, static_cast<const char *>(src->data) + row0 * row_bytes,
            rows * row_bytes);
-    struct repack_params q = {};
-    q.s = *s;
-    q.from = static_cast<const unsigned char *>(p->staging);
-    q.to = static_cast<unsigned char *>(l->memory);
-    q.first = first;
-    q.n = n;
-    uint64_t units = (uint64_t)n * s->n_blocks * (packed_block_bytes(s->bits) / 16);
-    note(p, dev_run(launch_of(p, (units + ROWS_THREADS - 1) / ROWS_THREADS, ROWS_THREADS),
-                    repack_kernel, q));
+    note(p, linear_pack_rows(l, p->staging, row0, rows, p->device.stream));
 }
 
 void pack_scales(struct cuda_products *p, struct k_linear *l, const struct k_linear_src *src)
@@ -111,16 +112,8 @@ void pack_scales(struct cuda_products *p, struct k_linear *l, const struct k_lin
     for (uint32_t row = 0; row < s->rows; row += at_once) {
         uint32_t n = s->rows - row < at_once ? s->rows - row : at_once;
         upload(p, p->staging, src->scale + (size_t)row * s->n_groups, (size_t)n * s->n_groups * 2);
-        struct rescale_params q = {};
-        q.s = *s;
-        q.from = static_cast<const uint16_t *>(p->staging);
-        q.to = reinterpret_cast<uint16_t *>(static_cast<char *>(l->memory) + s->scale_at);
-        q.first_row = row;
-        q.n = n;
-        q.n_groups = s->n_groups;
-        uint64_t values = (uint64_t)n * s->n_groups;
-        note(p, dev_run(launch_of(p, (values + ROWS_THREADS - 1) / ROWS_THREADS, ROWS_THREADS),
-                        rescale_kernel, q));
+        note(p, linear_pack_scales(l, static_cast<const uint16_t *>(p->staging), row, n,
+                                   p->device.stream));
     }
 }
 
@@ -279,16 +272,60 @@ struct k_linear *linear_blank(struct cuda_products *p, enum k_weight type, uint3
     return blank(p, linear_shape(type, rows, cols, n_groups, group_cols));
 }
 
-struct k_linear *linear_new(struct cuda_products *p, const struct k_linear_src *src)
+int linear_pack_rows(struct k_linear *l, const void *from, uint32_t first_row, uint32_t n_rows,
+                     struct CUstream_st *stream)
 {
-    assert(src->data && src->rows && src->cols && src->cols <= p->device.max_cols);
+    const struct packed_shape *s = &l->shape;
+    assert(first_row % PACKED_ROWS == 0 && n_rows && first_row + n_rows <= s->rows);
+    assert(n_rows % PACKED_ROWS == 0 || first_row + n_rows == s->rows);
+    struct repack_params q = {};
+    q.s = *s;
+    q.from = static_cast<const unsigned char *>(from);
+    q.to = static_cast<unsigned char *>(l->memory);
+    q.first = first_row / PACKED_ROWS;
+    q.n = packed_div_up(n_rows, PACKED_ROWS);
+    uint64_t units = (uint64_t)q.n * s->n_blocks * (packed_block_bytes(s->bits) / 16);
+    return dev_run(rows_launch(units, stream), repack_kernel, q);
+}
+
+int linear_pack_scales(struct k_linear *l, const uint16_t *from, uint32_t first_row,
+                       uint32_t n_rows, struct CUstream_st *stream)
+{
+    const struct packed_shape *s = &l->shape;
+    assert(n_rows && first_row + n_rows <= s->rows && s->bits != 16);
+    struct rescale_params q = {};
+    q.s = *s;
+    q.from = from;
+    q.to = reinterpret_cast<uint16_t *>(static_cast<char *>(l->memory) + s->scale_at);
+    q.first_row = first_row;
+    q.n = n_rows;
+    q.n_groups = s->n_groups;
+    return dev_run(rows_launch((uint64_t)n_rows * s->n_groups, stream), rescale_kernel, q);
+}
+
+struct k_linear *linear_begin(struct cuda_products *p, const struct k_linear_src *src)
+{
+    assert(src->rows && src->cols && src->cols <= p->device.max_cols);
     assert(src->type != K_WEIGHT_I4 || src->cols % 2 == 0);
-    assert((src->type == K_WEIGHT_F16) == !src->scale);
     struct packed_shape shape =
         linear_shape(src->type, src->rows, src->cols, src->n_groups, src->group_cols);
     if (src->glu)
         packed_pair(&shape);
     struct k_linear *l = blank(p, shape);
+    if (!l)
+        return nullptr;
+    const struct packed_shape *s = &l->shape;
+    char *memory = static_cast<char *>(l->memory);
+    note(p, dev_zero(memory + s->scale_at, s->bytes - s->scale_at, p->device.stream));
+    if (src->bias)
+        upload(p, memory + s->bias_at, src->bias, (size_t)s->rows * 2);
+    return l;
+}
+
+struct k_linear *linear_new(struct cuda_products *p, const struct k_linear_src *src)
+{
+    assert(src->data && (src->type == K_WEIGHT_F16) == !src->scale);
+    struct k_linear *l = linear_begin(p, src);
     if (!l)
         return nullptr;
     const struct packed_shape *s = &l->shape;
@@ -301,12 +338,8 @@ struct k_linear *linear_new(struct cuda_products *p, const struct k_linear_src *
     at_once = at_once ? at_once : 1; /* the only panel, with fewer rows */
     for (uint32_t first = 0; first < s->n_panels; first += at_once)
         pack_rows(p, l, src, first, s->n_panels - first < at_once ? s->n_panels - first : at_once);
-    char *memory = static_cast<char *>(l->memory);
-    note(p, dev_zero(memory + s->scale_at, s->bytes - s->scale_at, p->device.stream));
     if (src->scale)
         pack_scales(p, l, src);
-    if (src->bias)
-        upload(p, memory + s->bias_at, src->bias, (size_t)s->rows * 2);
     return l;
 }
 

@@ -139,6 +139,15 @@ size_t products_bytes(const struct cuda_products *p);
 
 /* NULL: out of memory. The source may be freed afterwards. */
 struct k_linear *linear_new(struct cuda_products *p, const struct k_linear_src *src);
+/* The same without weights and scales, which come piece by piece: data and scale are not looked at.
+ */
+struct k_linear *linear_begin(struct cuda_products *p, const struct k_linear_src *src);
+/* Packs rows [first_row, first_row + n_rows), whole panels but for the last one, or their scales,
+ * from device memory, where they lie as in k_linear_src. Any thread, any stream; a cudaError_t. */
+int linear_pack_rows(struct k_linear *l, const void *from, uint32_t first_row, uint32_t n_rows,
+                     struct CUstream_st *stream);
+int linear_pack_scales(struct k_linear *l, const uint16_t *from, uint32_t first_row,
+                       uint32_t n_rows, struct CUstream_st *stream);
 /* A matrix of this shape without contents: bench programs fill it on the device. */
 struct k_linear *linear_blank(struct cuda_products *p, enum k_weight type, uint32_t rows,
                               uint32_t cols, uint32_t n_groups, uint32_t group_cols);

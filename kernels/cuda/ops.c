@@ -223,4 +223,5 @@ __attribute__((visibility("default"))) const struct k_ops glmd_cuda_ops = {
     .gather = cuda_gather,
     .comm = &cuda_comm_ops,
     .sample = &cuda_sample_ops,
+    .feed = &cuda_feed_ops,
 };

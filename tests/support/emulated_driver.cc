@@ -409,6 +409,12 @@ int unpin(void *)
     return 0;
 }
 
+int stream_wait_event(struct CUstream_st *, struct CUevent_st *)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    return result_of("stream_wait_event");
+}
+
 uint64_t process()
 {
     std::lock_guard<std::recursive_mutex> hold(lock);
@@ -451,6 +457,7 @@ const struct cuda_driver driver = {
     unpin,
     process,
     EMULATED_TIMED_OUT,
+    stream_wait_event,
 };
 
 } // namespace

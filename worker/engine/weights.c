@@ -1,26 +1,23 @@
-/* weights.c: see weights.h.
- *
- * Work is cut into parts: one linear, norm or bias each, in the order of the file. Reader threads
- * take the next part and read its tensors' pieces into host memory; the calling thread packs the
- * parts in order. At most READ_AHEAD parts are in memory at once.
- *
- *   readers   take part i (i < n_packed + READ_AHEAD) -> read -> slot i % READ_AHEAD is full
- *   caller    wait until slot n_packed % READ_AHEAD is full -> pack -> empty it, n_packed++
+/* weights.c: see weights.h. The calling thread goes through the parts of the stage, one linear,
+ * norm or bias each, in the order of the file: it checks that their tensors are what the
+ * architecture says, makes their objects on the device, and reads what is small. What is large it
+ * leaves to the readers of weights_stream.c, who begin at once.
  */
 #include "worker/engine/weights.h"
 
 #include <assert.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/util.h"
+#include "kernels/feed.h"
 #include "kernels/sizes.h"
+#include "model/checksum.h"
 #include "model/quant.h"
 #include "model/shard.h"
-
-enum { N_READERS = 2, READ_AHEAD = 3 };
+#include "worker/engine/weights_stream.h"
 
 /* ---- what there is to load ---- */
 
@@ -137,20 +134,12 @@ static struct part part_at(const struct arch *a, const struct weights_load *in,
     return p;
 }
 
-/* ---- reading ---- */
+/* ---- loading ---- */
 
-/* A part in host memory. */
-struct slot {
-    void *weight;    /* linear: as on disk; norm: F16 [H] */
-    uint8_t *values; /* INT8 head: [rows, H] */
-    uint16_t *scale; /* linear, quantized: [rows, n_groups] */
-    uint16_t *bias;  /* F16 [rows] */
-    size_t cap[4];   /* bytes of weight, scale, bias, values; kept from part to part */
-    struct k_linear_src src;
-    uint64_t n_read; /* bytes */
-    bool full;
-    int result; /* of reading it */
-    struct err error;
+struct vector {
+    uint16_t *values; /* this rank's */
+    uint16_t *whole;  /* as stored */
+    size_t cap;       /* bytes of either, kept from part to part */
 };
 
 struct loader {
@@ -158,23 +147,12 @@ struct loader {
     const struct arch *arch;
     const struct quant_scheme *scheme;
     struct glm_weights *out;
-    struct slot slots[READ_AHEAD];
-    pthread_mutex_t lock; /* guards everything below and slots[].full */
-    pthread_cond_t changed;
-    size_t next_part; /* to be taken by a reader */
-    size_t n_packed;
-    bool stop;
+    struct stream *stream;
+    /* owned */
+    struct vector weight, bias;
+    /* state */
+    uint64_t total, small; /* bytes in all, bytes read on this thread */
 };
-
-static int grow(void **buffer, size_t *cap, size_t bytes)
-{
-    if (bytes <= *cap)
-        return 0;
-    free(*buffer);
-    *buffer = malloc(MAX(bytes, (size_t)1));
-    *cap = *buffer ? bytes : 0;
-    return *buffer ? 0 : -ENOMEM;
-}
 
 /* Finds a tensor and checks that it is what the architecture says. */
 static int find_tensor(const struct loader *l, const char *name, enum st_dtype dtype, uint64_t rows,
@@ -196,37 +174,33 @@ static int find_tensor(const struct loader *l, const char *name, enum st_dtype d
     return 0;
 }
 
-/* Reads slices one behind the other into *buffer. */
-static int read_slices(const struct loader *l, const struct st_tensor *t,
-                       const struct model_slice *slices, size_t n, void **buffer, size_t *cap,
-                       uint64_t *n_read, struct err *e)
+static int grow(struct vector *v, size_t bytes)
 {
-    uint64_t bytes = 0;
-    for (size_t i = 0; i != n; i++)
-        bytes += slices[i].n_rows * slices[i].n_cols * st_dtype_bytes(t->dtype);
-    int r = grow(buffer, cap, bytes);
-    if (r < 0)
-        return err_set(e, r, "out of memory: %llu bytes for tensor %s", (unsigned long long)bytes,
-                       t->name);
-    if (l->in->verify) {
-        r = model_dir_verify_tensor(l->in->model, t, e);
-        if (r < 0)
-            return r;
-    }
-    char *dst = *buffer;
-    for (size_t i = 0; i != n; i++) {
-        r = model_dir_read(l->in->model, t, &slices[i], dst, e);
-        if (r < 0)
-            return r;
-        dst += slices[i].n_rows * slices[i].n_cols * st_dtype_bytes(t->dtype);
-    }
-    *n_read += bytes;
-    return 0;
+    if (bytes <= v->cap)
+        return 0;
+    free(v->values);
+    free(v->whole);
+    v->values = malloc(bytes);
+    v->whole = malloc(bytes);
+    v->cap = v->values && v->whole ? bytes : 0;
+    return v->cap ? 0 : -ENOMEM;
+}
+
+static int verify_vector(const struct loader *l, const struct st_tensor *t, const void *bytes,
+                         struct err *e)
+{
+    struct checksum_state *sum = checksum_new();
+    struct checksum found;
+    if (!sum)
+        return err_set(e, -ENOMEM, "out of memory");
+    checksum_update(sum, bytes, (size_t)t->bytes);
+    checksum_final(sum, &found);
+    checksum_free(sum);
+    return model_dir_check_sum(l->in->model, t, &found, e);
 }
 
 /* A 1-D tensor (norm weight or bias, linear bias): this rank's elements. */
-static int read_vector(const struct loader *l, const char *name, uint16_t **buffer, size_t *cap,
-                       uint64_t *n_read, struct err *e)
+static int read_vector(struct loader *l, const char *name, struct vector *v, struct err *e)
 {
     struct shard_tensor shard;
     if (shard_find(l->arch, name, &shard) < 0)
@@ -236,15 +210,22 @@ static int read_vector(const struct loader *l, const char *name, uint16_t **buff
     if (r < 0)
         return r;
     assert(t);
+    if (grow(v, (size_t)t->bytes) < 0)
+        return err_set(e, -ENOMEM, "out of memory: %llu bytes for tensor %s",
+                       (unsigned long long)t->bytes, t->name);
+    r = model_dir_read_bytes(l->in->model, t, 0, (size_t)t->bytes, v->whole, e);
+    if (r == 0 && l->in->verify && !model_dir_is_synthetic(l->in->model))
+        r = verify_vector(l, t, v->whole, e);
+    if (r < 0)
+        return r;
     struct shard_piece pieces[2];
-    struct model_slice slices[2];
-    size_t n = shard_pieces(&shard, l->in->tp_size, l->in->tp_rank, pieces);
-    for (size_t i = 0; i != n; i++)
-        slices[i] = (struct model_slice){0, 1, pieces[i].row0, pieces[i].n_rows};
-    void *p = *buffer;
-    r = read_slices(l, t, slices, n, &p, cap, n_read, e);
-    *buffer = p;
-    return r;
+    size_t n = shard_pieces(&shard, l->in->tp_size, l->in->tp_rank, pieces), at = 0;
+    for (size_t i = 0; i != n; i++) {
+        memcpy(v->values + at, v->whole + pieces[i].row0, pieces[i].n_rows * sizeof *v->values);
+        at += pieces[i].n_rows;
+    }
+    l->small += at * sizeof *v->values;
+    return 0;
 }
 
 static enum st_dtype stored_dtype(enum quant_weights w)
@@ -252,37 +233,40 @@ static enum st_dtype stored_dtype(enum quant_weights w)
     return w == QUANT_INT4 ? ST_U8 : w == QUANT_INT8 ? ST_I8 : ST_F16;
 }
 
+/* A linear: its shape on this rank, and where weights and scales lie. */
+struct linear_part {
+    struct k_linear_src shape;
+    struct stream_job weight, scale; /* scale: n_slices 0 = none */
+};
+
 /* The scales of this rank's pieces. */
-static int read_scales(const struct loader *l, const struct shard_tensor *shard,
-                       const struct shard_piece *pieces, size_t n, struct slot *s, struct err *e)
+static int find_scales(const struct loader *l, const struct shard_tensor *shard,
+                       const struct shard_piece *pieces, size_t n, struct linear_part *ret,
+                       struct err *e)
 {
     char name[112];
     snprintf(name, sizeof name, "%s_scale", shard->name);
-    const struct st_tensor *t = NULL;
-    int r = find_tensor(l, name, ST_F16, shard->rows, quant_n_groups(l->scheme, shard), &t, e);
-    struct model_slice slices[2];
+    struct stream_job *job = &ret->scale;
+    int r = find_tensor(l, name, ST_F16, shard->rows, quant_n_groups(l->scheme, shard),
+                        &job->tensor, e);
     for (size_t i = 0; i != n && r == 0; i++) {
         struct quant_groups groups;
         r = quant_piece_groups(l->scheme, shard, &pieces[i], &groups, e);
         if (r < 0)
             break;
-        slices[i] =
+        job->slices[i] =
             (struct model_slice){pieces[i].row0, pieces[i].n_rows, groups.group0, groups.n_groups};
         /* Pieces of one rank differ in rows only. */
-        s->src.n_groups = groups.n_groups;
-        s->src.group_cols = groups.group_cols;
+        ret->shape.n_groups = groups.n_groups;
+        ret->shape.group_cols = groups.group_cols;
     }
-    if (r < 0)
-        return r;
-    assert(t);
-    void *p = s->scale;
-    r = read_slices(l, t, slices, n, &p, &s->cap[1], &s->n_read, e);
-    s->scale = p;
-    s->src.scale = s->scale;
+    job->n_slices = n;
+    job->scales = true;
     return r;
 }
 
-static int read_linear(const struct loader *l, const struct part *p, struct slot *s, struct err *e)
+static int find_linear(const struct loader *l, const struct part *p, struct linear_part *ret,
+                       struct err *e)
 {
     char name[96];
     snprintf(name, sizeof name, "%s.weight", p->name);
@@ -292,13 +276,12 @@ static int read_linear(const struct loader *l, const struct part *p, struct slot
     bool quantized = quant_applies(l->scheme, &shard);
     enum quant_weights w = quantized ? l->scheme->weights : QUANT_FP16;
     uint64_t row_elements = w == QUANT_INT4 ? quant_row_bytes(w, shard.cols) : shard.cols;
-    const struct st_tensor *t = NULL;
-    int r = find_tensor(l, name, stored_dtype(w), shard.rows, row_elements, &t, e);
+    struct stream_job *job = &ret->weight;
+    *ret = (struct linear_part){0};
+    int r = find_tensor(l, name, stored_dtype(w), shard.rows, row_elements, &job->tensor, e);
     if (r < 0)
         return r;
-    assert(t);
     struct shard_piece pieces[2];
-    struct model_slice slices[2];
     size_t n = shard_pieces(&shard, l->in->tp_size, l->in->tp_rank, pieces);
     uint32_t per_element = w == QUANT_INT4 ? 2 : 1; /* columns in a stored element */
     uint64_t rows = 0;
@@ -307,123 +290,83 @@ static int read_linear(const struct loader *l, const struct part *p, struct slot
             return err_set(e, -EINVAL,
                            "tensor %s: %u ranks split it inside a byte of two INT4 columns", name,
                            l->in->tp_size);
-        slices[i] =
+        job->slices[i] =
             (struct model_slice){pieces[i].row0, pieces[i].n_rows, pieces[i].col0 / per_element,
                                  pieces[i].n_cols / per_element};
         rows += pieces[i].n_rows;
     }
-    s->src = (struct k_linear_src){
-        .type = (enum k_weight)w,
-        .rows = (uint32_t)rows,
-        .cols = (uint32_t)pieces[0].n_cols,
-        .glu = p->glu,
-    };
-    r = read_slices(l, t, slices, n, &s->weight, &s->cap[0], &s->n_read, e);
-    s->src.data = s->weight;
-    s->src.n_groups = 1; /* read_scales knows better */
-    s->src.group_cols = s->src.cols;
-    if (r == 0 && quantized)
-        r = read_scales(l, &shard, pieces, n, s, e);
-    if (r == 0 && p->with_bias) {
-        snprintf(name, sizeof name, "%s.bias", p->name);
-        r = read_vector(l, name, &s->bias, &s->cap[2], &s->n_read, e);
-        s->src.bias = s->bias;
+    job->n_slices = n;
+    ret->shape = (struct k_linear_src){.type = (enum k_weight)w,
+                                       .rows = (uint32_t)rows,
+                                       .cols = (uint32_t)pieces[0].n_cols,
+                                       .glu = p->glu,
+                                       .n_groups = 1, /* find_scales knows better */
+                                       .group_cols = (uint32_t)pieces[0].n_cols};
+    return quantized ? find_scales(l, &shard, pieces, n, ret, e) : 0;
+}
+
+static int no_device_memory(const struct loader *l, const struct part *p, struct err *e)
+{
+    return err_set(e, -ENOMEM,
+                   "out of device memory at %s after %.2f GB of weights: use more ranks or a "
+                   "smaller weight type",
+                   p->name, (double)l->out->bytes / 1e9);
+}
+
+static int begin_linear(struct loader *l, const struct part *p, struct err *e)
+{
+    const struct k_ops *ops = l->in->ops;
+    char name[96];
+    struct linear_part found;
+    int r = find_linear(l, p, &found, e);
+    snprintf(name, sizeof name, "%s.bias", p->name);
+    if (r == 0 && p->with_bias)
+        r = read_vector(l, name, &l->bias, e);
+    if (r < 0)
+        return r;
+    if (p->kind == PART_HEAD) {
+        found.shape.type = K_WEIGHT_I8;
+        found.weight.to_int8 = true;
     }
+    const struct k_linear_src *shape = &found.shape;
+    found.shape.bias = p->with_bias ? l->bias.values : NULL;
+    struct k_linear *linear = ops->feed->linear_begin(l->in->ctx, shape);
+    if (!linear)
+        return no_device_memory(l, p, e);
+    *p->place = linear;
+    l->out->bytes +=
+        ops->linear_bytes(l->in->ctx, shape->type, shape->rows, shape->cols, shape->n_groups);
+    found.weight.to = found.scale.to = linear;
+    r = stream_push(l->stream, &found.weight, e);
+    if (r == 0 && found.scale.n_slices)
+        r = stream_push(l->stream, &found.scale, e);
     return r;
 }
 
-/* The rows of the embedding that this rank has, in INT8. */
-static int read_head(const struct loader *l, const struct part *p, struct slot *s, struct err *e)
+static int load_small(struct loader *l, const struct part *p, struct err *e)
 {
-    int r = read_linear(l, p, s, e);
-    if (r < 0)
-        return r;
-    void *values = s->values, *scale = s->scale;
-    r = grow(&values, &s->cap[3], (size_t)s->src.rows * s->src.cols);
-    s->values = values;
-    if (r == 0)
-        r = grow(&scale, &s->cap[1], s->src.rows * sizeof *s->scale);
-    s->scale = scale;
-    if (r < 0)
-        return err_set(e, r, "out of memory for an INT8 head of %u rows", s->src.rows);
-    const struct quant_scheme scheme = {.weights = QUANT_INT8, .group = QUANT_GROUP_ROW};
-    quant_rows(&scheme, s->weight, s->src.rows, s->src.cols, 1, s->values, s->scale);
-    s->src.type = K_WEIGHT_I8;
-    s->src.data = s->values;
-    s->src.scale = s->scale;
-    return 0;
-}
-
-static int read_part(const struct loader *l, const struct part *p, struct slot *s, struct err *e)
-{
-    s->n_read = 0;
-    if (p->kind == PART_LINEAR)
-        return read_linear(l, p, s, e);
-    if (p->kind == PART_HEAD)
-        return read_head(l, p, s, e);
+    const struct k_ops *ops = l->in->ops;
+    uint32_t hidden = l->arch->hidden;
     char name[96];
     int r = 0;
     if (p->kind == PART_NORM) {
         snprintf(name, sizeof name, "%s.weight", p->name);
-        uint16_t *weight = s->weight;
-        r = read_vector(l, name, &weight, &s->cap[0], &s->n_read, e);
-        s->weight = weight;
+        r = read_vector(l, name, &l->weight, e);
     }
     snprintf(name, sizeof name, "%s.bias", p->name);
-    return r < 0 ? r : read_vector(l, name, &s->bias, &s->cap[2], &s->n_read, e);
-}
-
-static void *reader_main(void *context)
-{
-    struct loader *l = context;
-    pthread_mutex_lock(&l->lock);
-    for (;;) {
-        while (!l->stop && l->next_part < n_parts(l->in) &&
-               l->next_part >= l->n_packed + READ_AHEAD)
-            pthread_cond_wait(&l->changed, &l->lock);
-        if (l->stop || l->next_part >= n_parts(l->in))
-            break;
-        size_t idx = l->next_part++;
-        pthread_mutex_unlock(&l->lock);
-
-        struct slot *s = &l->slots[idx % READ_AHEAD];
-        struct part p = part_at(l->arch, l->in, l->out, idx);
-        s->result = read_part(l, &p, s, &s->error);
-
-        pthread_mutex_lock(&l->lock);
-        s->full = true;
-        pthread_cond_broadcast(&l->changed);
-    }
-    pthread_mutex_unlock(&l->lock);
-    return NULL;
-}
-
-/* ---- packing ---- */
-
-static int pack_part(struct loader *l, const struct part *p, const struct slot *s, struct err *e)
-{
-    const struct k_ops *ops = l->in->ops;
-    struct k_ctx *ctx = l->in->ctx;
-    uint32_t hidden = l->arch->hidden;
-    void *object = NULL;
-    if (p->kind == PART_LINEAR || p->kind == PART_HEAD) {
-        object = ops->linear_new(ctx, &s->src);
-        l->out->bytes +=
-            ops->linear_bytes(ctx, s->src.type, s->src.rows, s->src.cols, s->src.n_groups);
-    } else if (p->kind == PART_NORM) {
-        object = ops->norm_new(ctx, K_NORM_LAYER, s->weight, s->bias, hidden);
+    if (r == 0)
+        r = read_vector(l, name, &l->bias, e);
+    if (r < 0)
+        return r;
+    if (p->kind == PART_NORM) {
+        *p->place =
+            ops->norm_new(l->in->ctx, K_NORM_LAYER, l->weight.values, l->bias.values, hidden);
         l->out->bytes += k_sizes(ops->name)->norm_bytes(hidden);
     } else {
-        object = ops->bias_new(ctx, s->bias, hidden);
+        *p->place = ops->bias_new(l->in->ctx, l->bias.values, hidden);
         l->out->bytes += k_sizes(ops->name)->bias_bytes(hidden);
     }
-    if (!object)
-        return err_set(e, -ENOMEM,
-                       "out of device memory at %s after %.2f GB of weights: use more ranks or a "
-                       "smaller weight type",
-                       p->name, (double)l->out->bytes / 1e9);
-    *p->place = object;
-    return 0;
+    return *p->place ? 0 : no_device_memory(l, p, e);
 }
 
 /* Bytes of one stored tensor that this rank reads. */
@@ -463,75 +406,70 @@ static uint64_t total_bytes(const struct loader *l)
     return total;
 }
 
-static int pack_all(struct loader *l, struct err *e)
+/* Tells how far the loading is; -ECANCELED when it is to end. */
+static int tell_progress(struct loader *l, struct err *e)
 {
-    uint64_t total = total_bytes(l);
-    uint64_t done = 0;
-    for (size_t idx = 0; idx != n_parts(l->in); idx++) {
-        struct slot *s = &l->slots[idx % READ_AHEAD];
-        pthread_mutex_lock(&l->lock);
-        while (!s->full)
-            pthread_cond_wait(&l->changed, &l->lock);
-        pthread_mutex_unlock(&l->lock);
-        if (s->result < 0) {
-            if (e)
-                *e = s->error;
-            return s->result;
-        }
-        struct part p = part_at(l->arch, l->in, l->out, idx);
-        int r = pack_part(l, &p, s, e);
-        if (r < 0)
-            return r;
-        done += s->n_read;
-        pthread_mutex_lock(&l->lock);
-        s->full = false;
-        l->n_packed++;
-        pthread_cond_broadcast(&l->changed);
-        pthread_mutex_unlock(&l->lock);
-        if (l->in->on_progress &&
-            l->in->on_progress(l->in->progress_context, done, MAX(total, done)) != 0)
-            return err_set(e, -ECANCELED, "loading was cancelled after %.2f GB",
-                           (double)done / 1e9);
-    }
+    uint64_t done = l->small + stream_done(l->stream);
+    if (l->in->on_progress &&
+        l->in->on_progress(l->in->progress_context, done, MAX(l->total, done)) != 0)
+        return err_set(e, -ECANCELED, "loading was cancelled after %.2f GB", (double)done / 1e9);
     return 0;
+}
+
+static int load_parts(struct loader *l, struct err *e)
+{
+    int r = 0;
+    l->total = total_bytes(l);
+    for (size_t idx = 0; idx != n_parts(l->in) && r == 0; idx++) {
+        struct part p = part_at(l->arch, l->in, l->out, idx);
+        bool linear = p.kind == PART_LINEAR || p.kind == PART_HEAD;
+        r = linear ? begin_linear(l, &p, e) : load_small(l, &p, e);
+        if (r == 0)
+            r = stream_failed(l->stream, e);
+        if (r == 0)
+            r = tell_progress(l, e);
+    }
+    for (bool done = false; r == 0 && !done;) {
+        uint64_t before = stream_done(l->stream);
+        done = stream_wait(l->stream);
+        r = stream_failed(l->stream, e);
+        if (r == 0 && (done || stream_done(l->stream) != before))
+            r = tell_progress(l, e);
+    }
+    return r;
 }
 
 int weights_load(const struct weights_load *load, struct glm_weights *ret, struct err *e)
 {
     const struct arch *a = model_dir_arch(load->model);
-    struct loader l = {.in = load,
-                       .arch = a,
-                       .scheme = model_dir_scheme(load->model),
-                       .out = ret,
-                       .lock = PTHREAD_MUTEX_INITIALIZER,
-                       .changed = PTHREAD_COND_INITIALIZER};
+    struct loader l = {.in = load, .arch = a, .scheme = model_dir_scheme(load->model), .out = ret};
     uint32_t n_layers = load->layer_end - load->layer_begin;
+    int64_t begin = clock_now_ns();
     assert(load->layer_begin < load->layer_end && load->layer_end <= a->n_layers);
     *ret = (struct glm_weights){.n_layers = n_layers,
                                 .layers = alloc_array(n_layers, sizeof *ret->layers)};
     if (!ret->layers)
         return err_set(e, -ENOMEM, "out of memory");
-    pthread_t readers[N_READERS];
-    uint32_t n_readers = 0;
-    int r = 0;
-    for (; n_readers != N_READERS && r == 0; n_readers += r == 0)
-        r = -pthread_create(&readers[n_readers], NULL, reader_main, &l);
-    if (n_readers)
-        r = pack_all(&l, e);
-    else
-        err_set(e, r, "cannot start a thread to read the weights: %s", err_name(r));
-    pthread_mutex_lock(&l.lock);
-    l.stop = true;
-    pthread_cond_broadcast(&l.changed);
-    pthread_mutex_unlock(&l.lock);
-    for (uint32_t i = 0; i != n_readers; i++)
-        pthread_join(readers[i], NULL);
-    for (size_t i = 0; i != READ_AHEAD; i++) {
-        free(l.slots[i].weight);
-        free(l.slots[i].values);
-        free(l.slots[i].scale);
-        free(l.slots[i].bias);
+    int r = stream_open(load, &l.stream, e);
+    if (r == 0) {
+        r = load_parts(&l, e);
+        ret->loaded = (struct weights_report){.bytes = l.small + stream_done(l.stream),
+                                              .read_bytes = l.small + stream_read_bytes(l.stream),
+                                              .n_threads = stream_n_threads(l.stream)};
+        stream_close(l.stream);
     }
+    /* the device's own words, where it is what failed */
+    char message[256];
+    int device = load->ops->sync(load->ctx, message, sizeof message);
+    if (device < 0)
+        r = err_set(e, device, "%s", message);
+    if (r == 0)
+        r = model_dir_check_unchanged(load->model, e);
+    ret->loaded.ns = clock_now_ns() - begin;
+    free(l.weight.values);
+    free(l.weight.whole);
+    free(l.bias.values);
+    free(l.bias.whole);
     if (r < 0)
         weights_free(load->ops, load->ctx, ret);
     return r;

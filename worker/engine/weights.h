@@ -22,6 +22,14 @@ struct glm_layer {
     struct k_bias *four_h_to_h_bias; /* [H] */
 };
 
+/* How the loading went. */
+struct weights_report {
+    uint64_t bytes;      /* of files, for this rank */
+    uint64_t read_bytes; /* from files: with checksums also what other ranks own */
+    int64_t ns;
+    uint32_t n_threads;
+};
+
 struct glm_weights {            /* zero-initialised = nothing loaded */
     struct k_linear *embedding; /* [V/P, H], rows from rank * V/P; also the output head, unless
                                    there is a head; NULL on stages that need it for neither */
@@ -31,6 +39,7 @@ struct glm_weights {            /* zero-initialised = nothing loaded */
     struct glm_layer *layers; /* [n_layers] of the stage */
     uint32_t n_layers;
     uint64_t bytes; /* on the device */
+    struct weights_report loaded;
 };
 
 struct weights_load {
@@ -39,6 +48,7 @@ struct weights_load {
     struct k_ctx *ctx;
     uint32_t tp_size, tp_rank;
     uint32_t layer_begin, layer_end; /* of the stage */
+    uint32_t n_threads;              /* that read; 0 = as many as feed the device well */
     bool verify;
     int (*on_progress)(void *context, uint64_t done_bytes, uint64_t total_bytes); /* may be NULL */
     void *progress_context;
@@ -57,10 +67,11 @@ struct weights_embedding weights_embedding(const struct arch *a, const struct qu
 bool weights_stage_needs(const struct arch *a, uint32_t layer_begin, uint32_t layer_end,
                          size_t idx);
 
-/* Reads this rank's rows and columns and packs them. Helper threads read ahead; packing and
- * on_progress run on the calling thread. On failure *ret is empty. -EBADMSG: a tensor is not what
- * its checksum says; -EINVAL: missing or of another shape; -ECANCELED: on_progress asked to stop.
- */
+/* Reads this rank's rows and columns, in pieces and on several threads, straight to where the
+ * device keeps them: no matrix is in host memory twice. on_progress is called on the calling
+ * thread. On failure *ret is empty. -EBADMSG: a tensor is not what its checksum says, a file is
+ * truncated or was changed meanwhile; -EINVAL: missing or of another shape; -EIO: a disk or the
+ * device failed; -ECANCELED: on_progress asked to stop. */
 int weights_load(const struct weights_load *load, struct glm_weights *ret, struct err *e);
 void weights_free(const struct k_ops *ops, struct k_ctx *ctx, struct glm_weights *w);
 
