@@ -1,10 +1,13 @@
-/* attention-speed.c: what the type of the KV cache costs or saves: the same attention over an FP16
- * and over an INT8 cache, in turn, so that whatever else the machine does meets both alike.
+/* attention-speed.c: attention over an FP16 and over an INT8 cache, in turn, so that whatever else
+ * the machine does meets both alike.
  *
  * A row of the table is a batch of sequences of one length: decode (one row each, all of the
  * sequence visible) or prefill (all rows of one sequence). Every sequence has blocks of its own.
  * Times are medians per token of the batch; "ratio" is the median over the pairs INT8 / FP16.
+ * "share" is what the nearer ceiling of the same run (reading keys and values once, or FP32
+ * multiply-adds) allows by the time of FP16; a cache that fits the processor's can be above 1.
  */
+#include "cpu-ceilings.h"
 #include "kernels/kernels.h"
 
 #include <getopt.h>
@@ -12,9 +15,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-enum { N_HEADS = 12, DIM = 128, BLOCK_TOKENS = 16, MAX_BATCH = 64, MAX_SAMPLES = 4000 };
+enum { DIM = 128, BLOCK_TOKENS = 16, MAX_BATCH = 64, MAX_SAMPLES = 4000 };
 static const enum k_kv_type types[] = {K_KV_F16, K_KV_I8};
 enum { N_TYPES = sizeof types / sizeof *types };
 
@@ -28,16 +30,11 @@ struct bench {
     int32_t *positions;
     uint32_t *blocks; /* [max_tokens / BLOCK_TOKENS] 0, 1, 2, ... */
     double seconds;
+    struct k_attn_params params;
+    uint32_t n_threads;
+    struct pool *pool;     /* of the ceilings */
+    struct probes *probes; /* NULL = none */
 };
-
-static const struct k_attn_params params = {N_HEADS, N_HEADS, DIM, 0};
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 static int compare(const void *a, const void *b)
 {
@@ -59,7 +56,8 @@ static bool make(struct bench *b, const struct k_open_params *open)
         fprintf(stderr, "attention-speed: %s\n", message);
         return false;
     }
-    size_t row = (size_t)3 * N_HEADS * DIM, half = (size_t)b->max_seq * DIM / 2;
+    size_t row = (size_t)(b->params.n_heads + 2 * b->params.n_kv_heads) * DIM,
+           half = (size_t)b->max_seq * DIM / 2;
     float *cos_table = malloc(half * sizeof(float)), *sin_table = malloc(half * sizeof(float));
     b->qkv = ops->alloc(b->c, b->max_seq * row * sizeof(float));
     b->q = ops->alloc(b->c, b->max_seq * row * sizeof(float));
@@ -82,13 +80,13 @@ static bool make(struct bench *b, const struct k_open_params *open)
     free(cos_table);
     free(sin_table);
     for (int i = 0; ok && i < N_TYPES; i++) {
-        struct k_kv_params p = {1,       N_HEADS, DIM, b->max_tokens / BLOCK_TOKENS, BLOCK_TOKENS,
-                                types[i]};
+        struct k_kv_params p = {
+            1, b->params.n_kv_heads, DIM, b->max_tokens / BLOCK_TOKENS, BLOCK_TOKENS, types[i]};
         b->kv[i] = ops->kv_new(b->c, &p);
         ok = b->kv[i] != NULL;
         for (uint32_t t = 0; ok && b->rope && t < b->max_tokens; t += b->max_seq) {
             struct k_seq s = {0, b->max_seq, 0, 0, b->blocks + t / BLOCK_TOKENS};
-            ops->rope_kv(b->c, &params, b->rope, b->qkv, b->positions, &s, 1, b->kv[i], b->q);
+            ops->rope_kv(b->c, &b->params, b->rope, b->qkv, b->positions, &s, 1, b->kv[i], b->q);
         }
     }
     if (!ok || !b->rope)
@@ -117,35 +115,47 @@ static void measure(struct bench *b, const char *what, const struct k_seq *seqs,
     uint32_t count = 0, rows = 0;
     for (uint32_t i = 0; i < n; i++)
         rows += seqs[i].n_rows;
-    double end = now() + b->seconds;
+    double end = bench_now(b->n_threads) + b->seconds, read = 0, fma = 0;
     do {
+        if (b->probes && count % 8 == 0) {
+            double r = probe_read(b->probes), f = probe_fma(b->probes);
+            read = r > read ? r : read;
+            fma = f > fma ? f : fma;
+        }
         for (int i = 0; i < N_TYPES; i++) {
-            double start = now();
-            b->ops->attention(b->c, &params, b->q, seqs, n, b->kv[i], b->out);
-            samples[i][count] = now() - start;
+            double start = bench_now(b->n_threads);
+            b->ops->attention(b->c, &b->params, b->q, seqs, n, b->kv[i], b->out);
+            samples[i][count] = bench_now(b->n_threads) - start;
         }
         ratio[count] = samples[1][count] / samples[0][count];
         count++;
-    } while (count < MAX_SAMPLES && now() < end);
+    } while (count < MAX_SAMPLES && bench_now(b->n_threads) < end);
     uint32_t seen = seqs[0].start + seqs[0].n_rows;
     double us[N_TYPES];
     for (int i = 0; i < N_TYPES; i++)
         us[i] = median(samples[i], count) / rows * 1e6;
-    printf("%-8s %6u %6u %12.2f %12.2f %8.3f\n", what, n, seen, us[0], us[1], median(ratio, count));
+    /* every row sees all tokens of its sequence */
+    double gops = 4.0 * rows * seen * DIM * b->params.n_heads * 1e-9;
+    double gbytes = 4.0 * n * seen * DIM * b->params.n_kv_heads * 1e-9;
+    double best = read > 0 && gbytes / read > gops / fma ? gbytes / read : fma > 0 ? gops / fma : 0;
+    printf("%-8s %6u %6u %12.2f %12.2f %8.3f %8.1f %8.1f %7.2f\n", what, n, seen, us[0], us[1],
+           median(ratio, count), gops / rows / us[0] * 1e6, gbytes / rows / us[0] * 1e6,
+           best / rows / us[0] * 1e6);
 }
 
 static int run(struct bench *b)
 {
     static const uint32_t lengths[] = {128, 512, 2048}, batches[] = {1, 16};
     struct k_seq seqs[MAX_BATCH];
-    printf("%s\n%u heads of %u, tokens of 1 layer\n", b->ops->describe(b->c), N_HEADS, DIM);
+    printf("%s\n%u heads of %u, %u of keys and values, tokens of 1 layer\n", b->ops->describe(b->c),
+           b->params.n_heads, DIM, b->params.n_kv_heads);
     for (int i = 0; i < N_TYPES; i++) {
-        struct k_kv_params p = {1, N_HEADS, DIM, 1, BLOCK_TOKENS, types[i]};
+        struct k_kv_params p = {1, b->params.n_kv_heads, DIM, 1, BLOCK_TOKENS, types[i]};
         printf("%s: %zu bytes per block of %d tokens\n", types[i] == K_KV_I8 ? "INT8" : "FP16",
                b->ops->kv_block_bytes(b->c, &p), BLOCK_TOKENS);
     }
-    printf("\n%-8s %6s %6s %12s %12s %8s\n", "", "seqs", "tokens", "FP16 us/row", "INT8 us/row",
-           "ratio");
+    printf("\n%-8s %6s %6s %12s %12s %8s %8s %8s %7s\n", "", "seqs", "tokens", "FP16 us/row",
+           "INT8 us/row", "ratio", "Gop/s", "GB/s", "share");
     for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++)
         for (size_t n = 0; n < sizeof batches / sizeof *batches; n++) {
             for (uint32_t i = 0; i < batches[n]; i++)
@@ -162,11 +172,14 @@ static int run(struct bench *b)
 
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {{"isa", required_argument, NULL, 'i'},
-                                            {"threads", required_argument, NULL, 't'},
-                                            {"seconds", required_argument, NULL, 's'},
-                                            {0}};
-    struct bench b = {.max_seq = 2048, .max_tokens = 16 * 2048, .seconds = 2};
+    static const struct option options[] = {
+        {"isa", required_argument, NULL, 'i'},      {"threads", required_argument, NULL, 't'},
+        {"seconds", required_argument, NULL, 's'},  {"heads", required_argument, NULL, 'h'},
+        {"kv-heads", required_argument, NULL, 'k'}, {0}};
+    struct bench b = {.max_seq = 2048,
+                      .max_tokens = 16 * 2048,
+                      .seconds = 2,
+                      .params = {.n_heads = 12, .head_dim = DIM}};
     struct k_open_params p = {"cpu", K_MODE_FP16, 1, b.max_seq, 64, b.max_seq, NULL};
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (c == 'i') {
@@ -175,15 +188,32 @@ int main(int argc, char **argv)
             p.n_threads = (uint32_t)strtoul(optarg, NULL, 10);
         } else if (c == 's') {
             b.seconds = strtod(optarg, NULL);
+        } else if (c == 'h') {
+            b.params.n_heads = (uint32_t)strtoul(optarg, NULL, 10);
+        } else if (c == 'k') {
+            b.params.n_kv_heads = (uint32_t)strtoul(optarg, NULL, 10);
         } else {
-            fprintf(stderr, "usage: attention-speed [--isa NAME] [--threads N] [--seconds S]\n");
+            fprintf(stderr, "usage: attention-speed [--isa NAME] [--threads N] [--seconds S] "
+                            "[--heads N] [--kv-heads N]\n");
             return 2;
         }
     }
+    if (!b.params.n_kv_heads)
+        b.params.n_kv_heads = b.params.n_heads;
+    if (!b.params.n_heads || b.params.n_heads > 256 || b.params.n_kv_heads > b.params.n_heads ||
+        b.params.n_heads % b.params.n_kv_heads) {
+        fprintf(stderr, "attention-speed: expected 1 to 256 heads, a multiple of --kv-heads\n");
+        return 2;
+    }
     char message[256];
     b.ops = k_backend("cpu", message, sizeof message);
+    b.n_threads = p.n_threads;
+    if (pool_new(p.n_threads, &b.pool) == 0)
+        b.probes = probes_new(b.pool);
     bool ok = b.ops && make(&b, &p);
     int code = ok ? run(&b) : 1;
     unmake(&b);
+    probes_free(b.probes);
+    pool_free(b.pool);
     return code;
 }

@@ -1,12 +1,18 @@
-/* attention.c: one head of up to ATTENTION_ROWS rows of a sequence over the paged cache.
+/* attention.c: up to ATTENTION_ROWS rows of a sequence and key-value head over the paged cache. A
+ * row is a token with one of the heads that share the key-value head: keys and values are loaded
+ * and converted once for all of them.
  *
- * Two passes: scores of all visible tokens (a token is a lane; a score is the sum of its even and
- * of its odd dimensions), then softmax, then the weighted sum of values in ascending token order (a
+ * Two passes: scores of all visible tokens (a token is a lane; a score is one chain over the
+ * dimensions, ascending), then softmax, then the weighted sum of values in ascending token order (a
  * dimension is a lane). With a K_KV_I8 cache the sums are over its integers: a key's scale
  * multiplies the finished score, a value's scale the token's weight. The order of every sum of a
  * row depends on what the row sees and on nothing else, so prefill and decode give the same bits.
  * Lanes and tokens that a row does not see are left out, never multiplied by zero: they may hold
  * anything.
+ *
+ * Registers: a tile of R rows takes GROUPS(R) groups of tokens, later WIDE(R) vectors of
+ * dimensions, at a time. Twelve rows times two: 24 sums, two of keys, one of the row, and 24
+ * multiply-adds for each 14 loads, where one row after the other would wait for its loads.
  */
 #include "isa.h"
 #include "vmath.h"
@@ -14,7 +20,18 @@
 #include <assert.h>
 #include <math.h>
 
-enum { MAX_DIM = CPU_MAX_HEAD_DIM, V_COLUMNS = 2 };
+enum { MAX_DIM = CPU_MAX_HEAD_DIM, MAX_GROUPS = 4, MAX_WIDE = 8 };
+
+#if defined CPU_ISA_avx512 || defined CPU_ISA_avx512vnni
+#define GROUPS(R) ((R) <= 6 ? 4 : 2)
+#define WIDE(R)   ((R) == 1 ? 8 : (R) <= 6 ? 4 : 2)
+#elif defined CPU_ISA_avx2
+#define GROUPS(R) ((R) == 1 ? 4 : (R) <= 3 ? 2 : 1)
+#define WIDE(R)   ((R) == 1 ? 4 : (R) <= 3 ? 2 : 1)
+#else
+#define GROUPS(R) 1
+#define WIDE(R)   1
+#endif
 
 /* 16 tokens of a sequence, as they lie in one block of the cache. */
 struct group {
@@ -23,11 +40,12 @@ struct group {
     uint32_t token0, n;                /* tokens [token0, token0 + n) */
 };
 
-VEC_FN struct group find_group(const struct k_kv *kv, uint8_t *layer, uint32_t kv_head,
-                               const uint32_t *blocks, uint32_t idx)
+/* first: where block 0 of the head is. */
+VEC_FN struct group find_group(const struct k_kv *kv, uint8_t *first, const uint32_t *blocks,
+                               uint32_t idx)
 {
     uint32_t block = idx / kv->token_groups, within = idx % kv->token_groups;
-    uint8_t *head = layer + ((size_t)blocks[block] * kv->p.n_kv_heads + kv_head) * kv->head_bytes;
+    uint8_t *head = first + blocks[block] * kv->head_bytes;
     size_t piece = (size_t)kv->dim_pad * VEC * kv->value_bytes;
     uint32_t left = kv->p.block_tokens - within * VEC;
     return (struct group){
@@ -65,22 +83,26 @@ VEC_FN vf load_cached(enum k_kv_type type, const uint8_t *p, size_t idx)
 
 struct rows {
     const struct k_kv *kv;
-    uint8_t *layer;
+    uint8_t *first; /* block 0 of the head */
     const uint32_t *blocks;
-    uint32_t kv_head, dim_pad;
+    uint32_t dim_pad;
     uint32_t visible[ATTENTION_ROWS]; /* ascending */
     uint32_t n_groups[ATTENTION_ROWS];
-    float *scores[ATTENTION_ROWS]; /* [n_groups][16] */
-    const float *q;                /* [R][dim_pad], scaled */
-    float *out[ATTENTION_ROWS];    /* [dim_pad] */
+    float *scores;                 /* [n_groups of the last row][R][16] */
+    const float *q;                /* [dim_pad][R], scaled */
+    float *out;                    /* [R][dim_pad] */
     float inverse[ATTENTION_ROWS]; /* 1 / sum of the exponentials */
 };
 
-/* The group behind g, to be brought in while g is worked on; the last one is its own successor. */
-VEC_FN struct group next_group(const struct rows *a, uint32_t g, int R)
+VEC_FN struct group group_at(const struct rows *a, uint32_t g)
 {
-    uint32_t next = g + 1 < a->n_groups[R - 1] ? g + 1 : g;
-    return find_group(a->kv, a->layer, a->kv_head, a->blocks, next);
+    return find_group(a->kv, a->first, a->blocks, g);
+}
+
+/* Group g or the last one, to be brought in while others are worked on. */
+VEC_FN struct group group_ahead(const struct rows *a, uint32_t g, int R)
+{
+    return group_at(a, g < a->n_groups[R - 1] ? g : a->n_groups[R - 1] - 1);
 }
 
 /* Several rows over integers are bound by the conversions. */
@@ -89,82 +111,101 @@ VEC_FN bool bring_in(enum k_kv_type type, int R)
     return type != K_KV_I8 || R == 1;
 }
 
-VEC_FN void score_rows(const struct rows *a, enum k_kv_type type, int R)
+/* Scores of groups [g, g + G). */
+VEC_FN void score_groups(const struct rows *a, enum k_kv_type type, int R, int G, uint32_t g)
 {
     const uint32_t dim = a->dim_pad;
-    for (uint32_t g = 0; g < a->n_groups[R - 1]; g++) {
-        struct group at = find_group(a->kv, a->layer, a->kv_head, a->blocks, g);
-        const uint8_t *next = next_group(a, g, R).k;
-        vf sum[ATTENTION_ROWS][2];
-        TILE_UNROLL for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = vf_zero();
-        for (uint32_t d = 0; d < dim; d += 2) {
-            if (bring_in(type, R))
-                VEC_PREFETCH(next + (size_t)d * VEC * a->kv->value_bytes);
-            vf k0 = load_cached(type, at.k, (size_t)d * VEC);
-            vf k1 = load_cached(type, at.k, (size_t)(d + 1) * VEC);
+    struct group at[MAX_GROUPS];
+    const uint8_t *next[MAX_GROUPS];
+    vf sum[ATTENTION_ROWS][MAX_GROUPS];
+    TILE_UNROLL for (int i = 0; i < G; i++)
+    {
+        at[i] = group_at(a, g + (uint32_t)i);
+        next[i] = group_ahead(a, g + (uint32_t)(G + i), R).k;
+        TILE_UNROLL for (int r = 0; r < R; r++) sum[r][i] = vf_zero();
+    }
+    for (uint32_t d = 0; d < dim; d += 2) {
+        if (bring_in(type, R))
+            TILE_UNROLL for (int i = 0; i < G; i++)
+                VEC_PREFETCH(next[i] + (size_t)d * VEC * a->kv->value_bytes);
+        TILE_UNROLL for (uint32_t e = 0; e < 2; e++)
+        {
+            vf k[MAX_GROUPS];
+            TILE_UNROLL for (int i = 0; i < G; i++) k[i] =
+                load_cached(type, at[i].k, (size_t)(d + e) * VEC);
             TILE_UNROLL for (int r = 0; r < R; r++)
             {
-                const float *q = a->q + (size_t)r * dim + d;
-                sum[r][0] = vf_fma(vf_set1(q[0]), k0, sum[r][0]);
-                sum[r][1] = vf_fma(vf_set1(q[1]), k1, sum[r][1]);
+                vf q = vf_set1(a->q[(size_t)(d + e) * (size_t)R + (size_t)r]);
+                TILE_UNROLL for (int i = 0; i < G; i++) sum[r][i] = vf_fma(q, k[i], sum[r][i]);
             }
         }
-        TILE_UNROLL for (int r = 0; r < R; r++)
-        {
-            int seen = tokens_seen(&at, a->visible[r]);
-            vf score = vf_add(sum[r][0], sum[r][1]);
-            if (type == K_KV_I8)
-                score = vf_mul(score, vf_load_half(at.k_scale));
-            if (seen)
-                vf_store(a->scores[r] + (size_t)g * VEC,
-                         vf_select_n(seen, score, vf_set1(-INFINITY)));
-        }
+    }
+    TILE_UNROLL for (int i = 0; i < G; i++) TILE_UNROLL for (int r = 0; r < R; r++)
+    {
+        int seen = tokens_seen(&at[i], a->visible[r]);
+        vf score = sum[r][i];
+        if (type == K_KV_I8)
+            score = vf_mul(score, vf_load_half(at[i].k_scale));
+        if (seen)
+            vf_store(a->scores + ((size_t)(g + (uint32_t)i) * (size_t)R + (size_t)r) * VEC,
+                     vf_select_n(seen, score, vf_set1(-INFINITY)));
     }
 }
 
-/* Scores become exp(score - largest); returns 1 / their sum. */
-static float exponentials(float *scores, uint32_t n_groups)
+VEC_FN void score_rows(const struct rows *a, enum k_kv_type type, int R)
 {
+    const uint32_t n = a->n_groups[R - 1];
+    uint32_t g = 0;
+    for (; g + GROUPS(R) <= n; g += GROUPS(R))
+        score_groups(a, type, R, GROUPS(R), g);
+    for (; g < n; g++)
+        score_groups(a, type, R, 1, g);
+}
+
+/* Scores become exp(score - largest); returns 1 / their sum. Groups are `stride` floats apart. */
+static float exponentials(float *scores, size_t stride, uint32_t n_groups)
+{
+    const vf log2_e = vf_set1(0x1.715476p+0f);
     vf largest = vf_set1(-INFINITY);
     for (uint32_t g = 0; g < n_groups; g++)
-        largest = vf_max(largest, vf_load(scores + (size_t)g * VEC));
-    const vf top = vf_set1(vf_max_lanes(largest));
+        largest = vf_max(largest, vf_load(scores + g * stride));
+    const vf top = vf_set1(-0x1.715476p+0f * vf_max_lanes(largest));
     vf sum = vf_zero();
     for (uint32_t g = 0; g < n_groups; g++) {
-        vf below = vf_sub(vf_load(scores + (size_t)g * VEC), top);
-        vf e = vf_exp2(vf_mul(below, vf_set1(0x1.715476p+0f)));
-        vf_store(scores + (size_t)g * VEC, e);
+        vf e = vf_exp2_below_1(vf_fma(vf_load(scores + g * stride), log2_e, top));
+        vf_store(scores + g * stride, e);
         sum = vf_add(sum, e);
     }
     return 1.0f / vf_sum(sum);
 }
 
-/* K_KV_I8: the weights of the group's values take on the values' scales. */
-VEC_FN void scale_weights(const struct rows *a, const struct group *at, uint32_t g, int R)
+/* K_KV_I8: the weights of the values take on the values' scales. */
+VEC_FN void scale_weights(const struct rows *a, int R)
 {
-    vf scale = vf_load_half(at->v_scale);
-    TILE_UNROLL for (int r = 0; r < R; r++)
-    {
-        float *weights = a->scores[r] + (size_t)g * VEC;
-        if (g < a->n_groups[r])
-            vf_store(weights, vf_mul(vf_load(weights), scale));
+    for (uint32_t g = 0; g < a->n_groups[R - 1]; g++) {
+        vf scale = vf_load_half(group_at(a, g).v_scale);
+        TILE_UNROLL for (int r = 0; r < R; r++)
+        {
+            float *weights = a->scores + ((size_t)g * (size_t)R + (size_t)r) * VEC;
+            if (g < a->n_groups[r])
+                vf_store(weights, vf_mul(vf_load(weights), scale));
+        }
     }
 }
 
-/* Dimensions [d, d + 16 C) of the rows' results, d = 0 first. */
+/* Dimensions [d, d + 16 C) of the rows' results. */
 VEC_FN void weigh_columns(const struct rows *a, enum k_kv_type type, int R, int C, uint32_t d)
 {
-    vf sum[ATTENTION_ROWS][ATTENTION_WIDE];
+    vf sum[ATTENTION_ROWS][MAX_WIDE];
     TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int c = 0; c < C; c++) sum[r][c] =
         vf_zero();
     for (uint32_t g = 0; g < a->n_groups[R - 1]; g++) {
-        struct group at = find_group(a->kv, a->layer, a->kv_head, a->blocks, g);
-        const uint8_t *next = next_group(a, g, R).v + d * a->kv->value_bytes;
-        if (type == K_KV_I8 && d == 0)
-            scale_weights(a, &at, g, R);
+        struct group at = group_at(a, g);
+        const uint8_t *next = group_ahead(a, g + 1, R).v + d * a->kv->value_bytes;
+        const float *weights = a->scores + (size_t)g * (size_t)R * VEC;
         int common = tokens_seen(&at, a->visible[0]);
         for (int t = 0; t < common; t++) {
-            vf v[ATTENTION_WIDE];
+            vf v[MAX_WIDE];
             if (bring_in(type, R))
                 TILE_UNROLL for (int c = 0; c < C; c += 2) VEC_PREFETCH(
                     next + ((size_t)t * a->dim_pad + (size_t)c * VEC) * a->kv->value_bytes);
@@ -172,7 +213,7 @@ VEC_FN void weigh_columns(const struct rows *a, enum k_kv_type type, int R, int 
                 load_cached(type, at.v, (size_t)t * a->dim_pad + d + (size_t)c * VEC);
             TILE_UNROLL for (int r = 0; r < R; r++)
             {
-                vf p = vf_set1(a->scores[r][(size_t)g * VEC + (size_t)t]);
+                vf p = vf_set1(weights[r * VEC + t]);
                 TILE_UNROLL for (int c = 0; c < C; c++) sum[r][c] = vf_fma(p, v[c], sum[r][c]);
             }
         }
@@ -180,7 +221,7 @@ VEC_FN void weigh_columns(const struct rows *a, enum k_kv_type type, int R, int 
         {
             int seen = tokens_seen(&at, a->visible[r]);
             for (int t = common; t < seen; t++) {
-                vf p = vf_set1(a->scores[r][(size_t)g * VEC + (size_t)t]);
+                vf p = vf_set1(weights[r * VEC + t]);
                 TILE_UNROLL for (int c = 0; c < C; c++)
                 {
                     size_t idx = (size_t)t * a->dim_pad + d + (size_t)c * VEC;
@@ -190,21 +231,32 @@ VEC_FN void weigh_columns(const struct rows *a, enum k_kv_type type, int R, int 
         }
     }
     TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int c = 0; c < C; c++)
-        vf_store(a->out[r] + d + c * VEC, vf_mul(sum[r][c], vf_set1(a->inverse[r])));
+        vf_store(a->out + (size_t)r * a->dim_pad + d + (size_t)c * VEC,
+                 vf_mul(sum[r][c], vf_set1(a->inverse[r])));
 }
 
 VEC_FN void attend(struct rows *a, enum k_kv_type type, int R)
 {
     score_rows(a, type, R);
     for (int r = 0; r < R; r++)
-        a->inverse[r] = exponentials(a->scores[r], a->n_groups[r]);
-    const int C = R == 1 ? ATTENTION_WIDE : V_COLUMNS;
+        a->inverse[r] = exponentials(a->scores + r * VEC, (size_t)R * VEC, a->n_groups[r]);
+    if (type == K_KV_I8)
+        scale_weights(a, R);
     uint32_t d = 0;
-    for (; d + (uint32_t)C * VEC <= a->dim_pad; d += (uint32_t)C * VEC)
-        weigh_columns(a, type, R, C, d);
+    for (; d + WIDE(R) * VEC <= a->dim_pad; d += WIDE(R) * VEC)
+        weigh_columns(a, type, R, WIDE(R), d);
     for (; d < a->dim_pad; d += VEC)
         weigh_columns(a, type, R, 1, d);
 }
+
+/* The numbers of rows that there are kernels for, largest first. */
+#if defined CPU_ISA_avx512 || defined CPU_ISA_avx512vnni
+#define ATTEND_SIZES(X) X(12) X(8) X(6) X(4) X(3) X(2) X(1)
+#elif defined CPU_ISA_avx2
+#define ATTEND_SIZES(X) X(6) X(3) X(2) X(1)
+#else
+#define ATTEND_SIZES(X) X(2) X(1)
+#endif
 
 #define ATTEND(R)                                                                                  \
     static void attend_##R(struct rows *a)                                                         \
@@ -216,73 +268,81 @@ VEC_FN void attend(struct rows *a, enum k_kv_type type, int R)
         else                                                                                       \
             attend(a, K_KV_F32, R);                                                                \
     }
-ATTEND(1)
-ATTEND(2)
-#if defined CPU_ISA_avx512 || defined CPU_ISA_avx512vnni
-ATTEND(4)
-ATTEND(8)
-#endif
+ATTEND_SIZES(ATTEND)
+
+/* As many of n rows as one kernel takes. */
+static uint32_t piece_of(uint32_t n)
+{
+#define ATTEND_PIECE(R)                                                                            \
+    if (n >= (R))                                                                                  \
+        return (R);
+    ATTEND_SIZES(ATTEND_PIECE)
+    return 0;
+}
 
 static void attend_rows(struct rows *a, uint32_t n)
 {
-    if (n == 1)
-        attend_1(a);
-    else if (n == 2)
-        attend_2(a);
-#if defined CPU_ISA_avx512 || defined CPU_ISA_avx512vnni
-    else if (n == 4)
-        attend_4(a);
-    else
-        attend_8(a);
-#endif
+#define ATTEND_CASE(R)                                                                             \
+    case (R):                                                                                      \
+        attend_##R(a);                                                                             \
+        break;
+    switch (n) {
+        ATTEND_SIZES(ATTEND_CASE)
+    default:
+        assert(!"a number of rows without a kernel");
+    }
 }
 
-/* Rows [row, row + n) of the sequence, n a size that attend_rows knows. */
-static void some_rows(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t head,
+/* Where row `row` of the sequence and key-value head is in q and out: [T][n_heads][head_dim]. */
+static size_t row_at(const struct k_attn_params *p, const struct k_seq *seq, uint32_t kv_head,
+                     uint32_t row)
+{
+    uint32_t shared = p->n_heads / p->n_kv_heads;
+    size_t token = seq->row0 + row / shared;
+    return (token * p->n_heads + kv_head * shared + row % shared) * p->head_dim;
+}
+
+/* Rows [row, row + n), n a size that attend_rows knows. */
+static void some_rows(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t kv_head,
                       uint32_t row, uint32_t n, float *scores)
 {
     const struct k_attn_params *p = &j->p;
     const struct k_kv *kv = j->kv;
-    const uint32_t dim = p->head_dim;
+    const uint32_t dim = p->head_dim, shared = p->n_heads / p->n_kv_heads;
     const float scale = 1.0f / sqrtf((float)dim);
     float q[ATTENTION_ROWS * MAX_DIM], out[ATTENTION_ROWS * MAX_DIM];
     struct rows a = {
         .kv = kv,
-        .layer = cpu_kv_head(kv, p->layer, 0, 0),
+        .first = cpu_kv_head(kv, p->layer, 0, kv_head),
         .blocks = seq->blocks,
-        .kv_head = head / (p->n_heads / p->n_kv_heads),
         .dim_pad = kv->dim_pad,
+        .scores = scores,
         .q = q,
+        .out = out,
     };
     for (uint32_t r = 0; r < n; r++) {
-        uint32_t causal = seq->start + row + r + 1;
+        uint32_t causal = seq->start + (row + r) / shared + 1;
         a.visible[r] = causal > seq->prefix_len ? causal : seq->prefix_len;
         a.n_groups[r] = groups_of(kv, a.visible[r]);
-        a.scores[r] = scores;
-        scores += (size_t)a.n_groups[r] * VEC;
-        a.out[r] = out + (size_t)r * kv->dim_pad;
-        const float *from = j->q + ((size_t)(seq->row0 + row + r) * p->n_heads + head) * dim;
-        float *to = q + (size_t)r * kv->dim_pad;
+        const float *from = j->q + row_at(p, seq, kv_head, row + r);
         for (uint32_t d = 0; d < dim; d++)
-            to[d] = from[d] * scale;
+            q[(size_t)d * n + r] = from[d] * scale;
         for (uint32_t d = dim; d < kv->dim_pad; d++)
-            to[d] = 0.0f;
+            q[(size_t)d * n + r] = 0.0f;
     }
     attend_rows(&a, n);
     for (uint32_t r = 0; r < n; r++)
-        memcpy(j->out + ((size_t)(seq->row0 + row + r) * p->n_heads + head) * dim, a.out[r],
+        memcpy(j->out + row_at(p, seq, kv_head, row + r), out + (size_t)r * kv->dim_pad,
                dim * sizeof(float));
 }
 
-void CPU_FN(attention)(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t head,
+void CPU_FN(attention)(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t kv_head,
                        uint32_t row, uint32_t n, float *scores)
 {
     assert(n <= ATTENTION_ROWS);
     while (n) {
-        uint32_t piece = ATTENTION_ROWS;
-        while (piece > n)
-            piece /= 2;
-        some_rows(j, seq, head, row, piece, scores);
+        uint32_t piece = piece_of(n);
+        some_rows(j, seq, kv_head, row, piece, scores);
         row += piece;
         n -= piece;
     }

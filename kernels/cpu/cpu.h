@@ -97,7 +97,8 @@ struct cpu_rope_job {
     float *q;
 };
 
-/* Items of an attention, in this order: (sequence, head, row tile). */
+/* Items of an attention, in this order: (sequence, key-value head, row tile). A row is a token with
+ * one of the heads that share the key-value head, in this order: n_rows * n_heads / n_kv_heads. */
 struct cpu_attention_job {
     struct k_attn_params p;
     const float *q;
@@ -125,9 +126,9 @@ struct cpu_kernels {
     void (*glu)(const struct cpu_glu_job *j, uint64_t first, uint64_t end);
     /* items: key-value heads */
     void (*rope)(const struct cpu_rope_job *j, uint64_t first, uint64_t end);
-    /* one tile of rows [row, row + n) of a sequence, one head; scores: attention_rows times the
-     * padded length of the sequence */
-    void (*attention)(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t head,
+    /* one tile of rows [row, row + n) of a sequence and key-value head, n <= attention_rows;
+     * scores: attention_rows times the padded length of the sequence */
+    void (*attention)(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t kv_head,
                       uint32_t row, uint32_t n, float *scores);
     /* y[cols] = row of an FP16 matrix */
     void (*embed)(const struct k_linear *table, uint32_t row, float *y);

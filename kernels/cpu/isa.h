@@ -18,13 +18,13 @@
  * much as a dot or two, and 24 rows share it (8 rows times 2 panels: 0.80 of the peak at best, 24
  * times 1: 0.89). */
 #if defined CPU_ISA_avx512 || defined CPU_ISA_avx512vnni
-enum { TILE_ROWS = 8, TILE_PANELS = 2, ATTENTION_ROWS = 8, ATTENTION_WIDE = 8 };
+enum { TILE_ROWS = 8, TILE_PANELS = 2, ATTENTION_ROWS = 12 };
 #define TILE_UNROLL _Pragma("GCC unroll 32")
 #elif defined CPU_ISA_avx2
-enum { TILE_ROWS = 4, TILE_PANELS = 1, ATTENTION_ROWS = 2, ATTENTION_WIDE = 4 };
+enum { TILE_ROWS = 4, TILE_PANELS = 1, ATTENTION_ROWS = 6 };
 #define TILE_UNROLL _Pragma("GCC unroll 16")
 #else
-enum { TILE_ROWS = 4, TILE_PANELS = 1, ATTENTION_ROWS = 2, ATTENTION_WIDE = 4 };
+enum { TILE_ROWS = 4, TILE_PANELS = 1, ATTENTION_ROWS = 2 };
 #define TILE_UNROLL
 #endif
 
@@ -51,7 +51,7 @@ CPU_RANGE_FN(multiply_i8_i4, cpu_product);
 CPU_RANGE_FN(norm, cpu_norm_job);
 CPU_RANGE_FN(glu, cpu_glu_job);
 CPU_RANGE_FN(rope, cpu_rope_job);
-void CPU_FN(attention)(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t head,
+void CPU_FN(attention)(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t kv_head,
                        uint32_t row, uint32_t n, float *scores);
 void CPU_FN(embed)(const struct k_linear *table, uint32_t row, float *y);
 

@@ -84,5 +84,7 @@ void cpu_kv_copy(struct k_ctx *c, struct k_kv *kv, uint32_t src, uint32_t dst)
     if (src == dst)
         return;
     for (uint32_t layer = 0; layer < kv->p.n_layers; layer++)
-        memcpy(cpu_kv_head(kv, layer, dst, 0), cpu_kv_head(kv, layer, src, 0), block_bytes(kv));
+        for (uint32_t head = 0; head < kv->p.n_kv_heads; head++)
+            memcpy(cpu_kv_head(kv, layer, dst, head), cpu_kv_head(kv, layer, src, head),
+                   kv->head_bytes);
 }

@@ -55,14 +55,17 @@ struct k_kv {
     size_t keys_at;        /* bytes of scales in front of the keys */
     size_t values_at;
     size_t head_bytes; /* one block and head */
-    uint8_t *data;     /* [n_layers][n_blocks][n_kv_heads][head_bytes] */
+    /* [n_layers][n_kv_heads][n_blocks][head_bytes]: the blocks of a head lie side by side, so that
+     * a sequence whose blocks follow each other is one stream. With all heads in a block they would
+     * be a power of two apart in many models, and compete for the same few lines of the cache. */
+    uint8_t *data;
 };
 
 /* Where block `block` of a head begins. */
 static inline uint8_t *cpu_kv_head(const struct k_kv *kv, uint32_t layer, uint32_t block,
                                    uint32_t head)
 {
-    size_t idx = ((size_t)layer * kv->p.n_blocks + block) * kv->p.n_kv_heads + head;
+    size_t idx = ((size_t)layer * kv->p.n_kv_heads + head) * kv->p.n_blocks + block;
     return kv->data + idx * kv->head_bytes;
 }
 

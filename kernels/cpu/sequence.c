@@ -78,13 +78,19 @@ void cpu_rope_kv(struct k_ctx *c, const struct k_attn_params *p, const struct k_
 struct attention_share {
     const struct k_ctx *c;
     struct cpu_attention_job job;
-    uint32_t n_items;
+    uint32_t tile_rows, n_items;
     _Atomic uint32_t next;
 };
 
-static uint32_t row_tiles(const struct k_ctx *c, const struct k_seq *seq)
+/* Of one key-value head. */
+static uint32_t n_rows(const struct attention_share *s, const struct k_seq *seq)
 {
-    return (seq->n_rows + c->kernels->attention_rows - 1) / c->kernels->attention_rows;
+    return seq->n_rows * (s->job.p.n_heads / s->job.p.n_kv_heads);
+}
+
+static uint32_t n_tiles(const struct attention_share *s, const struct k_seq *seq)
+{
+    return (n_rows(s, seq) + s->tile_rows - 1) / s->tile_rows;
 }
 
 /* A thread's items only grow, so that the sequence is found by walking on from the last one. All
@@ -93,33 +99,43 @@ static void attention_share(void *arg, uint32_t thread, uint32_t n_threads)
 {
     struct attention_share *s = arg;
     const struct k_ctx *c = s->c;
-    const uint32_t tile_rows = c->kernels->attention_rows;
+    const uint32_t tile_rows = s->tile_rows, n_heads = s->job.p.n_kv_heads;
     float *scores = (float *)c->scores + thread * c->scores_per_thread;
     uint32_t seq_idx = 0, seq_item0 = 0, item;
     (void)n_threads;
     while ((item = atomic_fetch_add(&s->next, 1)) < s->n_items) {
         uint32_t tiles;
-        while (tiles = row_tiles(c, &s->job.seqs[seq_idx]),
-               item - seq_item0 >= tiles * s->job.p.n_heads) {
-            seq_item0 += tiles * s->job.p.n_heads;
+        while (tiles = n_tiles(s, &s->job.seqs[seq_idx]), item - seq_item0 >= tiles * n_heads) {
+            seq_item0 += tiles * n_heads;
             seq_idx++;
         }
         const struct k_seq *seq = &s->job.seqs[seq_idx];
         uint32_t head = (item - seq_item0) / tiles;
-        uint32_t row = (item - seq_item0) % tiles * tile_rows;
-        uint32_t n = seq->n_rows - row < tile_rows ? seq->n_rows - row : tile_rows;
-        c->kernels->attention(&s->job, seq, head, row, n, scores);
+        uint32_t row = (item - seq_item0) % tiles * tile_rows, left = n_rows(s, seq) - row;
+        c->kernels->attention(&s->job, seq, head, row, left < tile_rows ? left : tile_rows, scores);
     }
+}
+
+static void count_items(struct attention_share *s)
+{
+    s->n_items = 0;
+    for (uint32_t i = 0; i < s->job.n_seqs; i++)
+        s->n_items += n_tiles(s, &s->job.seqs[i]) * s->job.p.n_kv_heads;
 }
 
 void cpu_attention(struct k_ctx *c, const struct k_attn_params *p, const void *q,
                    const struct k_seq *seqs, uint32_t n_seqs, const struct k_kv *kv, void *out)
 {
     check_params(p, kv);
-    struct attention_share s = {.c = c, .job = {*p, q, seqs, n_seqs, kv, out}};
-    for (uint32_t i = 0; i < n_seqs; i++) {
+    for (uint32_t i = 0; i < n_seqs; i++)
         assert(seqs[i].start + seqs[i].n_rows <= c->max_seq && seqs[i].prefix_len <= c->max_seq);
-        s.n_items += row_tiles(c, &seqs[i]) * p->n_heads;
+    struct attention_share s = {
+        .c = c, .job = {*p, q, seqs, n_seqs, kv, out}, .tile_rows = c->kernels->attention_rows};
+    count_items(&s);
+    /* rather keys that are read twice than threads without an item */
+    while (s.n_items < pool_threads(c->pool) && s.tile_rows > 1) {
+        s.tile_rows = (s.tile_rows + 1) / 2;
+        count_items(&s);
     }
     pool_run(c->pool, attention_share, &s);
 }
