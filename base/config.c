@@ -22,6 +22,7 @@ enum { MAX_STAGE_LAYERS = 9999 };
 static const char *const workers_choices[] = {"spawn", "external", NULL};
 static const char *const activations_choices[] = {"fp32", "fp16", "a8", NULL};
 static const char *const kv_cache_choices[] = {"auto", "fp16", "int8", NULL};
+static const char *const pin_choices[] = {"auto", "on", "off", NULL};
 static const char *const collectives_choices[] = {"auto", "nccl", "peer", "host", NULL};
 static const char *const tls_clients_choices[] = {"certificate", "nothing", NULL};
 static const char *const level_choices[] = {"error", "warn", "info", "debug", NULL};
@@ -220,6 +221,10 @@ static const struct conf_option options[] = {
      "the test."},
     {"worker.threads", CONF_UINT, AT(worker.threads), "0", 0, 1024, NULL,
      "CPU threads of a rank. 0: all CPUs allowed (for spawned ranks see group.spawn)."},
+    {"worker.pin", CONF_ENUM, AT(worker.pin), "auto", 0, 0, pin_choices,
+     "Which CPUs a rank's threads stay on. auto: one each, where the rank has as many threads as "
+     "CPUs it may use. on: the first of the CPUs it may use, one per core before a core's second; "
+     "where no other rank has the same. off: as the kernel places them."},
     {"worker.slots", CONF_UINT, AT(worker.slots), "32", 1, 1024, NULL,
      "Sequences at once: a request takes one for each choice or beam."},
     {"worker.kv_bytes", CONF_SIZE, AT(worker.kv_bytes), "0", 0, 64 * TIB, NULL,

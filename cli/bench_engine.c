@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "cli/bench.h"
+#include "cli/bench_profile.h"
 #include "cli/bench_target.h"
 #include "cli/cli.h"
 #include "cli/common.h"
@@ -34,6 +35,7 @@ static const char usage[] =
     "\n"
     "  --prefill LIST      tokens of a prompt; default 128,512; 0 = none\n"
     "  --batch LIST        sequences of a decode step; default 1,2,4,8,16,32; 0 = none\n"
+    "  --profile           where the steps went: products, attention and so on (CPU)\n"
     "  --svg FILE          plot of the decode rows\n";
 
 enum { MAX_ROWS = 32, MIN_STEPS = 3, MAX_BATCH = 1024, MAX_STEPS = 100000 };
@@ -43,12 +45,14 @@ struct row {
     struct bench_summary ms;
     double tokens_per_s, weights_per_s; /* by the median */
     uint64_t hash;
+    struct bench_profile profile;
 };
 
 struct bench {
     struct bench_target target;
     /* options */
     const char *svg;
+    bool profile;
     uint32_t prefill[MAX_ROWS], batch[MAX_ROWS];
     size_t n_prefill, n_batch;
     /* owned */
@@ -69,11 +73,14 @@ struct bench {
 
 /* ---- options ---- */
 
-enum { OPT_PREFILL = 256, OPT_BATCH, OPT_SVG };
+enum { OPT_PREFILL = 256, OPT_BATCH, OPT_SVG, OPT_PROFILE };
+
+_Static_assert((int)MAX_ROWS <= (int)PROFILE_MAX_ROWS, "all rows fit a plot of their parts");
 
 static const struct option options[] = {{"prefill", required_argument, NULL, OPT_PREFILL},
                                         {"batch", required_argument, NULL, OPT_BATCH},
                                         {"svg", required_argument, NULL, OPT_SVG},
+                                        {"profile", no_argument, NULL, OPT_PROFILE},
                                         BENCH_TARGET_LONG_OPTIONS,
                                         {0}};
 
@@ -101,6 +108,9 @@ static int take_option(struct bench *b, int c)
         return take_list("--batch", MAX_BATCH, b->batch, &b->n_batch);
     case OPT_SVG:
         b->svg = optarg;
+        return 0;
+    case OPT_PROFILE:
+        b->profile = true;
         return 0;
     default:
         return bench_target_option(verb, c, optarg, &b->target);
@@ -130,6 +140,11 @@ static int parse_args(struct bench *b, int argc, char **argv)
 }
 
 /* ---- setting up ---- */
+
+static uint32_t n_ranks(const struct bench *b)
+{
+    return b->target.engine.tp * b->target.engine.pp;
+}
 
 static uint32_t max_of(const uint32_t *list, size_t n, uint32_t least)
 {
@@ -196,7 +211,7 @@ static int set_up(struct bench *b, struct err *e)
     r = local_engine_config(&b->target.engine, &config, e);
     if (r == 0)
         r = local_group_open(&config, &b->group, e);
-    for (uint32_t i = 0; r == 0 && i != b->target.engine.tp * b->target.engine.pp; i++) {
+    for (uint32_t i = 0; r == 0 && i != n_ranks(b); i++) {
         struct engine_memory m;
         engine_memory(local_group_engine(b->group, i), &m);
         b->weight_bytes += m.weights;
@@ -289,6 +304,8 @@ static uint32_t plan_copies(struct bench *b, uint32_t n)
 static int measure(struct bench *b, struct row *row, bool decode, struct err *e)
 {
     struct bench_samples ms = {0};
+    struct bench_counts before, after;
+    double ns = 0;
     uint64_t hash = 0;
     int r = 0;
     if (decode) {
@@ -298,18 +315,23 @@ static int measure(struct bench *b, struct row *row, bool decode, struct err *e)
     } else {
         r = run_prompt(b, row->n, &row->hash, e);
     }
+    bench_counts_read(b->group, n_ranks(b), &before);
     int64_t end = clock_now_ns() + (int64_t)(b->target.seconds * (double)NSEC_PER_SEC);
     while (r == 0 && ms.n != MAX_STEPS && (ms.n < MIN_STEPS || clock_now_ns() < end)) {
         int64_t begin = clock_now_ns();
         r = decode ? run_decode(b, row->n, 0, &hash, e) : run_prompt(b, row->n, &hash, e);
+        double took = (double)(clock_now_ns() - begin);
+        ns += took;
         if (r == 0)
-            r = bench_samples_add(&ms, (double)(clock_now_ns() - begin) / (double)NSEC_PER_MSEC);
+            r = bench_samples_add(&ms, took / (double)NSEC_PER_MSEC);
         if (r == 0 && hash != row->hash)
             r = err_set(e, -EIO,
                         "the same step had other results: %016" PRIx64 ", then %016" PRIx64,
                         row->hash, hash);
     }
     if (r == 0) {
+        bench_counts_read(b->group, n_ranks(b), &after);
+        bench_profile_make(&before, &after, ns, ms.n, &row->profile);
         row->ms = bench_summarize(&ms);
         row->tokens_per_s = row->n * 1000.0 / row->ms.median;
         row->weights_per_s = (double)b->weight_bytes * 1000.0 / row->ms.median;
@@ -341,9 +363,7 @@ static void print_model(const struct bench *b, FILE *out)
             "%s; %u rank%s; activations %s\n",
             a->name, b->target.synthetic ? " (synthetic)" : "", a->n_layers, a->hidden,
             (double)synthetic_n_parameters(a), scheme, (double)b->weight_bytes / 1e9,
-            engine_describe(local_group_engine(b->group, 0)),
-            b->target.engine.tp * b->target.engine.pp,
-            b->target.engine.tp * b->target.engine.pp > 1 ? "s" : "",
+            engine_describe(local_group_engine(b->group, 0)), n_ranks(b), n_ranks(b) > 1 ? "s" : "",
             mode_names[b->target.engine.mode]);
 }
 
@@ -358,6 +378,15 @@ static void print_row(const struct bench *b, FILE *out, const char *phase, const
     fprintf(out, "  %016" PRIx64 "\n", r->hash);
 }
 
+static void print_profiles(const struct bench *b, FILE *out)
+{
+    bench_profile_print_header(out);
+    for (size_t i = 0; i != b->n_prefill; i++)
+        bench_profile_print(out, "prefill", b->prefill[i], &b->prefill_rows[i].profile);
+    for (size_t i = 0; i != b->n_batch; i++)
+        bench_profile_print(out, "decode", b->batch[i], &b->decode_rows[i].profile);
+}
+
 static void print_results(const struct bench *b, FILE *out)
 {
     if (b->ceiling > 0)
@@ -369,6 +398,8 @@ static void print_results(const struct bench *b, FILE *out)
     for (size_t i = 0; i != b->n_batch; i++)
         print_row(b, out, "decode", &b->decode_rows[i]);
     const struct row *first = &b->decode_rows[0], *last = &b->decode_rows[b->n_batch - 1];
+    if (b->profile)
+        print_profiles(b, out);
     if (b->n_batch > 1)
         fprintf(out, "\n%u sequences: %.2f times the tokens/s of %u\n", last->n,
                 last->tokens_per_s / first->tokens_per_s, first->n);
@@ -385,6 +416,8 @@ static json_t *rows_json(const struct bench *b, const struct row *rows, size_t n
                               json_sprintf("%016" PRIx64, r->hash));
         if (o && b->ceiling > 0)
             json_object_set_new(o, "share_of_ceiling", json_real(r->weights_per_s / b->ceiling));
+        if (o && r->profile.counted)
+            json_object_set_new(o, "profile", bench_profile_json(&r->profile));
         json_array_append_new(list, o);
     }
     return list;
@@ -413,13 +446,19 @@ static json_t *to_json(const struct bench *b)
 
 static int write_svg(const struct bench *b, struct err *e)
 {
-    double batch[MAX_ROWS], rate[MAX_ROWS], ms[MAX_ROWS], gbs[MAX_ROWS];
+    double batch[MAX_ROWS], rate[MAX_ROWS], ms[MAX_ROWS], gbs[MAX_ROWS], prompt[MAX_ROWS];
+    struct bench_profile_series decode_parts, prefill_parts;
     for (size_t i = 0; i != b->n_batch; i++) {
         batch[i] = b->decode_rows[i].n;
         rate[i] = b->decode_rows[i].tokens_per_s;
         ms[i] = b->decode_rows[i].ms.median;
         gbs[i] = b->decode_rows[i].weights_per_s / 1e9;
     }
+    for (size_t i = 0; i != b->n_prefill; i++)
+        prompt[i] = b->prefill_rows[i].n;
+    const size_t stride = sizeof(struct row);
+    bench_profile_plot(&b->decode_rows[0].profile, stride, batch, b->n_batch, &decode_parts);
+    bench_profile_plot(&b->prefill_rows[0].profile, stride, prompt, b->n_prefill, &prefill_parts);
     const struct plot_series series[] = {{"tokens/s", batch, rate, b->n_batch},
                                          {"median", batch, ms, b->n_batch},
                                          {"weights", batch, gbs, b->n_batch}};
@@ -429,9 +468,13 @@ static int write_svg(const struct bench *b, struct err *e)
         {"decode: time of a step", "sequences in a step", "ms", true, true, 0, NULL, &series[1], 1},
         {"decode: weights read", "sequences in a step", "GB/s", true, true, b->ceiling / 1e9,
          "memory of this run", &series[2], 1},
+        {"decode: where a step goes", "sequences in a step", "% of it", true, true, 0, NULL,
+         decode_parts.series, PROFILE_N_SERIES},
+        {"prefill: where a step goes", "tokens of the prompt", "% of it", true, true, 0, NULL,
+         prefill_parts.series, PROFILE_N_SERIES},
     };
     struct buf out = {0};
-    int r = plot_svg(panels, ARRAY_LEN(panels), &out);
+    int r = plot_svg(panels, b->profile ? ARRAY_LEN(panels) : 3, &out);
     r = r < 0 ? err_set(e, r, "%s: %s", b->svg, err_name(r))
               : bench_write(b->svg, out.data, out.size, e);
     buf_deinit(&out);

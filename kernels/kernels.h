@@ -30,6 +30,12 @@ enum k_weight { K_WEIGHT_F16, K_WEIGHT_I8, K_WEIGHT_I4 };
  * A8: products with activations quantized to INT8 per row and group. */
 enum k_mode { K_MODE_FP32, K_MODE_FP16, K_MODE_A8 };
 
+/* Which CPUs the threads of a pool run on, that of the caller apart. AUTO: one each, where the pool
+ * has as many threads as CPUs are allowed, so that nobody else was promised them. ON: the first
+ * ones allowed, one per core before a core's second; for who knows that no other rank has the same.
+ */
+enum k_pin { K_PIN_AUTO, K_PIN_ON, K_PIN_OFF };
+
 struct k_comm_ops;
 struct k_sample_ops;
 struct k_feed_ops;
@@ -50,6 +56,7 @@ struct k_open_params {
     uint32_t
         library_rows; /* CUDA: products of at least so many rows go through cuBLASLt, whose
                          order of sums depends on their number: no batch invariance; 0: never */
+    enum k_pin pin;     /* CPU: where the pool's threads stay */
 };
 
 /* LayerNorm: (x - mean) / sqrt(variance + eps); RMS: x / sqrt(mean square + eps). */
@@ -136,6 +143,26 @@ struct k_kv_params {
     uint32_t n_layers, n_kv_heads, head_dim;
     uint32_t n_blocks, block_tokens;
     enum k_kv_type type;
+};
+
+/* What a context's time goes into. */
+enum k_part {
+    K_PART_PRODUCTS,    /* with INT4 and INT8 weights */
+    K_PART_HEAD,        /* with FP16 weights, as the output head's are */
+    K_PART_ACTIVATIONS, /* the inputs of both: quantized, in the order that they are read in */
+    K_PART_ATTENTION,
+    K_PART_ROPE, /* and keys and values into the cache */
+    K_PART_NORM, /* with the residual */
+    K_PART_GLU,
+    K_PART_EMBED,
+    K_N_PARTS
+};
+
+/* Since the context was opened, of the thread that drives it. */
+struct k_profile {
+    uint64_t ns[K_N_PARTS];
+    uint64_t wait_ns; /* of these: its own share done, waiting for the pool's other threads */
+    uint64_t n_sections;
 };
 
 struct k_ops {
@@ -268,6 +295,9 @@ struct k_ops {
     /* Gathers rows: y[i] = x[rows[i]], i < n. */
     void (*gather)(struct k_ctx *c, const void *x, uint32_t cols, const uint32_t *rows, uint32_t n,
                    void *y);
+
+    /* What was counted until now; NULL where a call does not wait for the work. */
+    void (*profile)(struct k_ctx *c, struct k_profile *ret);
 
     /* Sums over ranks where the activations lie (kernels/comm.h); NULL: through the host only. */
     const struct k_comm_ops *comm;

@@ -447,6 +447,7 @@ static int start_runner(struct worker *w, struct err *e)
                    .device = w->options->device,
                    .mode = (enum k_mode)c->worker.activations,
                    .n_threads = (uint32_t)c->worker.threads,
+                   .pin = (enum k_pin)c->worker.pin,
                    .n_slots = (uint32_t)c->worker.slots,
                    .kv_type = (enum k_kv_type)c->worker.kv_cache,
                    .kv_bytes = c->worker.kv_bytes,

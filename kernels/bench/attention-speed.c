@@ -4,8 +4,9 @@
  * A row of the table is a batch of sequences of one length: decode (one row each, all of the
  * sequence visible) or prefill (all rows of one sequence). Every sequence has blocks of its own.
  * Times are medians per token of the batch; "ratio" is the median over the pairs INT8 / FP16.
- * "share" is what the nearer ceiling of the same run (reading keys and values once, or FP32
- * multiply-adds) allows by the time of FP16; a cache that fits the processor's can be above 1.
+ * "share" is what the nearer ceiling (reading keys and values once, or FP32 multiply-adds, measured
+ * beside it) allows by the time of FP16, the median; keys that fit the processor's cache are read
+ * faster than that.
  */
 #include "cpu-ceilings.h"
 #include "kernels/kernels.h"
@@ -109,38 +110,43 @@ static void unmake(struct bench *b)
     b->ops->close(b->c);
 }
 
+/* The least seconds that `read` GB/s and `fma` Gop/s allow. */
+static double least_seconds(double gbytes, double read, double gops, double fma)
+{
+    double by_memory = read > 0 ? gbytes / read : 0, by_arithmetic = fma > 0 ? gops / fma : 0;
+    return by_memory > by_arithmetic ? by_memory : by_arithmetic;
+}
+
 static void measure(struct bench *b, const char *what, const struct k_seq *seqs, uint32_t n)
 {
-    static double samples[N_TYPES][MAX_SAMPLES], ratio[MAX_SAMPLES];
+    static double samples[N_TYPES][MAX_SAMPLES], ratio[MAX_SAMPLES], share[MAX_SAMPLES];
+    const uint32_t seen = seqs[0].start + seqs[0].n_rows; /* by every row */
     uint32_t count = 0, rows = 0;
     for (uint32_t i = 0; i < n; i++)
         rows += seqs[i].n_rows;
+    const double gops = 4.0 * rows * seen * DIM * b->params.n_heads * 1e-9;
+    const double gbytes = 4.0 * n * seen * DIM * b->params.n_kv_heads * 1e-9;
     double end = bench_now(b->n_threads) + b->seconds, read = 0, fma = 0;
     do {
-        if (b->probes && count % 8 == 0) {
-            double r = probe_read(b->probes), f = probe_fma(b->probes);
-            read = r > read ? r : read;
-            fma = f > fma ? f : fma;
-        }
         for (int i = 0; i < N_TYPES; i++) {
             double start = bench_now(b->n_threads);
             b->ops->attention(b->c, &b->params, b->q, seqs, n, b->kv[i], b->out);
             samples[i][count] = bench_now(b->n_threads) - start;
         }
+        if (b->probes && count % 4 == 0) {
+            read = probe_read(b->probes);
+            fma = probe_fma(b->probes);
+        }
         ratio[count] = samples[1][count] / samples[0][count];
+        share[count] = least_seconds(gbytes, read, gops, fma) / samples[0][count];
         count++;
     } while (count < MAX_SAMPLES && bench_now(b->n_threads) < end);
-    uint32_t seen = seqs[0].start + seqs[0].n_rows;
     double us[N_TYPES];
     for (int i = 0; i < N_TYPES; i++)
         us[i] = median(samples[i], count) / rows * 1e6;
-    /* every row sees all tokens of its sequence */
-    double gops = 4.0 * rows * seen * DIM * b->params.n_heads * 1e-9;
-    double gbytes = 4.0 * n * seen * DIM * b->params.n_kv_heads * 1e-9;
-    double best = read > 0 && gbytes / read > gops / fma ? gbytes / read : fma > 0 ? gops / fma : 0;
     printf("%-8s %6u %6u %12.2f %12.2f %8.3f %8.1f %8.1f %7.2f\n", what, n, seen, us[0], us[1],
            median(ratio, count), gops / rows / us[0] * 1e6, gbytes / rows / us[0] * 1e6,
-           best / rows / us[0] * 1e6);
+           median(share, count));
 }
 
 static int run(struct bench *b)
@@ -180,7 +186,12 @@ int main(int argc, char **argv)
                       .max_tokens = 16 * 2048,
                       .seconds = 2,
                       .params = {.n_heads = 12, .head_dim = DIM}};
-    struct k_open_params p = {"cpu", K_MODE_FP16, 1, b.max_seq, 64, b.max_seq, NULL};
+    struct k_open_params p = {.device = "cpu",
+                              .mode = K_MODE_FP16,
+                              .n_threads = 1,
+                              .max_rows = b.max_seq,
+                              .max_cols = 64,
+                              .max_seq = b.max_seq};
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (c == 'i') {
             p.isa = optarg;
@@ -208,7 +219,7 @@ int main(int argc, char **argv)
     char message[256];
     b.ops = k_backend("cpu", message, sizeof message);
     b.n_threads = p.n_threads;
-    if (pool_new(p.n_threads, &b.pool) == 0)
+    if (pool_new(p.n_threads, K_PIN_AUTO, &b.pool) == 0)
         b.probes = probes_new(b.pool);
     bool ok = b.ops && make(&b, &p);
     int code = ok ? run(&b) : 1;

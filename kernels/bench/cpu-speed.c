@@ -362,7 +362,7 @@ static int run(const struct settings *s)
         fprintf(stderr, "cpu-speed: %s\n", message);
         return 1;
     }
-    int e = pool_new(s->n_threads, &pool);
+    int e = pool_new(s->n_threads, K_PIN_AUTO, &pool);
     if (!e) {
         b.n_threads = pool_threads(pool);
         b.probes = probes_new(pool, cpu_kernels_find(s->isa)->name);

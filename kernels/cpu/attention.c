@@ -172,11 +172,22 @@ static float exponentials(float *scores, size_t stride, uint32_t n_groups)
     const vf top = vf_set1(-0x1.715476p+0f * vf_max_lanes(largest));
     vf sum = vf_zero();
     for (uint32_t g = 0; g < n_groups; g++) {
-        vf e = vf_exp2_below_1(vf_fma(vf_load(scores + g * stride), log2_e, top));
+        vf e = vf_exp2(vf_fma(vf_load(scores + g * stride), log2_e, top));
         vf_store(scores + g * stride, e);
         sum = vf_add(sum, e);
     }
     return 1.0f / vf_sum(sum);
+}
+
+/* Values that several rows pass over a few dimensions at a time: of so many groups, which stay in
+ * the first-level cache meanwhile (16 KiB in FP16, D = 128). A single row takes a token's values
+ * whole. */
+enum { V_GROUPS = 4 };
+#define GROUPS_AHEAD(R) ((R) == 1 ? 1 : V_GROUPS)
+
+VEC_FN float *out_at(const struct rows *a, int r, uint32_t d, int c)
+{
+    return a->out + (size_t)r * a->dim_pad + d + (size_t)c * VEC;
 }
 
 /* K_KV_I8: the weights of the values take on the values' scales. */
@@ -193,15 +204,16 @@ VEC_FN void scale_weights(const struct rows *a, int R)
     }
 }
 
-/* Dimensions [d, d + 16 C) of the rows' results. */
-VEC_FN void weigh_columns(const struct rows *a, enum k_kv_type type, int R, int C, uint32_t d)
+/* Dimensions [d, d + 16 C) of the rows' results, the part of groups [first, end). */
+VEC_FN void weigh_columns(const struct rows *a, enum k_kv_type type, int R, int C, uint32_t d,
+                          uint32_t first, uint32_t end)
 {
     vf sum[ATTENTION_ROWS][MAX_WIDE];
     TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int c = 0; c < C; c++) sum[r][c] =
-        vf_zero();
-    for (uint32_t g = 0; g < a->n_groups[R - 1]; g++) {
+        first ? vf_load(out_at(a, r, d, c)) : vf_zero();
+    for (uint32_t g = first; g < end; g++) {
         struct group at = group_at(a, g);
-        const uint8_t *next = group_ahead(a, g + 1, R).v + d * a->kv->value_bytes;
+        const uint8_t *next = group_ahead(a, g + GROUPS_AHEAD(R), R).v + d * a->kv->value_bytes;
         const float *weights = a->scores + (size_t)g * (size_t)R * VEC;
         int common = tokens_seen(&at, a->visible[0]);
         for (int t = 0; t < common; t++) {
@@ -230,9 +242,20 @@ VEC_FN void weigh_columns(const struct rows *a, enum k_kv_type type, int R, int 
             }
         }
     }
+    const bool last = end == a->n_groups[R - 1];
     TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int c = 0; c < C; c++)
-        vf_store(a->out + (size_t)r * a->dim_pad + d + (size_t)c * VEC,
-                 vf_mul(sum[r][c], vf_set1(a->inverse[r])));
+        vf_store(out_at(a, r, d, c), last ? vf_mul(sum[r][c], vf_set1(a->inverse[r])) : sum[r][c]);
+}
+
+/* All dimensions of groups [first, end). */
+VEC_FN void weigh_groups(const struct rows *a, enum k_kv_type type, int R, uint32_t first,
+                         uint32_t end)
+{
+    uint32_t d = 0;
+    for (; d + WIDE(R) * VEC <= a->dim_pad; d += WIDE(R) * VEC)
+        weigh_columns(a, type, R, WIDE(R), d, first, end);
+    for (; d < a->dim_pad; d += VEC)
+        weigh_columns(a, type, R, 1, d, first, end);
 }
 
 VEC_FN void attend(struct rows *a, enum k_kv_type type, int R)
@@ -242,11 +265,9 @@ VEC_FN void attend(struct rows *a, enum k_kv_type type, int R)
         a->inverse[r] = exponentials(a->scores + r * VEC, (size_t)R * VEC, a->n_groups[r]);
     if (type == K_KV_I8)
         scale_weights(a, R);
-    uint32_t d = 0;
-    for (; d + WIDE(R) * VEC <= a->dim_pad; d += WIDE(R) * VEC)
-        weigh_columns(a, type, R, WIDE(R), d);
-    for (; d < a->dim_pad; d += VEC)
-        weigh_columns(a, type, R, 1, d);
+    const uint32_t n = a->n_groups[R - 1], step = R == 1 ? n : V_GROUPS;
+    for (uint32_t g = 0; g < n; g += step)
+        weigh_groups(a, type, R, g, n - g < step ? n : g + step);
 }
 
 /* The numbers of rows that there are kernels for, largest first. */

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static const char *mode_name(enum k_mode mode)
 {
@@ -74,7 +75,7 @@ static int cpu_open(const struct k_open_params *p, struct k_ctx **ret, char *mes
         c->max_cols = p->max_cols;
         c->max_seq = p->max_seq;
         c->kernels = kernels;
-        e = pool_new(p->n_threads, &c->pool);
+        e = pool_new(p->n_threads, p->pin, &c->pool);
     } else {
         e = -ENOMEM;
     }
@@ -88,6 +89,34 @@ static int cpu_open(const struct k_open_params *p, struct k_ctx **ret, char *mes
              n == 1 ? "" : "s", mode_name(c->mode));
     *ret = c;
     return 0;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+void cpu_run(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg)
+{
+    uint64_t begin = now_ns();
+    pool_run(c->pool, fn, arg);
+    c->profile.ns[part] += now_ns() - begin;
+    c->profile.n_sections++;
+}
+
+void cpu_run_alone(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg)
+{
+    uint64_t begin = now_ns();
+    fn(arg, 0, 1);
+    c->profile.ns[part] += now_ns() - begin;
+}
+
+static void cpu_profile(struct k_ctx *c, struct k_profile *ret)
+{
+    *ret = c->profile;
+    ret->wait_ns = pool_wait_ns(c->pool);
 }
 
 static const char *cpu_describe(struct k_ctx *c)
@@ -174,4 +203,5 @@ const struct k_ops cpu_ops = {
     .glu = cpu_glu,
     .gather = cpu_gather,
     .feed = &cpu_feed_ops,
+    .profile = cpu_profile,
 };

@@ -161,7 +161,14 @@ struct k_ctx {
     void *scores; /* attention scores, a piece per thread */
     size_t score_bytes;
     size_t scores_per_thread; /* floats */
+
+    struct k_profile profile; /* wait_ns apart, which the pool has */
 };
+
+/* cpu.c: a section on all threads of the pool, or on the caller's alone for what takes less than
+ * handing it over; the time counts for `part`. */
+void cpu_run(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg);
+void cpu_run_alone(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg);
 
 /* Rows of a product that are packed at a time; longer batches go in several passes. */
 enum { CPU_PASS_ROWS = 512 };

@@ -198,8 +198,8 @@ void cpu_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32
             .pack = c->kernels->pack[format],
             .multiply = c->kernels->multiply[format][l->type],
         };
-        pool_run(c->pool, pack_activations, &j);
-        pool_run(c->pool, multiply, &j);
+        cpu_run(c, K_PART_ACTIVATIONS, pack_activations, &j);
+        cpu_run(c, l->type == K_WEIGHT_F16 ? K_PART_HEAD : K_PART_PRODUCTS, multiply, &j);
     }
 }
 
@@ -232,5 +232,5 @@ void cpu_embed(struct k_ctx *c, const struct k_linear *table, uint32_t first_row
 {
     assert(table->type == K_WEIGHT_F16);
     struct embed_job j = {c->kernels, table, first_row, n_rows, ids, y};
-    pool_run(c->pool, embed_share, &j);
+    cpu_run(c, K_PART_EMBED, embed_share, &j);
 }

@@ -5,6 +5,11 @@
  * waiting side first spins for SPIN_NS (a decode step is a chain of sections some microseconds
  * apart, and waking a sleeper costs 30 us), then sleeps on a futex, so an idle daemon uses no CPU.
  * `sleepers` and `driver_sleeps` spare the wake call while everybody spins.
+ *
+ * Threads that have a CPU each to themselves are pinned to it: what they wrote first (the panels of
+ * the weights that they will read, memory near their CPU) stays near. With fewer threads than
+ * allowed CPUs the others belong to somebody else, another rank with the same mask for one, and the
+ * kernel knows better.
  */
 #include "pool.h"
 
@@ -15,7 +20,9 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -34,6 +41,8 @@ struct pool {
     void *arg;
     bool stop;
 
+    uint64_t wait_ns; /* the driver's */
+
     /* set once */
     uint32_t n_threads, n_started;
     pthread_t *threads; /* [n_started], of n_threads - 1 */
@@ -42,6 +51,12 @@ struct pool {
 struct worker_arg {
     struct pool *pool;
     uint32_t thread;
+};
+
+/* The CPUs that this thread may run on, one of each core before the second ones. */
+struct cpus {
+    uint32_t n;
+    uint32_t ids[MAX_THREADS];
 };
 
 static void futex_wait(_Atomic uint32_t *word, uint32_t expected)
@@ -150,7 +165,16 @@ void pool_run(struct pool *p, pool_fn fn, void *arg)
     p->arg = arg;
     publish(p);
     fn(arg, 0, p->n_threads);
+    if (!atomic_load(&p->pending))
+        return;
+    int64_t begin = now_ns();
     wait_for_workers(p);
+    p->wait_ns += (uint64_t)(now_ns() - begin);
+}
+
+uint64_t pool_wait_ns(const struct pool *p)
+{
+    return p->wait_ns;
 }
 
 uint32_t pool_threads(const struct pool *p)
@@ -158,19 +182,74 @@ uint32_t pool_threads(const struct pool *p)
     return p->n_threads;
 }
 
-static uint32_t allowed_cpus(void)
+/* The lowest CPU of this one's core, as far as the kernel tells. */
+static uint32_t core_of(uint32_t cpu)
 {
-    for (int n = 1024; n <= 1 << 18; n *= 4) {
+    char path[96];
+    unsigned first = cpu;
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%u/topology/thread_siblings_list", cpu);
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return cpu;
+    if (fscanf(f, "%u", &first) != 1)
+        first = cpu;
+    fclose(f);
+    return first;
+}
+
+/* Whether the core of ids[idx] has a CPU in front of it. */
+static bool is_second(const uint32_t *cores, uint32_t idx)
+{
+    for (uint32_t i = 0; i < idx; i++)
+        if (cores[i] == cores[idx])
+            return true;
+    return false;
+}
+
+static void sort_by_core(struct cpus *c)
+{
+    static _Thread_local uint32_t cores[MAX_THREADS], sorted[MAX_THREADS];
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->n; i++)
+        cores[i] = core_of(c->ids[i]);
+    for (int second = 0; second < 2; second++)
+        for (uint32_t i = 0; i < c->n; i++)
+            if (is_second(cores, i) == (second == 1))
+                sorted[n++] = c->ids[i];
+    memcpy(c->ids, sorted, c->n * sizeof *sorted);
+}
+
+/* At least one. */
+static void allowed_cpus(struct cpus *ret)
+{
+    *ret = (struct cpus){0};
+    for (uint32_t n = 1024; n <= 1u << 18 && !ret->n; n *= 4) {
         cpu_set_t *set = CPU_ALLOC(n);
         if (!set)
             break;
         size_t bytes = CPU_ALLOC_SIZE(n);
-        int count = sched_getaffinity(0, bytes, set) ? 0 : CPU_COUNT_S(bytes, set);
+        if (!sched_getaffinity(0, bytes, set))
+            for (uint32_t cpu = 0; cpu < n && ret->n < MAX_THREADS; cpu++)
+                if (CPU_ISSET_S(cpu, bytes, set))
+                    ret->ids[ret->n++] = cpu;
         CPU_FREE(set);
-        if (count)
-            return (uint32_t)count;
     }
-    return 1;
+    if (!ret->n)
+        ret->n = 1; /* wherever that is */
+    sort_by_core(ret);
+}
+
+/* A wish: a CPU that went away meanwhile leaves the thread where it is. */
+static void pin_to(pthread_t thread, uint32_t cpu)
+{
+    cpu_set_t *set = CPU_ALLOC(cpu + 1);
+    if (!set)
+        return;
+    size_t bytes = CPU_ALLOC_SIZE(cpu + 1);
+    CPU_ZERO_S(bytes, set);
+    CPU_SET_S(cpu, bytes, set);
+    pthread_setaffinity_np(thread, bytes, set);
+    CPU_FREE(set);
 }
 
 static int start_worker(struct pool *p, uint32_t thread)
@@ -188,21 +267,35 @@ static int start_worker(struct pool *p, uint32_t thread)
     return 0;
 }
 
-int pool_new(uint32_t n_threads, struct pool **ret)
+static int start_workers(struct pool *p, const struct cpus *cpus, bool pin)
 {
-    uint32_t allowed = allowed_cpus();
-    if (!n_threads || n_threads > allowed)
-        n_threads = allowed;
-    if (n_threads > MAX_THREADS)
-        n_threads = MAX_THREADS;
+    for (uint32_t i = 1; i < p->n_threads; i++) {
+        int e = start_worker(p, i);
+        if (e)
+            return e;
+        if (pin)
+            pin_to(p->threads[i - 1], cpus->ids[i]);
+    }
+    return 0;
+}
+
+int pool_new(uint32_t n_threads, enum k_pin pin, struct pool **ret)
+{
+    struct cpus *cpus = malloc(sizeof *cpus);
     struct pool *p = aligned_alloc(64, sizeof *p);
-    if (!p)
+    if (!cpus || !p) {
+        free(cpus);
+        free(p);
         return -ENOMEM;
+    }
+    allowed_cpus(cpus);
+    if (!n_threads || n_threads > cpus->n)
+        n_threads = cpus->n;
     *p = (struct pool){.n_threads = n_threads};
     p->threads = calloc(n_threads, sizeof *p->threads);
-    int e = p->threads ? 0 : -ENOMEM;
-    for (uint32_t i = 1; !e && i < n_threads; i++)
-        e = start_worker(p, i);
+    bool pinned = pin == K_PIN_ON || (pin == K_PIN_AUTO && n_threads == cpus->n);
+    int e = p->threads ? start_workers(p, cpus, pinned) : -ENOMEM;
+    free(cpus);
     if (e) {
         pool_free(p);
         return e;

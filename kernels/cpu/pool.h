@@ -4,16 +4,21 @@
 
 #include <stdint.h>
 
+#include "kernels/kernels.h"
+
 struct pool;
 
 typedef void (*pool_fn)(void *arg, uint32_t thread, uint32_t n_threads);
 
 /* n_threads: the caller included; 0 or more than allowed = the CPUs that this thread may run on.
- * 0 or a negative errno value. */
-int pool_new(uint32_t n_threads, struct pool **ret);
+ * The caller's thread stays where the kernel puts it: others may descend from it. 0 or a negative
+ * errno value. */
+int pool_new(uint32_t n_threads, enum k_pin pin, struct pool **ret);
 void pool_free(struct pool *p);
 
 uint32_t pool_threads(const struct pool *p);
+/* How long pool_run has waited for other threads behind the caller's own share, in all. */
+uint64_t pool_wait_ns(const struct pool *p);
 
 /* Calls fn(arg, i, n) once for every i < n = pool_threads(p), the caller being thread 0, and
  * returns when all have returned. One thread at a time may call it. */

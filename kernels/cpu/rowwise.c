@@ -84,9 +84,9 @@ static void norm_share(void *arg, uint32_t thread, uint32_t n_threads)
 static void run_norm(struct k_ctx *c, struct norm_share *s)
 {
     if (s->n_rows > 1)
-        pool_run(c->pool, norm_share, s);
+        cpu_run(c, K_PART_NORM, norm_share, s);
     else
-        norm_share(s, 0, 1);
+        cpu_run_alone(c, K_PART_NORM, norm_share, s);
 }
 
 void cpu_norm(struct k_ctx *c, const struct k_norm *n, float eps, const void *x, uint32_t n_rows,
@@ -128,7 +128,7 @@ void cpu_glu(struct k_ctx *c, enum k_glu glu, const void *u, uint32_t n_rows, ui
     struct glu_share s = {c->kernels,
                           {.kind = glu, .u = u, .g = g, .inner = inner},
                           (uint64_t)n_rows * cpu_glu_pieces(inner)};
-    pool_run(c->pool, glu_share, &s);
+    cpu_run(c, K_PART_GLU, glu_share, &s);
 }
 
 void cpu_gather(struct k_ctx *c, const void *x, uint32_t cols, const uint32_t *rows, uint32_t n,

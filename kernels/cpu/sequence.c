@@ -71,7 +71,7 @@ void cpu_rope_kv(struct k_ctx *c, const struct k_attn_params *p, const struct k_
     check_params(p, kv);
     assert(r->half_dim * 2 == p->head_dim);
     struct rope_share s = {c->kernels, {*p, r, qkv, positions, seqs, n_seqs, kv, q}};
-    pool_run(c->pool, rope_share, &s);
+    cpu_run(c, K_PART_ROPE, rope_share, &s);
 }
 
 /* Items are taken from a counter: their costs differ by the lengths of the sequences. */
@@ -137,5 +137,5 @@ void cpu_attention(struct k_ctx *c, const struct k_attn_params *p, const void *q
         s.tile_rows = (s.tile_rows + 1) / 2;
         count_items(&s);
     }
-    pool_run(c->pool, attention_share, &s);
+    cpu_run(c, K_PART_ATTENTION, attention_share, &s);
 }

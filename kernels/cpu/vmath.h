@@ -7,38 +7,21 @@
 
 #include "vec.h"
 
-/* 2^f for f in [-0.5, 0.5] */
-VEC_FN vf vf_exp2_fraction(vf f)
+/* 2^x for x below 127; relative error below 1.2e-7; 0 below -126. NaN stays NaN. The whole number
+ * is rounded, and moved to the exponent, by adding 1.5 * 2^23. */
+VEC_FN vf vf_exp2(vf x)
 {
+    const vf lowest = vf_set1(-126.0f), shift = vf_set1(0x1.8p23f);
+    vf t = vf_max(lowest, x); /* in this order NaN passes */
+    vf n = vf_add(t, shift);
+    vf f = vf_sub(t, vf_sub(n, shift)); /* exact, [-0.5, 0.5] */
     vf p = vf_set1(0x1.41fbdap-13f);
     p = vf_fma(p, f, vf_set1(0x1.5f3e50p-10f));
     p = vf_fma(p, f, vf_set1(0x1.3b2d4cp-7f));
     p = vf_fma(p, f, vf_set1(0x1.c6aee8p-5f));
     p = vf_fma(p, f, vf_set1(0x1.ebfbdcp-3f));
     p = vf_fma(p, f, vf_set1(0x1.62e430p-1f));
-    return vf_fma(p, f, vf_set1(1.0f));
-}
-
-/* 2^x; relative error below 1.2e-7; 0 below -126; x above 127 counts as 127. NaN stays NaN. */
-VEC_FN vf vf_exp2(vf x)
-{
-    const vf lowest = vf_set1(-126.0f);
-    vf t = vf_max(lowest, vf_min(vf_set1(127.0f), x)); /* in this order NaN passes */
-    vf n = vf_rint(t);
-    vf p = vf_exp2_fraction(vf_sub(t, n)); /* exact, [-0.5, 0.5] */
-    vf scaled = vf_from_bits(vi_add(vi_bits(p), vi_sll(vi_from_float(n), 23)));
-    return vf_select_lt(x, lowest, vf_zero(), scaled);
-}
-
-/* 2^x for x up to about 1, with the same error; 0 below -126. NaN stays NaN. Whole numbers are
- * rounded and moved to the exponent by the addition of 1.5 * 2^23. */
-VEC_FN vf vf_exp2_below_1(vf x)
-{
-    const vf lowest = vf_set1(-126.0f), shift = vf_set1(0x1.8p23f);
-    vf t = vf_max(lowest, x); /* in this order NaN passes */
-    vf n = vf_add(t, shift);
-    vf f = vf_sub(t, vf_sub(n, shift)); /* exact, [-0.5, 0.5] */
-    vf p = vf_exp2_fraction(f);
+    p = vf_fma(p, f, vf_set1(1.0f));
     vf scaled = vf_from_bits(vi_add(vi_bits(p), vi_sll(vi_bits(n), 23)));
     return vf_select_lt(x, lowest, vf_zero(), scaled);
 }
@@ -73,7 +56,7 @@ VEC_FN vf vf_gelu(vf x)
 /* x / (1 + e^-x): SiLU. The absolute error of the logistic function is below 1e-7. */
 VEC_FN vf vf_silu(vf x)
 {
-    vf e = vf_exp2(vf_mul(x, vf_set1(-0x1.715476p+0f)));
+    vf e = vf_exp2(vf_min(vf_set1(127.0f), vf_mul(x, vf_set1(-0x1.715476p+0f))));
     return vf_div(x, vf_add(vf_set1(1.0f), e));
 }
 

@@ -44,7 +44,7 @@ static void run_sections(uint32_t n_threads, uint32_t n_sections)
     struct pool *p = NULL;
     struct section s;
     memset(&s, 0, sizeof s);
-    assert_int_equal(pool_new(n_threads, &p), 0);
+    assert_int_equal(pool_new(n_threads, K_PIN_AUTO, &p), 0);
     uint32_t n = pool_threads(p);
     assert_true(n >= 1 && n <= allowed() && n <= MAX_THREADS);
     s.n_threads = n;
@@ -77,7 +77,7 @@ static void test_sleep(void **state)
     struct pool *p = NULL;
     struct section s;
     memset(&s, 0, sizeof s);
-    assert_int_equal(pool_new(0, &p), 0);
+    assert_int_equal(pool_new(0, K_PIN_AUTO, &p), 0);
     s.n_threads = pool_threads(p);
     for (uint32_t round = 0; round < 20; round++) {
         /* the workers spin for 50 us; this thread computes for up to 5 ms */
@@ -89,6 +89,52 @@ static void test_sleep(void **state)
         assert_int_equal(s.plain, round + 1);
     }
     pool_free(p);
+}
+
+struct places {
+    cpu_set_t masks[MAX_THREADS];
+};
+
+static void note_place(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    struct places *p = arg;
+    (void)n_threads;
+    sched_getaffinity(0, sizeof p->masks[thread], &p->masks[thread]);
+}
+
+/* Threads with a CPU each stay on it, the caller's goes where it may; others are not touched. */
+static void test_pinning(void **state)
+{
+    (void)state;
+    cpu_set_t mine;
+    assert_int_equal(sched_getaffinity(0, sizeof mine, &mine), 0);
+    const uint32_t n = allowed();
+    static const enum k_pin pins[] = {K_PIN_AUTO, K_PIN_ON, K_PIN_OFF};
+    for (size_t i = 0; i < sizeof pins / sizeof *pins; i++)
+        for (uint32_t threads = 1; threads <= n && threads <= MAX_THREADS; threads++) {
+            struct pool *p = NULL;
+            struct places at;
+            cpu_set_t taken;
+            CPU_ZERO(&taken);
+            assert_int_equal(pool_new(threads, pins[i], &p), 0);
+            pool_run(p, note_place, &at);
+            bool pinned = pins[i] == K_PIN_ON || (pins[i] == K_PIN_AUTO && threads == n);
+            assert_true(CPU_EQUAL(&at.masks[0], &mine));
+            for (uint32_t t = 1; t < threads; t++) {
+                if (pinned) {
+                    cpu_set_t both;
+                    CPU_AND(&both, &taken, &at.masks[t]);
+                    assert_int_equal(CPU_COUNT(&at.masks[t]), 1);
+                    assert_int_equal(CPU_COUNT(&both), 0);
+                    CPU_OR(&taken, &taken, &at.masks[t]);
+                } else {
+                    assert_true(CPU_EQUAL(&at.masks[t], &mine));
+                }
+            }
+            CPU_AND(&taken, &taken, &mine);
+            assert_int_equal(CPU_COUNT(&taken), pinned ? threads - 1 : 0);
+            pool_free(p);
+        }
 }
 
 static void test_share(void **state)
@@ -112,6 +158,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sections),
         cmocka_unit_test(test_sleep),
+        cmocka_unit_test(test_pinning),
         cmocka_unit_test(test_share),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

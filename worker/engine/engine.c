@@ -108,6 +108,7 @@ static int open_device(struct engine *g, const struct engine_config *c, const st
     struct k_open_params p = {.device = c->device,
                               .mode = c->mode,
                               .n_threads = c->n_threads,
+                              .pin = c->pin,
                               .max_rows = g->limits.max_tokens,
                               .max_cols = MAX(a->hidden, a->inner / c->tp_size),
                               .max_seq = a->max_seq,
@@ -468,6 +469,8 @@ int engine_step(struct engine *g, const struct plan *plan, const struct step_res
     g->stats.steps++;
     g->stats.compute_ns += (uint64_t)(*ret)->compute_ns;
     g->stats.link_wait_ns = g->model.link_wait_ns;
+    g->stats.sample_ns = g->outputs.sample_ns;
+    g->stats.sum_ns = g->model.sum_ns;
     for (uint32_t i = 0; i != plan->n_items; i++) {
         const struct plan_item *it = &plan->items[i];
         if (it->sliced && plan->layer_end < g->limits.n_layers)
@@ -544,6 +547,14 @@ void engine_graphs(const struct engine *g, struct k_graph_stats *ret)
 void engine_stats(const struct engine *g, struct engine_stats *ret)
 {
     *ret = g->stats;
+}
+
+bool engine_profile(const struct engine *g, struct k_profile *ret)
+{
+    if (g->fake || !g->model.ops->profile)
+        return false;
+    g->model.ops->profile(g->model.ctx, ret);
+    return true;
 }
 
 bool engine_is_fake(const struct engine *g)

@@ -40,6 +40,7 @@ struct engine_config {
     enum k_mode mode;
     uint32_t
         n_threads;   /* 0 = allowed CPUs / ranks on this host is the caller's business: 0 = all */
+    enum k_pin pin;  /* of the CPU threads */
     const char *isa; /* NULL = best; tests */
     uint32_t n_slots;
     uint32_t n_kv_blocks; /* 0 = as many as kv_bytes allows */
@@ -70,7 +71,10 @@ struct engine_stats {
     uint64_t steps;
     uint64_t prefill_tokens, decode_tokens;
     uint64_t compute_ns;
-    uint64_t link_wait_ns; /* part of compute_ns: waiting for the stage before or behind this one */
+    /* parts of compute_ns: */
+    uint64_t link_wait_ns; /* waiting for the stage before or behind this one */
+    uint64_t sum_ns;       /* sums over ranks through the host */
+    uint64_t sample_ns;    /* choosing tokens from logits */
 };
 
 /* Loads this rank's rows and columns, allocates everything a step needs. Collectives are not used
@@ -109,6 +113,8 @@ void engine_layers(const struct engine *g, uint32_t *ret_begin, uint32_t *ret_en
 size_t engine_link_bytes(const struct engine *g);
 void engine_memory(const struct engine *g, struct engine_memory *ret);
 void engine_stats(const struct engine *g, struct engine_stats *ret);
+/* Where the device's share of compute_ns went; false where that is not counted (GPUs). */
+bool engine_profile(const struct engine *g, struct k_profile *ret);
 const char *engine_describe(const struct engine *g);
 /* A fake device answers at once: compute_ns of its results says how long the step should take. */
 bool engine_is_fake(const struct engine *g);

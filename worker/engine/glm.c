@@ -81,7 +81,9 @@ static int sum_over_ranks(struct glm *m, struct comm *comm, void *x, size_t n, c
     float *data = host ? host : m->ws.staging;
     if (!host)
         m->ops->download(m->ctx, data, x, n);
+    int64_t begin_ns = clock_now_ns();
     int r = peer_failed(comm->ops->all_reduce(comm, data, n));
+    m->sum_ns += (uint64_t)(clock_now_ns() - begin_ns);
     if (r < 0)
         return err_set(e, r, "sum over %u ranks after %s %u: %s", m->tp_size, what, layer,
                        err_name(r));

@@ -41,6 +41,7 @@ struct glm {                 /* one rank of the model on a device; owned by the 
     uint32_t capture_rows;
     bool recording;        /* what is enqueued may be kept by the device and run again */
     uint64_t link_wait_ns; /* spent in messages from and to other stages; only grows */
+    uint64_t sum_ns;       /* in sums over ranks through the host; likewise */
 };
 
 /* The tokens of one step, [n_rows] each; seqs says which rows belong together. */

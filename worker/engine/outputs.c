@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/util.h"
 #include "kernels/sizes.h"
 
@@ -224,11 +225,15 @@ static int take_on_host(struct outputs *o, const struct plan *p, const struct ch
                         struct comm *comm, struct cursor *at, struct err *e)
 {
     int r = glm_head(o->model, c->rows, c->n, comm, e);
-    for (uint32_t i = 0; i != c->n && r == 0; i++) {
+    if (r < 0)
+        return r;
+    int64_t begin_ns = clock_now_ns();
+    for (uint32_t i = 0; i != c->n; i++) {
         glm_head_row(o->model, i, c->n, o->row);
         take_row(o, p, c->outputs[i], at);
     }
-    return r;
+    o->sample_ns += (uint64_t)(clock_now_ns() - begin_ns);
+    return 0;
 }
 
 /* ---- on the device ---- */

@@ -25,6 +25,7 @@ struct outputs {
     struct sampler *sampler;
     struct k_sampler *device; /* NULL: the host samples */
     float *row;               /* [vocab] the logits that are being looked at */
+    uint64_t sample_ns;       /* so far: choosing tokens on the host */
     /* borrowed */
     struct glm *model;
     const struct batch *batch;
