@@ -21,6 +21,9 @@
 #include <math.h>
 
 enum { MAX_DIM = CPU_MAX_HEAD_DIM, MAX_GROUPS = 4, MAX_WIDE = 8 };
+/* Floats between rows of q: a constant, so that a row is an offset and needs no register, and no
+ * power of two, so that rows do not compete for the same lines of the cache. */
+enum { Q_STRIDE = MAX_DIM + VEC };
 
 #if defined CPU_ISA_avx512 || defined CPU_ISA_avx512vnni
 #define GROUPS(R) ((R) <= 6 ? 4 : 2)
@@ -44,7 +47,9 @@ struct group {
 VEC_FN struct group find_group(const struct k_kv *kv, uint8_t *first, const uint32_t *blocks,
                                uint32_t idx)
 {
-    uint32_t block = idx / kv->token_groups, within = idx % kv->token_groups;
+    /* blocks of one group are the rule, and a division takes as long as a dozen multiply-adds */
+    uint32_t block = kv->token_groups == 1 ? idx : idx / kv->token_groups;
+    uint32_t within = idx - block * kv->token_groups;
     uint8_t *head = first + blocks[block] * kv->head_bytes;
     size_t piece = (size_t)kv->dim_pad * VEC * kv->value_bytes;
     uint32_t left = kv->p.block_tokens - within * VEC;
@@ -89,7 +94,7 @@ struct rows {
     uint32_t visible[ATTENTION_ROWS]; /* ascending */
     uint32_t n_groups[ATTENTION_ROWS];
     float *scores;                 /* [n_groups of the last row][R][16] */
-    const float *q;                /* [dim_pad][R], scaled */
+    const float *q;                /* [R][Q_STRIDE], scaled */
     float *out;                    /* [R][dim_pad] */
     float inverse[ATTENTION_ROWS]; /* 1 / sum of the exponentials */
 };
@@ -124,19 +129,20 @@ VEC_FN void score_groups(const struct rows *a, enum k_kv_type type, int R, int G
         next[i] = group_ahead(a, g + (uint32_t)(G + i), R).k;
         TILE_UNROLL for (int r = 0; r < R; r++) sum[r][i] = vf_zero();
     }
-    for (uint32_t d = 0; d < dim; d += 2) {
+    const size_t step = 2 * VEC * CPU_KV_VALUE_BYTES(type); /* bytes of two dimensions */
+    const float *q = a->q;
+    for (size_t done = 0; done < dim / 2 * step; done += step, q += 2) {
         if (bring_in(type, R))
-            TILE_UNROLL for (int i = 0; i < G; i++)
-                VEC_PREFETCH(next[i] + (size_t)d * VEC * a->kv->value_bytes);
-        TILE_UNROLL for (uint32_t e = 0; e < 2; e++)
+            TILE_UNROLL for (int i = 0; i < G; i++) VEC_PREFETCH(next[i] + done);
+        TILE_UNROLL for (int e = 0; e < 2; e++)
         {
             vf k[MAX_GROUPS];
             TILE_UNROLL for (int i = 0; i < G; i++) k[i] =
-                load_cached(type, at[i].k, (size_t)(d + e) * VEC);
+                load_cached(type, at[i].k + done, (size_t)e * VEC);
             TILE_UNROLL for (int r = 0; r < R; r++)
             {
-                vf q = vf_set1(a->q[(size_t)(d + e) * (size_t)R + (size_t)r]);
-                TILE_UNROLL for (int i = 0; i < G; i++) sum[r][i] = vf_fma(q, k[i], sum[r][i]);
+                vf row = vf_set1(q[r * Q_STRIDE + e]);
+                TILE_UNROLL for (int i = 0; i < G; i++) sum[r][i] = vf_fma(row, k[i], sum[r][i]);
             }
         }
     }
@@ -179,17 +185,6 @@ static float exponentials(float *scores, size_t stride, uint32_t n_groups)
     return 1.0f / vf_sum(sum);
 }
 
-/* Values that several rows pass over a few dimensions at a time: of so many groups, which stay in
- * the first-level cache meanwhile (16 KiB in FP16, D = 128). A single row takes a token's values
- * whole. */
-enum { V_GROUPS = 4 };
-#define GROUPS_AHEAD(R) ((R) == 1 ? 1 : V_GROUPS)
-
-VEC_FN float *out_at(const struct rows *a, int r, uint32_t d, int c)
-{
-    return a->out + (size_t)r * a->dim_pad + d + (size_t)c * VEC;
-}
-
 /* K_KV_I8: the weights of the values take on the values' scales. */
 VEC_FN void scale_weights(const struct rows *a, int R)
 {
@@ -204,16 +199,15 @@ VEC_FN void scale_weights(const struct rows *a, int R)
     }
 }
 
-/* Dimensions [d, d + 16 C) of the rows' results, the part of groups [first, end). */
-VEC_FN void weigh_columns(const struct rows *a, enum k_kv_type type, int R, int C, uint32_t d,
-                          uint32_t first, uint32_t end)
+/* Dimensions [d, d + 16 C) of the rows' results. */
+VEC_FN void weigh_columns(const struct rows *a, enum k_kv_type type, int R, int C, uint32_t d)
 {
     vf sum[ATTENTION_ROWS][MAX_WIDE];
     TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int c = 0; c < C; c++) sum[r][c] =
-        first ? vf_load(out_at(a, r, d, c)) : vf_zero();
-    for (uint32_t g = first; g < end; g++) {
+        vf_zero();
+    for (uint32_t g = 0; g < a->n_groups[R - 1]; g++) {
         struct group at = group_at(a, g);
-        const uint8_t *next = group_ahead(a, g + GROUPS_AHEAD(R), R).v + d * a->kv->value_bytes;
+        const uint8_t *next = group_ahead(a, g + 1, R).v + d * a->kv->value_bytes;
         const float *weights = a->scores + (size_t)g * (size_t)R * VEC;
         int common = tokens_seen(&at, a->visible[0]);
         for (int t = 0; t < common; t++) {
@@ -229,6 +223,8 @@ VEC_FN void weigh_columns(const struct rows *a, enum k_kv_type type, int R, int 
                 TILE_UNROLL for (int c = 0; c < C; c++) sum[r][c] = vf_fma(p, v[c], sum[r][c]);
             }
         }
+        if (tokens_seen(&at, a->visible[R - 1]) == common)
+            continue;
         TILE_UNROLL for (int r = 1; r < R; r++)
         {
             int seen = tokens_seen(&at, a->visible[r]);
@@ -242,20 +238,9 @@ VEC_FN void weigh_columns(const struct rows *a, enum k_kv_type type, int R, int 
             }
         }
     }
-    const bool last = end == a->n_groups[R - 1];
     TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int c = 0; c < C; c++)
-        vf_store(out_at(a, r, d, c), last ? vf_mul(sum[r][c], vf_set1(a->inverse[r])) : sum[r][c]);
-}
-
-/* All dimensions of groups [first, end). */
-VEC_FN void weigh_groups(const struct rows *a, enum k_kv_type type, int R, uint32_t first,
-                         uint32_t end)
-{
-    uint32_t d = 0;
-    for (; d + WIDE(R) * VEC <= a->dim_pad; d += WIDE(R) * VEC)
-        weigh_columns(a, type, R, WIDE(R), d, first, end);
-    for (; d < a->dim_pad; d += VEC)
-        weigh_columns(a, type, R, 1, d, first, end);
+        vf_store(a->out + (size_t)r * a->dim_pad + d + (size_t)c * VEC,
+                 vf_mul(sum[r][c], vf_set1(a->inverse[r])));
 }
 
 VEC_FN void attend(struct rows *a, enum k_kv_type type, int R)
@@ -265,9 +250,11 @@ VEC_FN void attend(struct rows *a, enum k_kv_type type, int R)
         a->inverse[r] = exponentials(a->scores + r * VEC, (size_t)R * VEC, a->n_groups[r]);
     if (type == K_KV_I8)
         scale_weights(a, R);
-    const uint32_t n = a->n_groups[R - 1], step = R == 1 ? n : V_GROUPS;
-    for (uint32_t g = 0; g < n; g += step)
-        weigh_groups(a, type, R, g, n - g < step ? n : g + step);
+    uint32_t d = 0;
+    for (; d + WIDE(R) * VEC <= a->dim_pad; d += WIDE(R) * VEC)
+        weigh_columns(a, type, R, WIDE(R), d);
+    for (; d < a->dim_pad; d += VEC)
+        weigh_columns(a, type, R, 1, d);
 }
 
 /* The numbers of rows that there are kernels for, largest first. */
@@ -331,7 +318,7 @@ static void some_rows(const struct cpu_attention_job *j, const struct k_seq *seq
     const struct k_kv *kv = j->kv;
     const uint32_t dim = p->head_dim, shared = p->n_heads / p->n_kv_heads;
     const float scale = 1.0f / sqrtf((float)dim);
-    float q[ATTENTION_ROWS * MAX_DIM], out[ATTENTION_ROWS * MAX_DIM];
+    float q[ATTENTION_ROWS * Q_STRIDE], out[ATTENTION_ROWS * MAX_DIM];
     struct rows a = {
         .kv = kv,
         .first = cpu_kv_head(kv, p->layer, 0, kv_head),
@@ -346,10 +333,11 @@ static void some_rows(const struct cpu_attention_job *j, const struct k_seq *seq
         a.visible[r] = causal > seq->prefix_len ? causal : seq->prefix_len;
         a.n_groups[r] = groups_of(kv, a.visible[r]);
         const float *from = j->q + row_at(p, seq, kv_head, row + r);
+        float *to = q + (size_t)r * Q_STRIDE;
         for (uint32_t d = 0; d < dim; d++)
-            q[(size_t)d * n + r] = from[d] * scale;
+            to[d] = from[d] * scale;
         for (uint32_t d = dim; d < kv->dim_pad; d++)
-            q[(size_t)d * n + r] = 0.0f;
+            to[d] = 0.0f;
     }
     attend_rows(&a, n);
     for (uint32_t r = 0; r < n; r++)
