@@ -9,6 +9,7 @@
  * faster than that.
  */
 #include "cpu-ceilings.h"
+#include "kernels/cpu/cpu.h"
 #include "kernels/kernels.h"
 
 #include <getopt.h>
@@ -219,8 +220,8 @@ int main(int argc, char **argv)
     char message[256];
     b.ops = k_backend("cpu", message, sizeof message);
     b.n_threads = p.n_threads;
-    if (pool_new(p.n_threads, K_PIN_AUTO, &b.pool) == 0)
-        b.probes = probes_new(b.pool);
+    if (cpu_kernels_find(p.isa) && pool_new(p.n_threads, K_PIN_AUTO, &b.pool) == 0)
+        b.probes = probes_new(b.pool, cpu_kernels_find(p.isa)->name);
     bool ok = b.ops && make(&b, &p);
     int code = ok ? run(&b) : 1;
     unmake(&b);
