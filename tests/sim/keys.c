@@ -218,6 +218,15 @@ static double tokens_used(const struct sim_request *x)
     return n;
 }
 
+/* The most that is taken for a request whose end its client does not know: of a Fill that has ended
+ * at the coordinator also what it used beyond its cost (the ends of blanks, what stop texts cut
+ * off), for which there is no sharper bound than as much again. */
+static double most_charged(const struct sim_request *q)
+{
+    double most = MAX(q->n_used, (double)q->cost.tokens);
+    return q->kind == REQUEST_FILL ? 2 * most : most;
+}
+
 /* The most that x's key can have had taken from it when x came, without what comes back each
  * minute: what others have used, and all that those may need that were in flight. */
 static double most_taken(const struct sim_request *x)
@@ -230,7 +239,7 @@ static double most_taken(const struct sim_request *x)
         if (q == x || q->key_idx != x->key_idx || !q->sent_ns || !q->admitted)
             continue;
         bool settled = q->done && q->has_usage && !overlaps(q, x);
-        n += settled ? q->n_used : MAX(q->n_used, (double)q->cost.tokens);
+        n += settled ? q->n_used : most_charged(q);
     }
     return n;
 }
