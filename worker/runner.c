@@ -75,6 +75,7 @@ static void open_engine(struct runner *r, struct runner_order *o)
     o->loaded.memory = (struct wire_memory){memory.weights, memory.kv, memory.scratch};
     o->loaded.block_tokens = PLAN_KV_BLOCK_TOKENS;
     o->loaded.description = engine_describe(r->engine);
+    engine_weights_report(r->engine, &o->report);
 }
 
 static void close_comm(struct runner *r)

@@ -40,6 +40,7 @@ struct runner_order {
     int code;
     struct err err;
     struct wire_loaded loaded; /* description: valid until runner_free */
+    struct weights_report report;
     uint64_t known_answer;
     char collectives[RUNNER_WORDS]; /* engine_collectives, valid UTF-8 */
     struct buf bytes;               /* WorkerMessage with StepDone */

@@ -180,6 +180,12 @@ static void on_loaded(struct worker *w, const struct runner_order *o)
              (double)(m->weights + m->kv + m->scratch) / gib, (double)m->weights / gib,
              (double)m->kv / gib, w->loaded.limits.n_blocks, PLAN_KV_BLOCK_TOKENS,
              (double)m->scratch / gib, w->description);
+    const struct weights_report *r = &o->report;
+    if (r->ns > 0)
+        log_info(
+            "weights: %.1f MB read in %.3f s by %u threads, %.2f GB/s; %.1f MB are this rank's",
+            (double)r->read_bytes / 1e6, (double)r->ns / 1e9, r->n_threads,
+            (double)r->read_bytes / (double)r->ns, (double)r->bytes / 1e6);
     if (fake_is_device(w->options->device))
         log_warn("device %s: nothing is computed, every token is made up", w->options->device);
     session_loaded(&w->session, &w->loaded);

@@ -33,6 +33,8 @@ def test_workers_print_what_was_planned(model, cluster, tp, kv_cache):
         line = (f"memory {sum(sizes):.3f} GiB = weights {sizes[0]:.3f} + KV {sizes[1]:.3f} "
                 f"({p['kv_blocks']} blocks of 16 tokens) + scratch {sizes[2]:.3f}")
         assert line in log, f"expected \"{line}\", found {re.findall('memory .*', log)}"
+    loaded = re.findall(r"weights: ([\d.]+) MB read in [\d.]+ s by \d+ threads, [\d.]+ GB/s", log)
+    assert len(loaded) == tp and all(float(read) > 0 for read in loaded)
 
 
 def test_published_cases():

@@ -557,6 +557,11 @@ bool engine_profile(const struct engine *g, struct k_profile *ret)
     return true;
 }
 
+void engine_weights_report(const struct engine *g, struct weights_report *ret)
+{
+    *ret = g->model.weights.loaded;
+}
+
 bool engine_is_fake(const struct engine *g)
 {
     return g->fake;

@@ -26,6 +26,7 @@
 #include "model/model_dir.h"
 #include "proto/plan.h"
 #include "worker/engine/comm/comm.h"
+#include "worker/engine/weights.h"
 
 struct engine; /* opaque */
 
@@ -116,6 +117,8 @@ void engine_stats(const struct engine *g, struct engine_stats *ret);
 /* Where the device's share of compute_ns went; false where that is not counted (GPUs). */
 bool engine_profile(const struct engine *g, struct k_profile *ret);
 const char *engine_describe(const struct engine *g);
+/* How the weights got here; zeros with a fake device. */
+void engine_weights_report(const struct engine *g, struct weights_report *ret);
 /* A fake device answers at once: compute_ns of its results says how long the step should take. */
 bool engine_is_fake(const struct engine *g);
 
