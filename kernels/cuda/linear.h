@@ -120,9 +120,9 @@ struct linear_plan linear_plan_for(const struct linear_device *d, const struct p
                                    uint32_t n_rows);
 /* The most bytes of partial sums that products with up to max_rows tokens take on any device. */
 size_t linear_partial_bound(const struct packed_shape *s, uint32_t max_rows);
-/* Device memory that packing such a matrix needs. */
+/* Device memory that linear_new keeps to pack such a matrix; a feed keeps none. */
 size_t linear_staging_bytes(const struct packed_shape *s);
-/* All that is kept for such a matrix beside itself; the largest one serves all. */
+/* All that products keep for such a matrix beside itself; the largest one serves all. */
 size_t linear_product_bytes(const struct packed_shape *s, uint32_t max_rows);
 /* Dynamic shared memory of a GEMM: its ring of blocks, or the tile of y on its way out. */
 size_t linear_gemm_shared(uint32_t bits, uint32_t tokens);

@@ -206,6 +206,5 @@ size_t linear_staging_bytes(const struct packed_shape *s)
 
 size_t linear_product_bytes(const struct packed_shape *s, uint32_t max_rows)
 {
-    return linear_partial_bound(s, max_rows) + linear_staging_bytes(s) +
-           LINEAR_MAX_TILES * sizeof(uint32_t);
+    return linear_partial_bound(s, max_rows) + LINEAR_MAX_TILES * sizeof(uint32_t);
 }
