@@ -110,7 +110,7 @@ struct config {
         bool cuda_graphs;
         uint64_t library_rows;
         bool warpgroups;
-        int pin;         /* enum k_pin */
+        int pin; /* enum k_pin */
         uint64_t threads;
         uint64_t slots;
         uint64_t kv_bytes;

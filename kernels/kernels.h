@@ -56,7 +56,7 @@ struct k_open_params {
     uint32_t
         library_rows; /* CUDA: products of at least so many rows go through cuBLASLt, whose
                          order of sums depends on their number: no batch invariance; 0: never */
-    enum k_pin pin;     /* CPU: where the pool's threads stay */
+    enum k_pin pin;   /* CPU: where the pool's threads stay */
 };
 
 /* LayerNorm: (x - mean) / sqrt(variance + eps); RMS: x / sqrt(mean square + eps). */

@@ -3,7 +3,8 @@
  * Only the four linears of a layer are quantized; embedding (= LM head), norms and biases stay
  * FP16 in the file. A model may ask for an INT8 head ("head": "int8" in quantization_config): a
  * rank then quantizes its rows of the embedding, one scale each, when it loads them, and multiplies
- * with these; what it looks tokens up in stays FP16. The format is symmetric: w' = q * scale, one FP16 scale per row and group of columns.
+ * with these; what it looks tokens up in stays FP16. The format is symmetric: w' = q * scale, one
+ * FP16 scale per row and group of columns.
  *
  * Layout on disk, for a linear of [rows, cols] (out x in) with `groups` groups:
  *

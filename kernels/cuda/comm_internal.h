@@ -55,7 +55,7 @@ struct k_comm {
     struct peer_group peer;
     uint32_t peer_rows; /* sums of at most so many rows go to the peers; 0 = none */
     bool has_nccl;
-    bool nccl_follows; /* for all that is known when peers are joined */
+    bool nccl_follows;            /* for all that is known when peers are joined */
     struct sums_control *control; /* owned; device */
     struct sums_signals *signals; /* owned; page-locked */
     int failed;                   /* the first failure; 0 = none */

@@ -101,8 +101,8 @@ static void open_dir(const char *path, struct model_dir **ret)
 static void test_golden_models(void **state)
 {
     (void)state;
-    static const char *const models[] = {"fp16-tp1", "int4-tp1", "int4-tp1-head8", "int4-tp2", "int4-tp4",
-                                         "int8-tp2"};
+    static const char *const models[] = {"fp16-tp1", "int4-tp1", "int4-tp1-head8",
+                                         "int4-tp2", "int4-tp4", "int8-tp2"};
     for (size_t i = 0; i != ARRAY_LEN(models); i++) {
         char path[4096];
         snprintf(path, sizeof path, "%s/%s", getenv("GLMD_GOLDEN_MODELS"), models[i]);

@@ -1,4 +1,5 @@
-/* test_cli_options.c: the command line as tables: where values go, what is refused, what help prints.
+/* test_cli_options.c: the command line as tables: where values go, what is refused, what help
+ * prints.
  */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -617,7 +617,7 @@ void test_out_of_memory(void **)
         failures += !done;
         if (done)
             assert_true(products_bytes(&p) <= linear_product_bytes(&l->shape, d.max_rows) +
-                                                 linear_staging_bytes(&l->shape));
+                                                  linear_staging_bytes(&l->shape));
         linear_free(&p, l);
         products_deinit(&p);
         assert_int_equal(memory_used, before);
