@@ -289,7 +289,7 @@ static int measure_load(struct bench *b, double *ret_seconds, struct err *e)
 
 static int run_round(struct bench *b, FILE *out, struct err *e)
 {
-    double load, read[2], touch[2];
+    double load = 0, read[2] = {0}, touch[2] = {0};
     int r = measure_read(b, &read[0]);
     if (r == 0)
         r = measure_touch(b, &touch[0]);
