@@ -279,12 +279,18 @@ static void do_read(void *arg)
     j->b->gpu->read(j->b->c, j->from, divided(j->b, CEILING_BYTES), j->to);
 }
 
+static uint32_t dense_side(const struct bench *b)
+{
+    return DENSE / b->s.divide;
+}
+
 static void do_dense(void *arg)
 {
     struct ceiling_job *j = arg;
     struct bench *b = j->b;
+    const uint32_t side = dense_side(b);
     for (int i = 0; i < 4; i++)
-        b->gpu->dense(b->c, b->library, j->from, DENSE, DENSE, j->from, DENSE, j->to);
+        b->gpu->dense(b->c, b->library, j->from, side, side, j->from, side, j->to);
 }
 
 static bool measure_ceilings(struct bench *b)
@@ -304,9 +310,10 @@ static bool measure_ceilings(struct bench *b)
     printf("read   %7.0f GB/s\n", b->read_bps * 1e-9);
     if (b->library) {
         t = measure(b, do_dense, &j, 4);
-        b->dense_flops = 2.0 * DENSE * DENSE * DENSE / t.median;
-        printf("dense  %7.0f TFLOP/s (cuBLASLt, %d^3, random halves)\n", b->dense_flops * 1e-12,
-               (int)DENSE);
+        const double side = dense_side(b);
+        b->dense_flops = 2.0 * side * side * side / t.median;
+        printf("dense  %7.0f TFLOP/s (cuBLASLt, %.0f^3, random halves)\n", b->dense_flops * 1e-12,
+               side);
     } else {
         printf("dense  not measured: cuBLASLt cannot be opened\n");
     }

@@ -82,7 +82,7 @@ class FakeCoordinator:
     def grant(self, streams, epoch, comm, lease_ms=60000, pp=1, link_comm=0):
         for rank, s in enumerate(streams):
             self.send(s, grant=self.api.Grant(
-                group="0", epoch=epoch, protocol=2, rank=rank, comm=comm,
+                group="0", epoch=epoch, protocol=3, rank=rank, comm=comm,
                 tp_size=len(streams) // pp, pp_size=pp, link_comm=link_comm,
                 comm_name=f"glmd-test-{self.port}-{epoch}", token=bytes([epoch]) * 16,
                 comm_timeout_ms=20000, lease_ms=lease_ms, heartbeat_ms=50,
