@@ -4,7 +4,9 @@
 #include <assert.h>
 #include <getopt.h>
 #include <stdio.h>
+#include <string.h>
 
+#include "base/err.h"
 #include "cli/cli.h"
 #include "cli/common.h"
 
@@ -68,6 +70,25 @@ static uint64_t whole(double bound)
     return bound < 0x1p64 ? (uint64_t)bound : UINT64_MAX;
 }
 
+/* "fp32, fp16 or a8" behind what is wrong. */
+static int take_choice(const struct cli_option *o, const char *verb, const char *text)
+{
+    char words[128] = "";
+    for (unsigned i = 0; o->choices[i]; i++) {
+        if (strcmp(text, o->choices[i]) == 0) {
+            *(unsigned *)o->value = i;
+            return 0;
+        }
+        size_t n = strlen(words);
+        snprintf(words + n, sizeof words - n, "%s%s",
+                 i == 0              ? ""
+                 : o->choices[i + 1] ? ", "
+                                     : " or ",
+                 o->choices[i]);
+    }
+    return cli_usage_error(verb, "--%s %s: expected %s", o->name, text, words);
+}
+
 static int take(const struct cli_option *o, const char *verb, const char *text)
 {
     char name[NAME_BYTES];
@@ -93,6 +114,8 @@ static int take(const struct cli_option *o, const char *verb, const char *text)
         return code;
     case CLI_OPTION_DOUBLE:
         return cli_option_double(verb, name, text, o->min, o->max, o->value);
+    case CLI_OPTION_CHOICE:
+        return take_choice(o, verb, text);
     case CLI_OPTION_TAKE:
     case CLI_OPTION_TAKE_NONE:
     case CLI_OPTION_TAKE_OPTIONAL:
@@ -102,13 +125,17 @@ static int take(const struct cli_option *o, const char *verb, const char *text)
     return EXIT_USAGE;
 }
 
-static int print_help(const char *usage, const struct cli_options *tables, size_t n_tables)
+static int print_help(const char *verb, const char *usage, const struct cli_options *tables,
+                      size_t n_tables)
 {
+    struct err e = ERR_INIT;
     fputs(usage, stdout);
     for (size_t t = 0; t != n_tables; t++) {
         if (tables[t].help)
             fputs(tables[t].help, stdout);
     }
+    if (cli_help_check(usage, tables, n_tables, &e) < 0)
+        return cli_failed(verb, &e);
     return fflush(stdout) == EOF ? EXIT_FAILED : EXIT_OK;
 }
 
@@ -121,7 +148,7 @@ int cli_parse(int argc, char **argv, const char *usage, const struct cli_options
     for (int c; (c = getopt_long(argc, argv, p.letters, p.longs, NULL)) != -1;) {
         const struct cli_option *o = find(&p, c);
         if (!o && c == 'h')
-            return print_help(usage, tables, n_tables);
+            return print_help(argv[0], usage, tables, n_tables);
         if (!o)
             return EXIT_USAGE; /* getopt has said why */
         int code = take(o, argv[0], optarg);

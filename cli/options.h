@@ -21,13 +21,15 @@ struct cli_option {
         CLI_OPTION_I32,
         CLI_OPTION_FLOAT,
         CLI_OPTION_DOUBLE,
+        CLI_OPTION_CHOICE, /* one of some words; its index goes into an enum */
         CLI_OPTION_TAKE,
         CLI_OPTION_TAKE_NONE,     /* has no value: take() gets NULL */
         CLI_OPTION_TAKE_OPTIONAL, /* --NAME or --NAME=VALUE */
     } kind;
-    void *value;     /* of the kind's type; what take() gets as its context */
-    double min, max; /* of numbers; from 2^64 on no limit */
-    bool *given;     /* becomes true where the option is there; NULL = nobody asks */
+    void *value;                /* of the kind's type; what take() gets as its context */
+    double min, max;            /* of numbers; from 2^64 on no limit */
+    const char *const *choices; /* NULL-terminated */
+    bool *given;                /* becomes true where the option is there; NULL = nobody asks */
     cli_take *take;
 };
 
@@ -53,12 +55,27 @@ struct cli_option {
 #define CLI_I32(name, ...)    CLI_NUMBER(CLI_OPTION_I32, int32_t, name, __VA_ARGS__, )
 #define CLI_FLOAT(name, ...)  CLI_NUMBER(CLI_OPTION_FLOAT, float, name, __VA_ARGS__, )
 #define CLI_DOUBLE(name, ...) CLI_NUMBER(CLI_OPTION_DOUBLE, double, name, __VA_ARGS__, )
+/* p: of an enum without negative values; its values are indices into the words. */
+#define CLI_CHOICE(name_, p, words)                                                                \
+    {                                                                                              \
+        .name = (name_), .kind = CLI_OPTION_CHOICE, .choices = (words),                            \
+        .value = ((void)sizeof(char[sizeof *(p) == sizeof(unsigned) ? 1 : -1]), (p))               \
+    }
 #define CLI_TAKE(name_, take_, context)                                                            \
     {                                                                                              \
         .name = (name_), .kind = CLI_OPTION_TAKE, .value = (context), .take = (take_)              \
     }
 
-/* Options that belong together: a verb's own ones, those of every call to a server. */
+/* Options that belong together: a verb's own ones, those of every call to a server.
+ *
+ * Each option has its line of --help, in the usage or in one of the helps:
+ *
+ *   "  -L, --name VALUE  what it is"     two blanks before the explanation, unless it is below;
+ *   "      --name [VALUE]"               where the value may be missing;
+ *   "      --name A, --other B  ..."     two of them. What goes on below does not begin with a
+ * dash.
+ *
+ * cli_help_check compares tables and lines. */
 struct cli_options {
     const struct cli_option *options;
     size_t n;
@@ -71,8 +88,15 @@ struct cli_options {
 
 enum { CLI_MAX_OPTIONS = 64 };
 
+/* That there is a line for every option and an option for every line, with the same letter and a
+ * value or none. 0, or -EINVAL with the first that differs. */
+struct err;
+int cli_help_check(const char *usage, const struct cli_options *tables, size_t n_tables,
+                   struct err *e);
+
 /* Reads the options of argv, whose first word is the verb; operands are left behind optind. -h and
- * --help print `usage` and the help of the tables. -1: go on; otherwise an exit code. */
+ * --help print `usage` and the help of the tables (EXIT_FAILED where cli_help_check finds fault: so
+ * that asking every verb for its help tests them all). -1: go on; otherwise an exit code. */
 int cli_parse(int argc, char **argv, const char *usage, const struct cli_options *tables,
               size_t n_tables);
 

@@ -198,8 +198,3 @@ def test_rpc_says_why_it_cannot_start(tmp_path):
 def test_wrong_command_lines(args):
     result = glmd("bench", *args, check=False)
     assert result.returncode in (1, 2) and result.stderr and not result.stdout
-
-
-def test_help():
-    for name in ("engine", "model", "rpc", "serve"):
-        assert f"usage: glmd bench {name}" in glmd("bench", name, "--help").stdout
