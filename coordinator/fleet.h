@@ -124,6 +124,8 @@ enum fleet_restart {
 
 /* Since the coordinator started. */
 uint64_t fleet_restarts(const struct fleet *f, enum fleet_restart reason);
+/* What ranks said about epochs that were over, and was dropped. */
+uint64_t fleet_n_fenced(const struct fleet *f);
 
 /* How long it took until the group was ready, the last time; 0 = it never was. */
 struct fleet_ready_times {

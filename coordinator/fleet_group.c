@@ -223,9 +223,10 @@ static void send_grants(struct group *g, struct comms comms, const uint8_t *rand
             .heartbeat_ms = (uint32_t)to_ms(c->deadlines.heartbeat),
             .pp_size = g->n_stages,
         };
-        s->granted = g->epoch;
+        s->granted = g->ranks[i].epoch = g->epoch;
         s->ready = false;
         fleet_send(s, &(struct wire_coordinator_message){.grant = &grant});
+        rank_session_fence_standby(&g->ranks[i]);
     }
 }
 
@@ -360,6 +361,7 @@ void group_answer(struct group *g, struct rank_session *s, struct wire_worker_me
                   int64_t now_ns)
 {
     if (g->state != GROUP_READY || m->step_done->epoch != g->epoch || s->granted != g->epoch) {
+        g->fleet->n_fenced++;
         log_event(LOG_LEVEL_DEBUG, RANK_LOG(s),
                   "group %s: rank %u answered a step of epoch %llu, which is over", g->name,
                   s->rank, (unsigned long long)m->step_done->epoch);

@@ -44,6 +44,7 @@ struct rank {
     struct rank_session *current; /* holds the rank */
     struct rank_session *standby; /* another process, waits */
     uint32_t n_sessions;
+    uint64_t epoch;                        /* the last that its `current` was granted; 0 = none */
     enum fleet_restart end;                /* of the last one */
     uint8_t instance[WIRE_INSTANCE_BYTES]; /* of the process that had it last */
     char last_error[WHY_BYTES];
@@ -94,6 +95,7 @@ struct fleet {
     struct group **groups; /* owned, [max_groups]; NULL = free number */
     uint32_t max_groups;
     uint32_t n_ranks;              /* of all groups */
+    uint64_t n_fenced;             /* messages of epochs that are over, dropped */
     struct rank_session *sessions; /* all of them, owned until on_done */
     uint32_t n_sessions;
     bool stopping;
@@ -136,5 +138,7 @@ bool group_in_epoch(const struct rank_session *s); /* of its group's current epo
 void rank_session_close(struct rank_session *s, enum rpc_status status, const char *why);
 void rank_session_tick(struct rank_session *s, int64_t now_ns);
 void rank_session_tell_drain(struct rank_session *s, const char *why);
+/* The rank was granted: whoever waits for it and had it in an earlier epoch is of the past. */
+void rank_session_fence_standby(struct rank *k);
 
 #endif

@@ -66,6 +66,7 @@ static void promote(struct group *g, struct rank *k)
 {
     k->current = k->standby;
     k->standby = NULL;
+    k->epoch = 0;
     if (k->current)
         log_event(LOG_LEVEL_INFO, GROUP_LOG(g), "group %s: rank %u: pid %u takes over", g->name,
                   k->current->rank, k->current->pid);
@@ -198,6 +199,31 @@ static int check_layers(const struct group *g, const struct wire_hello *h, struc
     return 0;
 }
 
+/* Whether another process was granted the rank after this one: whatever it still has of that time
+ * is worth nothing, and a process that begins anew is. */
+static bool is_fenced(const struct rank *k, const uint8_t *instance, uint64_t last_epoch)
+{
+    return k->current && last_epoch && last_epoch < k->epoch &&
+           memcmp(k->current->instance, instance, sizeof k->current->instance) != 0;
+}
+
+static void fence(struct rank_session *s, const struct rank *k)
+{
+    char why[WHY_BYTES];
+    snprintf(why, sizeof why,
+             "fenced: pid %u on %.64s has this rank in epoch %llu; this process had it in %llu",
+             k->current->pid, k->current->host, (unsigned long long)k->epoch,
+             (unsigned long long)s->last_epoch);
+    refuse(s, WIRE_REFUSE_FENCED, why);
+}
+
+void rank_session_fence_standby(struct rank *k)
+{
+    struct rank_session *s = k->standby;
+    if (s && !s->ended && is_fenced(k, s->instance, s->last_epoch))
+        fence(s, k);
+}
+
 /* Gives the rank to the session, or lets it wait behind the process that has it. */
 static void claim_rank(struct rank_session *s)
 {
@@ -227,6 +253,7 @@ static void claim_rank(struct rank_session *s)
         k->end = FLEET_RESTART_REPLACED;
     } else {
         k->current = s;
+        k->epoch = 0;
     }
     if (k->n_sessions++)
         g->fleet->restarts[k->end]++;
@@ -289,6 +316,10 @@ static void on_hello(struct rank_session *s, const struct wire_hello *h)
     }
     if (r == 0)
         r = check_layers(g, h, &e);
+    if (r == 0 && is_fenced(&g->ranks[s->rank], s->instance, s->last_epoch)) {
+        fence(s, &g->ranks[s->rank]);
+        return;
+    }
     if (r == 0) {
         join(s, g, h);
         return;
@@ -357,6 +388,7 @@ static void on_failed(struct rank_session *s, const struct wire_failed *x, int64
     snprintf(why, sizeof why, "rank %u: %s", s->rank, kind);
     snprintf(detail, sizeof detail, "%s: %.400s", why, x->message);
     if (x->epoch != s->granted || x->epoch != g->epoch) {
+        g->fleet->n_fenced++;
         log_event(LOG_LEVEL_DEBUG, RANK_LOG(s), "%s (of epoch %llu, which is over)", detail,
                   (unsigned long long)x->epoch);
         return;
@@ -374,8 +406,10 @@ static void on_failed(struct rank_session *s, const struct wire_failed *x, int64
 
 static void on_ready(struct rank_session *s, const struct wire_ready *r)
 {
-    if (r->epoch != s->granted || r->epoch != s->group->epoch)
+    if (r->epoch != s->granted || r->epoch != s->group->epoch) {
+        s->group->fleet->n_fenced++;
         return; /* of an epoch that is over */
+    }
     s->ready = true;
     s->known_answer = r->known_answer;
     copy_text(s->collectives, sizeof s->collectives, r->collectives);

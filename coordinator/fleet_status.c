@@ -102,6 +102,11 @@ uint64_t fleet_restarts(const struct fleet *f, enum fleet_restart reason)
     return f->restarts[reason];
 }
 
+uint64_t fleet_n_fenced(const struct fleet *f)
+{
+    return f->n_fenced;
+}
+
 void fleet_ready_times(const struct fleet *f, uint32_t group, struct fleet_ready_times *ret)
 {
     const struct group *g = f->groups[group];

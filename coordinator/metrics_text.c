@@ -323,6 +323,7 @@ static void put_ranks(struct scrape *s)
     put_ranks_of(s, METRIC_RANK_COLLECTIVES, put_collectives, false);
     put_ranks_of(s, METRIC_RANK_COLLECTIVE_TIME, put_collective_time, false);
     put_ranks_of(s, METRIC_RANK_FENCED, put_fenced, false);
+    put_one(s, METRIC_FENCED, fleet_n_fenced(s->c->fleet));
     put_ranks_of(s, METRIC_RANK_MEMORY, put_memory, false);
     put_ranks_of(s, METRIC_RANK_RESIDENT, put_resident, false);
     put_ranks_of(s, METRIC_RANK_CPU, put_rank_cpu, false);

@@ -99,6 +99,26 @@ def test_a_hung_worker_misses_the_step_deadline(weights, cluster, api):
     assert c.group_ready().groups[0].epoch > epoch
 
 
+def test_a_process_that_its_standby_has_replaced_is_fenced(weights, cluster, api):
+    """It was stopped for longer than its lease: whatever it wakes up with is of the past."""
+    c = cluster(weights, 2, workers="external", expect={"worker1": 77}, deadlines__step="1s",
+                deadlines__heartbeat="200ms", deadlines__lease="2s")
+    stale, epoch = c.processes["worker1"], c.status().groups[0].epoch
+    standby = c.start_worker(1, name="standby")
+
+    def hang():
+        stale.send_signal(signal.SIGSTOP)
+        c.wait(lambda: (s := c.status()) and s.groups[0].state == api.GROUP_STATE_READY
+               and s.groups[0].ranks[1].pid == standby.pid, "the standby to serve")
+        stale.send_signal(signal.SIGCONT)
+        assert stale.wait(timeout=DEADLINE_S) == 77, c.logs()
+
+    run_through(c, endless(api, **GREEDY), hang)
+    group = c.status().groups[0]
+    assert group.epoch > epoch and group.ranks[1].pid == standby.pid
+    assert "fenced: pid" in c.logs()
+
+
 def test_a_stream_waits_for_a_group_no_longer_than_its_deadline(weights, cluster, api):
     c = cluster(weights, 2, workers="external", expect={"worker1": -signal.SIGKILL},
                 deadlines__step="2s")

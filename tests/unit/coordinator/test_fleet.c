@@ -399,6 +399,119 @@ static void test_second_process_waits_for_its_turn(void **state)
     world_free(w);
 }
 
+static void assert_fenced(const struct fake_rank *r, bool expected)
+{
+    struct wire_coordinator_message *m = rank_find_sent(r, SENT_REFUSE);
+    bool found = m && m->refuse->code == WIRE_REFUSE_FENCED;
+    if (found != expected)
+        fail_msg("expected the rank %s, found %s", expected ? "fenced" : "not fenced",
+                 m ? m->refuse->reason : "no refusal");
+    if (found) {
+        assert_true(r->call->finished);
+        assert_int_equal(r->call->status, RPC_FAILED_PRECONDITION);
+    }
+    wire_free_coordinator_message(m);
+}
+
+/* The first process of rank 0 of 1 hangs, the second has taken over: epoch 2. */
+static void take_over(struct world *w, struct fake_rank *first, struct fake_rank *second)
+{
+    assert_int_equal(world_form(w, first, 1), 1);
+    rank_init(second, 0, 1);
+    second->instance[0] = 77;
+    rank_dial(w, second);
+    rank_loaded(second);
+    rank_hang_up(first);
+    world_now += NSEC_PER_MSEC;
+    rank_beat(second);
+    world_pass(w, NSEC_PER_SEC);
+    assert_int_equal(rank_granted(second), 2);
+    rank_ready(second, 2, 7);
+    assert_true(fleet_is_ready(w->fleet, 0));
+}
+
+static void test_a_process_of_an_older_epoch_is_fenced(void **state)
+{
+    (void)state;
+    struct world *w = world_new(1);
+    struct fake_rank first, second, again;
+    take_over(w, &first, &second);
+    first.hello.last_epoch = 1;
+    rank_dial(w, &first);
+    assert_fenced(&first, true);
+    assert_true(fleet_is_ready(w->fleet, 0));
+    rank_hang_up(&first);
+    /* the process that has the rank is not, whatever it remembers */
+    again = second;
+    again.hello.instance_id.data = again.instance;
+    again.hello.last_epoch = 1;
+    rank_dial(w, &again);
+    assert_fenced(&again, false);
+    rank_hang_up(&second);
+    rank_loaded(&again);
+    world_now += NSEC_PER_MSEC;
+    rank_beat(&again);
+    world_pass(w, NSEC_PER_SEC);
+    assert_int_equal(rank_granted(&again), 3);
+    /* started anew, it had no epoch and waits; so does one that had a later epoch */
+    static const uint64_t last[] = {0, 3, 4};
+    for (size_t i = 0; i != ARRAY_LEN(last); i++) {
+        rank_init(&first, 0, 1);
+        first.instance[0] = 78;
+        first.hello.last_epoch = last[i];
+        rank_dial(w, &first);
+        assert_fenced(&first, false);
+        assert_false(first.call->finished);
+        rank_hang_up(&first);
+    }
+    rank_hang_up(&again);
+    world_free(w);
+}
+
+static void test_who_waits_is_fenced_by_the_grant(void **state)
+{
+    (void)state;
+    struct world *w = world_new(1);
+    struct fake_rank first, second;
+    assert_int_equal(world_form(w, &first, 1), 1);
+    rank_hang_up(&first);
+    rank_init(&second, 0, 1); /* takes the rank, and loads for a while */
+    second.instance[0] = 77;
+    rank_dial(w, &second);
+    first.hello.last_epoch = 1;
+    rank_dial(w, &first);
+    assert_fenced(&first, false); /* the rank may yet be its own again */
+    rank_loaded(&first);
+    rank_loaded(&second);
+    world_now += NSEC_PER_MSEC;
+    rank_beat(&second);
+    world_pass(w, NSEC_PER_SEC);
+    assert_int_equal(rank_granted(&second), 2);
+    assert_fenced(&first, true);
+    rank_ready(&second, 2, 7);
+    rank_hang_up(&first);
+    assert_true(fleet_is_ready(w->fleet, 0));
+    rank_hang_up(&second);
+    world_free(w);
+}
+
+static void test_what_is_of_an_older_epoch_is_counted(void **state)
+{
+    (void)state;
+    struct world *w = world_new(1);
+    struct fake_rank first, second;
+    take_over(w, &first, &second);
+    assert_int_equal(fleet_n_fenced(w->fleet), 0);
+    rank_ready(&second, 1, 7);
+    rank_done(&second, 1, 1, 5);
+    const struct wire_failed failed = {.epoch = 1, .code = WIRE_FAILURE_PEER, .message = "late"};
+    rank_say(&second, &(struct wire_worker_message){.failed = &failed});
+    assert_int_equal(fleet_n_fenced(w->fleet), 3);
+    assert_true(fleet_is_ready(w->fleet, 0));
+    rank_hang_up(&second);
+    world_free(w);
+}
+
 static void test_hostile_messages(void **state)
 {
     (void)state;
@@ -454,6 +567,9 @@ int main(void)
         cmocka_unit_test(test_silent_rank),
         cmocka_unit_test(test_peer_failure_finds_the_cause),
         cmocka_unit_test(test_second_process_waits_for_its_turn),
+        cmocka_unit_test(test_a_process_of_an_older_epoch_is_fenced),
+        cmocka_unit_test(test_who_waits_is_fenced_by_the_grant),
+        cmocka_unit_test(test_what_is_of_an_older_epoch_is_counted),
         cmocka_unit_test(test_hostile_messages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
