@@ -1,6 +1,8 @@
 /* bench_cluster.c: see bench_cluster.h. */
 #include "cli/bench_cluster.h"
 
+#include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
 #include <poll.h>
@@ -312,11 +314,16 @@ static int on_status(void *context, const uint8_t *data, size_t size, struct err
     int r = wire_unpack_status_response(data, size, &m, e);
     if (r < 0)
         return r;
-    if (m->loop)
-        *n = (struct cluster_numbers){m->loop->steps, m->loop->plan_ns, m->loop->result_ns,
-                                      m->loop->update_ns};
-    else
+    if (m->loop) {
+        *n = (struct cluster_numbers){.steps = m->loop->steps,
+                                      .plan_ns = m->loop->plan_ns,
+                                      .result_ns = m->loop->result_ns,
+                                      .update_ns = m->loop->update_ns};
+        if (m->n_groups && m->groups[0].n_ranks)
+            n->rank_pid = (pid_t)m->groups[0].ranks[0].pid;
+    } else {
         r = err_set(e, -EBADMSG, "the coordinator is of an older version");
+    }
     wire_free_status_response(m);
     return r;
 }
@@ -355,18 +362,64 @@ int process_cpu_ns(pid_t pid, int64_t *ret)
     return 0;
 }
 
-int process_loop_ns(pid_t pid, int64_t *ret)
+/* A line of a small file without its end. */
+static int read_line(const char *path, char *line, int size)
 {
-    char path[64];
-    long long ran;
-    snprintf(path, sizeof path, "/proc/%d/task/%d/schedstat", (int)pid, (int)pid);
     FILE *f = fopen(path, "re");
     if (!f)
         return -errno;
-    int n = fscanf(f, "%lld", &ran);
+    bool found = fgets(line, size, f);
     fclose(f);
-    *ret = ran;
-    return n == 1 ? 0 : -EIO;
+    if (found)
+        line[strcspn(line, "\n")] = '\0';
+    return found ? 0 : -EIO;
+}
+
+static int thread_times(pid_t pid, pid_t tid, struct thread_times *ret)
+{
+    char path[64], line[80];
+    long long run, queued;
+    snprintf(path, sizeof path, "/proc/%d/task/%d/schedstat", (int)pid, (int)tid);
+    int r = read_line(path, line, sizeof line);
+    if (r < 0)
+        return r;
+    if (sscanf(line, "%lld %lld", &run, &queued) != 2)
+        return -EIO;
+    *ret = (struct thread_times){run, queued};
+    return 0;
+}
+
+int process_loop_ns(pid_t pid, int64_t *ret)
+{
+    struct thread_times t;
+    int r = thread_times(pid, pid, &t);
+    if (r == 0)
+        *ret = t.run;
+    return r;
+}
+
+int process_thread_times(pid_t pid, const char *name, struct thread_times *ret)
+{
+    char path[64], line[80];
+    *ret = (struct thread_times){0};
+    snprintf(path, sizeof path, "/proc/%d/task", (int)pid);
+    DIR *d = opendir(path);
+    if (!d)
+        return -errno;
+    int r = -ENOENT;
+    for (const struct dirent *entry; (entry = readdir(d));) {
+        int tid = (int)strtol(entry->d_name, NULL, 10);
+        struct thread_times one;
+        snprintf(path, sizeof path, "/proc/%d/task/%d/comm", (int)pid, tid);
+        if (tid < 1 || read_line(path, line, sizeof line) < 0 || strcmp(line, name) != 0 ||
+            thread_times(pid, tid, &one) < 0)
+            continue;
+        ret->run += one.run;
+        ret->queued += one.queued;
+        r = 0;
+    }
+    closedir(d);
+    return r;
 }
 
 int process_rss_bytes(pid_t pid, uint64_t *ret)

@@ -36,8 +36,9 @@ int cluster_start(struct cluster *c, const struct cluster_config *config, struct
 /* SIGTERM, and SIGKILL when it does not end; removes the folder. */
 void cluster_stop(struct cluster *c);
 
-struct cluster_numbers { /* since the start; see LoopTime in cluster.proto */
-    uint64_t steps, plan_ns, result_ns, update_ns;
+struct cluster_numbers {
+    uint64_t steps, plan_ns, result_ns, update_ns; /* since the start; LoopTime in cluster.proto */
+    pid_t rank_pid;                                /* of the first rank; 0 = there is none */
 };
 
 /* What the coordinator says of itself. 0, or an exit code with the reason printed. */
@@ -48,5 +49,12 @@ int cluster_numbers(const struct client_target *t, struct cluster_numbers *ret);
 int process_cpu_ns(pid_t pid, int64_t *ret);  /* user and system, all its threads; -errno */
 int process_loop_ns(pid_t pid, int64_t *ret); /* of its first thread; -ENOENT: not known here */
 int process_rss_bytes(pid_t pid, uint64_t *ret);
+
+struct thread_times {    /* in nanoseconds, since the start */
+    int64_t run, queued; /* queued: could run, and had no processor */
+};
+
+/* Of the threads of a process that have this name, added up; -ENOENT: there is none. */
+int process_thread_times(pid_t pid, const char *name, struct thread_times *ret);
 
 #endif

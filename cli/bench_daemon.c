@@ -6,6 +6,11 @@
  *
  *   round r:  daemon, N streams | engine, N sequences | daemon, 1 stream | engine, 1 sequence
  *
+ * Beside each speed stands what the thread that drives the engine did meanwhile: it ran, it could
+ * have run but had no processor (what else runs on the machine: the coordinator, the client,
+ * others), or it slept for want of a step. The share it ran is what the daemon's own arrangement
+ * takes from the engine, free of how fast the processor happened to be in that half of a round.
+ *
  * The engine repeats a decode step at the context length that the daemon's streams had in the
  * middle of their measurement. Daemon and engine have the same number of threads; nobody computes
  * while the other one is measured.
@@ -14,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/util.h"
@@ -24,6 +30,7 @@
 #include "cli/cli.h"
 #include "cli/common.h"
 #include "cli/local_engine.h"
+#include "cli/options.h"
 #include "model/file.h"
 
 static const char verb[] = "bench daemon";
@@ -52,7 +59,14 @@ static const double target_share = 0.95, target_many = 3, target_many_a8 = 4;
 
 struct speed { /* of one measurement */
     double tokens_per_s;
-    double context; /* tokens in the cache, in the middle of it */
+    double context;     /* tokens in the cache, in the middle of it */
+    double run, queued; /* shares of the time; those of the engine's thread */
+};
+
+/* The engine's thread at one time. */
+struct look {
+    int64_t at_ns;
+    struct thread_times times;
 };
 
 struct measured_round {
@@ -84,70 +98,20 @@ struct daemon_bench {
     uint32_t n_streams;
     int64_t from_ns, to_ns; /* 0 = not yet */
     uint64_t from_tokens, to_tokens;
+    struct look from_look, to_look;
+    pid_t rank_pid;
 };
 
 /* ---- options ---- */
 
-enum {
-    OPT_LIKE = 256,
-    OPT_SYNTHETIC,
-    OPT_BATCH,
-    OPT_INPUT,
-    OPT_SECONDS,
-    OPT_ROUNDS,
-    OPT_PROGRAM,
-    OPT_JSON
-};
-
-static const struct option options[] = {
-    {"like", required_argument, NULL, OPT_LIKE},
-    {"synthetic", required_argument, NULL, OPT_SYNTHETIC},
-    {"batch", required_argument, NULL, OPT_BATCH},
-    {"threads", required_argument, NULL, 'N'},
-    {"activations", required_argument, NULL, 'A'},
-    {"input-len", required_argument, NULL, OPT_INPUT},
-    {"seconds", required_argument, NULL, OPT_SECONDS},
-    {"rounds", required_argument, NULL, OPT_ROUNDS},
-    {"coordinator-program", required_argument, NULL, OPT_PROGRAM},
-    {"json", required_argument, NULL, OPT_JSON},
-    {"help", no_argument, NULL, 'h'},
-    {0}};
-
-/* 0 or an exit code. */
-static int take_option(struct daemon_bench *b, int c)
+static int take_activations(void *context, const char *name, const char *text)
 {
+    struct daemon_bench *b = context;
     struct err e = ERR_INIT;
-    switch (c) {
-    case OPT_LIKE:
-        b->like = optarg;
-        return 0;
-    case OPT_SYNTHETIC:
-        b->synthetic = optarg;
-        return 0;
-    case OPT_BATCH:
-        return cli_option_u32(verb, "--batch", optarg, 2, 1024, &b->batch);
-    case OPT_INPUT:
-        return cli_option_u32(verb, "--input-len", optarg, 1, 256, &b->input_len);
-    case OPT_SECONDS:
-        return cli_option_double(verb, "--seconds", optarg, 0.1, 600, &b->seconds);
-    case OPT_ROUNDS:
-        return cli_option_u32(verb, "--rounds", optarg, 1, MAX_ROUNDS, &b->rounds);
-    case OPT_PROGRAM:
-        b->program = optarg;
-        return 0;
-    case OPT_JSON:
-        b->json = optarg;
-        return 0;
-    case 'A':
-        b->activations = optarg;
-        /* fall through */
-    case 'N':
-        return local_engine_option(c, optarg, &b->engine, &e) < 0
-                   ? cli_usage_error(verb, "%s", e.message)
-                   : 0;
-    default:
-        return EXIT_USAGE;
-    }
+    b->activations = text;
+    return local_engine_option('A', text, &b->engine, &e) < 0
+               ? cli_usage_error(name, "%s", e.message)
+               : 0;
 }
 
 /* -1: go on; otherwise an exit code. */
@@ -163,16 +127,22 @@ static int parse_args(struct daemon_bench *b, int argc, char **argv)
                                .cluster = CLUSTER_INIT};
     b->engine.mode = K_MODE_FP16;
     b->engine.n_threads = 1;
-    optind = 1;
-    for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
-        if (c == 'h') {
-            fputs(usage, stdout);
-            return EXIT_OK;
-        }
-        int code = take_option(b, c);
-        if (code)
-            return code;
-    }
+    const struct cli_option own[] = {
+        CLI_TEXT("like", &b->like),
+        CLI_TEXT("synthetic", &b->synthetic),
+        CLI_U32("batch", &b->batch, 2, 1024),
+        CLI_U32("threads", &b->engine.n_threads, 1, 4096),
+        CLI_TAKE("activations", take_activations, b),
+        CLI_U32("input-len", &b->input_len, 1, 256),
+        CLI_DOUBLE("seconds", &b->seconds, 0.1, 600),
+        CLI_U32("rounds", &b->rounds, 1, MAX_ROUNDS),
+        CLI_TEXT("coordinator-program", &b->program),
+        CLI_TEXT("json", &b->json),
+    };
+    const struct cli_options tables[] = {CLI_OWN(own)};
+    int code = cli_parse(argc, argv, usage, tables, ARRAY_LEN(tables));
+    if (code >= 0)
+        return code;
     return b->like && optind == argc ? -1 : cli_usage_error(verb, "expected --like DIR");
 }
 
@@ -196,9 +166,26 @@ static int start_daemon(struct daemon_bench *b, struct err *e)
         return r;
     client_target_init(&b->target, verb);
     b->target.coordinator = b->cluster.address;
+    struct cluster_numbers numbers;
+    if (cluster_numbers(&b->target, &numbers) || !numbers.rank_pid)
+        return err_set(e, -EIO, "the coordinator does not say which process its rank is");
+    b->rank_pid = numbers.rank_pid;
     const struct dataset_options o = {
         .n = b->batch, .input_len = b->input_len, .output_len = OUTPUT_TOKENS, .seed = 1};
     return dataset_make(&o, &b->target, &b->prompts) ? err_set(e, -EIO, "no prompts") : 0;
+}
+
+static int look_at(pid_t pid, struct look *ret)
+{
+    ret->at_ns = clock_now_ns();
+    return process_thread_times(pid, ENGINE_THREAD_NAME, &ret->times);
+}
+
+static void set_shares(struct speed *s, const struct look *from, const struct look *to)
+{
+    double ns = (double)(to->at_ns - from->at_ns);
+    s->run = (double)(to->times.run - from->times.run) / ns;
+    s->queued = (double)(to->times.queued - from->times.queued) / ns;
 }
 
 /* When the newest token came; 0 while a stream has none. */
@@ -224,12 +211,14 @@ static int on_tick(void *context, const struct load_result *load)
     if (!b->from_ns) {
         b->from_ns = now;
         b->from_tokens = load->n_tokens;
-    } else if ((double)(now - b->from_ns) >= b->seconds * 1e9) {
-        b->to_ns = now;
-        b->to_tokens = load->n_tokens;
-        return -ECANCELED; /* enough */
+        return look_at(b->rank_pid, &b->from_look);
     }
-    return 0;
+    if ((double)(now - b->from_ns) < b->seconds * 1e9)
+        return 0;
+    b->to_ns = now;
+    b->to_tokens = load->n_tokens;
+    int r = look_at(b->rank_pid, &b->to_look);
+    return r < 0 ? r : -ECANCELED; /* enough */
 }
 
 static int run_daemon(struct daemon_bench *b, uint32_t n, struct speed *ret, struct err *e)
@@ -261,6 +250,7 @@ static int run_daemon(struct daemon_bench *b, uint32_t n, struct speed *ret, str
     ret->tokens_per_s =
         (double)(b->to_tokens - b->from_tokens) * 1e9 / (double)(b->to_ns - b->from_ns);
     ret->context = b->input_len + (double)(b->from_tokens + b->to_tokens) / 2 / n;
+    set_shares(ret, &b->from_look, &b->to_look);
     return 0;
 }
 
@@ -358,13 +348,22 @@ static int run_engine(struct daemon_bench *b, uint32_t n, double at, struct spee
     int r = run_step(b, &whole, 1, 0, e);
     if (r == 0) /* warms up, too */
         r = run_decode(b, n, context, plan_copies(b, n, context), e);
+    struct look from, to;
+    if (r == 0)
+        r = look_at(getpid(), &from);
     int64_t begin = clock_now_ns(), now = begin;
     for (; r == 0 && (double)(now - begin) < b->seconds * 1e9; now = clock_now_ns()) {
         r = run_decode(b, n, context, 0, e);
         n_steps++;
     }
-    *ret = (struct speed){(double)n * n_steps * 1e9 / (double)(now - begin), context};
-    return r;
+    if (r == 0)
+        r = look_at(getpid(), &to);
+    if (r < 0)
+        return e->code ? r : err_set(e, r, "cannot look at the engine's thread: %s", err_name(r));
+    *ret = (struct speed){.tokens_per_s = (double)n * n_steps * 1e9 / (double)(now - begin),
+                          .context = context};
+    set_shares(ret, &from, &to);
+    return 0;
 }
 
 /* ---- the run ---- */
@@ -397,7 +396,13 @@ static int measure(struct daemon_bench *b, FILE *out, struct err *e)
     return r;
 }
 
-enum ratio { SHARE_MANY, SHARE_ONE, MANY_TO_ONE, ENGINE_MANY_TO_ONE, STEP_MS };
+enum ratio {
+    SHARE_MANY,
+    SHARE_ONE,
+    MANY_TO_ONE,
+    ENGINE_MANY_TO_ONE,
+    STEP_MS,
+};
 
 static double ratio_of(const struct daemon_bench *b, const struct measured_round *m, enum ratio k)
 {
@@ -425,6 +430,12 @@ static struct bench_summary summary_of(const struct daemon_bench *b, enum ratio 
     return bench_summarize(&s);
 }
 
+static double median(double *values, uint32_t n)
+{
+    struct bench_samples s = {.values = values, .n = n};
+    return bench_summarize(&s).median;
+}
+
 static void print_ratio(const struct daemon_bench *b, FILE *out, enum ratio k, const char *what,
                         double target)
 {
@@ -433,6 +444,32 @@ static void print_ratio(const struct daemon_bench *b, FILE *out, enum ratio k, c
     if (target > 0)
         fprintf(out, "  target %g: %s", target, s.median >= target ? "met" : "missed");
     fputc('\n', out);
+}
+
+/* What the engine's thread did, in the middle of the rounds. */
+static void print_thread(const struct daemon_bench *b, FILE *out)
+{
+    static const struct {
+        const char *name;
+        size_t offset;
+    } rows[] = {{"daemon, many", offsetof(struct measured_round, daemon_many)},
+                {"engine, many", offsetof(struct measured_round, engine_many)},
+                {"daemon, one", offsetof(struct measured_round, daemon_one)},
+                {"engine, one", offsetof(struct measured_round, engine_one)}};
+    fprintf(out, "\n%-30s %10s %26s %10s\n", "the engine's thread, medians:", "ran",
+            "waited for a processor", "slept");
+    for (size_t k = 0; k != ARRAY_LEN(rows); k++) {
+        double run[MAX_ROUNDS], queued[MAX_ROUNDS], slept[MAX_ROUNDS];
+        for (uint32_t i = 0; i != b->rounds; i++) {
+            const struct speed *s =
+                (const struct speed *)((const char *)&b->measured[i] + rows[k].offset);
+            run[i] = s->run;
+            queued[i] = s->queued;
+            slept[i] = MAX(1 - s->run - s->queued, 0.0);
+        }
+        fprintf(out, "%-30s %10.3f %26.3f %10.3f\n", rows[k].name, median(run, b->rounds),
+                median(queued, b->rounds), median(slept, b->rounds));
+    }
 }
 
 static void print_report(const struct daemon_bench *b, FILE *out)
@@ -450,11 +487,13 @@ static void print_report(const struct daemon_bench *b, FILE *out)
     print_ratio(b, out, ENGINE_MANY_TO_ONE, what, 0);
     snprintf(what, sizeof what, "milliseconds of the engine's step with %u", b->batch);
     print_ratio(b, out, STEP_MS, what, 0);
+    print_thread(b, out);
 }
 
 static json_t *speed_json(const struct speed *s)
 {
-    return json_pack("{s:f, s:f}", "tokens_per_s", s->tokens_per_s, "context", s->context);
+    return json_pack("{s:f, s:f, s:f, s:f}", "tokens_per_s", s->tokens_per_s, "context", s->context,
+                     "run", s->run, "queued", s->queued);
 }
 
 static json_t *to_json(const struct daemon_bench *b)

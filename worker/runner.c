@@ -235,6 +235,7 @@ static void *run(void *context)
 {
     struct runner *r = context;
     struct runner_order *o = r->open_order;
+    pthread_setname_np(pthread_self(), ENGINE_THREAD_NAME);
     r->open_order = NULL;
     atomic_store(&r->busy_since, clock_now_ns());
     open_engine(r, o);

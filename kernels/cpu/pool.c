@@ -136,6 +136,7 @@ static void *worker(void *arg)
 {
     struct worker_arg w = *(struct worker_arg *)arg;
     free(arg);
+    pthread_setname_np(pthread_self(), "kernels");
     uint32_t seen = 0;
     for (;;) {
         wait_for_section(w.pool, seen);

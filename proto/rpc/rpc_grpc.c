@@ -65,6 +65,7 @@ static void on_event(struct mailbox *m, struct mailbox_item *item)
 static void *cq_main(void *context)
 {
     struct rpc_runtime *r = context;
+    pthread_setname_np(pthread_self(), "rpc");
     for (;;) {
         grpc_event got =
             grpc_completion_queue_next(r->cq, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);

@@ -176,6 +176,8 @@ def test_daemon(tmp_path):
     for r in found["rounds"]:
         assert 16 < r["daemon_many"]["context"] and 16 < r["daemon_one"]["context"]
         assert abs(r["engine_many"]["context"] - r["daemon_many"]["context"]) < 1
+        for speed in r.values():
+            assert 0 < speed["run"] <= 1.02 and 0 <= speed["queued"] and speed["run"] + speed["queued"] < 1.05
     assert [p.name for p in tmp_path.iterdir()] == ["daemon.json"]
 
 

@@ -28,6 +28,9 @@
 #include "worker/engine/comm/comm.h"
 #include "worker/engine/weights.h"
 
+/* What ps, top and perf call the thread that drives an engine. */
+#define ENGINE_THREAD_NAME "engine"
+
 struct engine; /* opaque */
 
 struct engine_config {

@@ -135,6 +135,7 @@ static void *rank_main(void *context)
 {
     struct local_rank *rank = context;
     struct local_group *g = rank->group;
+    pthread_setname_np(pthread_self(), ENGINE_THREAD_NAME);
     for (uint64_t next = 0;; next++) {
         pthread_mutex_lock(&g->lock);
         while (g->n_given == next)

@@ -120,6 +120,7 @@ static int move(struct tcp_links *t)
 static void *mover_main(void *context)
 {
     struct tcp_links *t = context;
+    pthread_setname_np(pthread_self(), "links");
     while (!atomic_load(&t->closing) && !atomic_load(&t->failed)) {
         int r = move(t);
         if (r < 0 && !atomic_load(&t->closing))
