@@ -269,10 +269,11 @@ static void fill_bucket(struct auth_key *k, int64_t now_ns)
     k->filled_ns = now_ns;
 }
 
-int auth_begin(struct auth_key *k, const struct auth_cost *c, int64_t now_ns, int64_t *ret_retry_ns,
+int auth_begin(struct auth_key *k, struct auth_cost *c, int64_t now_ns, int64_t *ret_retry_ns,
                struct err *e)
 {
     *ret_retry_ns = 0;
+    c->charged = false;
     if (!k)
         return 0;
     int r = check_limits(&k->limits, c, e);
@@ -291,6 +292,7 @@ int auth_begin(struct auth_key *k, const struct auth_cost *c, int64_t now_ns, in
                            k->limits.tokens_per_minute);
         }
         k->tokens -= (double)c->tokens;
+        c->charged = true;
     }
     k->n_running++;
     k->n_refs++;
@@ -303,7 +305,7 @@ void auth_end(struct auth_key *k, const struct auth_cost *c, uint64_t used_token
         return;
     assert(k->n_running > 0);
     k->n_running--;
-    if (k->limits.tokens_per_minute)
+    if (c->charged)
         k->tokens += (double)c->tokens - (double)used_tokens; /* more than was taken is owed */
     key_release(k);
 }

@@ -3,9 +3,9 @@
  * The file holds a line per key, with the SHA-256 of the key instead of the key (keys are 256
  * random bits, so that a plain hash is enough), made by `glmd keys new`:
  *
- *   # name   hash                what it may do
- *   alice    sha256:<64 hex>     requests=8 tokens_per_minute=60000 context=2048 choices=4
- * priority=5 ops      sha256:<64 hex>     admin
+ *   # name  hash             what it may do
+ *   alice   sha256:<64 hex>  requests=8 tokens_per_minute=60000 context=2048 choices=4 priority=5
+ *   ops     sha256:<64 hex>  admin
  *
  * Without a file everybody may do everything: for loopback and Unix sockets. Pure apart from
  * reading the file; loop thread.
@@ -59,6 +59,7 @@ struct auth_cost {
     uint32_t context; /* of its longest sequence */
     uint32_t choices;
     int32_t priority;
+    bool charged; /* by auth_begin: its tokens were taken from the key's minute */
 };
 
 /* file "" or NULL: no keys. -EINVAL: a line is wrong, and the message says which; -EACCES: others
@@ -84,11 +85,12 @@ int auth_check(const struct auth *a, const char *authorization, enum auth_need n
 /* Takes what a request may need at most from its key. key NULL: nothing to take. -EPERM: it may
  * never have this much; -EDQUOT: not now, *ret_retry_ns says when to try again (0 = when a request
  * of this key ends). */
-int auth_begin(struct auth_key *key, const struct auth_cost *cost, int64_t now_ns,
-               int64_t *ret_retry_ns, struct err *e);
+int auth_begin(struct auth_key *key, struct auth_cost *cost, int64_t now_ns, int64_t *ret_retry_ns,
+               struct err *e);
 /* The request has ended and used so many tokens. What it did not use of those that were taken comes
  * back; what it used beyond them (a Fill: the end of each blank, what a stop text has cut off) is
- * owed, and the next requests wait for it. */
+ * owed, and the next requests wait for it. One that began while its key had no limit of tokens was
+ * charged for nothing, whatever the limits are now. */
 void auth_end(struct auth_key *key, const struct auth_cost *cost, uint64_t used_tokens);
 
 /* The hash of a key, as the file holds it. -EIO: the library failed. */

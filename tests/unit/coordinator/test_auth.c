@@ -200,7 +200,7 @@ static void test_reload(void **state)
     struct auth_key *k, *other;
     int64_t retry;
     struct auth *a = open_two("requests=1");
-    const struct auth_cost cost = {.tokens = 10, .context = 10, .choices = 1};
+    struct auth_cost cost = {.tokens = 10, .context = 10, .choices = 1};
     assert_int_equal(auth_reload_if_changed(a, &e), 0);
     assert_int_equal(check(a, ALICE, AUTH_USER, &k), 0);
     assert_int_equal(auth_begin(k, &cost, 1, &retry, &e), 0);
@@ -236,7 +236,7 @@ static void test_reload(void **state)
 static void test_what_a_key_may_never_have(void **state)
 {
     (void)state;
-    static const struct {
+    static struct {
         struct auth_cost cost;
         int want;
     } cases[] = {
@@ -269,22 +269,57 @@ static void test_tokens_a_minute(void **state)
     struct auth_key *k;
     struct err e = ERR_INIT;
     int64_t retry, now = 1000 * NSEC_PER_SEC;
-    const struct auth_cost cost = {.tokens = 400, .context = 400, .choices = 1};
+    struct auth_cost cost = {.tokens = 400, .context = 400, .choices = 1}, late = cost,
+                     second = cost;
     assert_int_equal(check(a, ALICE, AUTH_USER, &k), 0);
     assert_int_equal(auth_begin(k, &cost, now, &retry, &e), 0); /* 200 are left */
-    assert_int_equal(auth_begin(k, &cost, now, &retry, &e), -EDQUOT);
+    assert_int_equal(auth_begin(k, &late, now, &retry, &e), -EDQUOT);
     assert_int_equal(retry, 20 * NSEC_PER_SEC); /* 200 more, at 10 a second */
-    assert_int_equal(auth_begin(k, &cost, now + retry - 1000000, &retry, &e), -EDQUOT);
-    assert_int_equal(auth_begin(k, &cost, now + 20 * NSEC_PER_SEC, &retry, &e), 0); /* 0 left */
-    auth_end(k, &cost, 100); /* gives 300 back */
-    auth_end(k, &cost, 400); /* gives nothing back */
-    const struct auth_cost small = {.tokens = 300, .context = 300, .choices = 1};
+    assert_int_equal(auth_begin(k, &late, now + retry - 1000000, &retry, &e), -EDQUOT);
+    assert_int_equal(auth_begin(k, &second, now + 20 * NSEC_PER_SEC, &retry, &e), 0); /* 0 left */
+    auth_end(k, &cost, 100);   /* gives 300 back */
+    auth_end(k, &second, 400); /* gives nothing back */
+    struct auth_cost small = {.tokens = 300, .context = 300, .choices = 1}, refused = small;
     assert_int_equal(auth_begin(k, &small, now + 20 * NSEC_PER_SEC, &retry, &e), 0);
-    assert_int_equal(auth_begin(k, &small, now + 20 * NSEC_PER_SEC, &retry, &e), -EDQUOT);
+    assert_int_equal(auth_begin(k, &refused, now + 20 * NSEC_PER_SEC, &retry, &e), -EDQUOT);
     assert_int_equal(retry, 30 * NSEC_PER_SEC);
     auth_end(k, &small, 400); /* 100 more than was taken: they are owed */
-    assert_int_equal(auth_begin(k, &small, now + 20 * NSEC_PER_SEC, &retry, &e), -EDQUOT);
+    assert_int_equal(auth_begin(k, &refused, now + 20 * NSEC_PER_SEC, &retry, &e), -EDQUOT);
     assert_int_equal(retry, 40 * NSEC_PER_SEC);
+    auth_close(a);
+}
+
+/* A key's minute is what it was while a request ran: who was not charged gets nothing back, and who
+ * was charged gets it back though there is no limit in between. */
+static void test_a_limit_that_comes_and_goes(void **state)
+{
+    (void)state;
+    char alice[80];
+    struct err e = ERR_INIT;
+    struct auth_key *k;
+    int64_t retry, now = 1000 * NSEC_PER_SEC;
+    struct auth_cost free_one = {.tokens = 500}, charged = {.tokens = 600}, third = {.tokens = 300},
+                     refused = third;
+    struct auth *a = open_two("requests=9");
+    put_hash(ALICE, alice);
+    assert_int_equal(check(a, ALICE, AUTH_USER, &k), 0);
+    assert_int_equal(auth_begin(k, &free_one, now, &retry, &e), 0);
+    write_file("alice %s tokens_per_minute=600\n", alice);
+    assert_int_equal(auth_reload_if_changed(a, &e), 1);
+    assert_int_equal(auth_begin(k, &charged, now, &retry, &e), 0); /* the whole minute */
+    auth_end(k, &free_one, 100);
+    assert_int_equal(auth_begin(k, &refused, now, &retry, &e), -EDQUOT);
+    assert_int_equal(retry, 30 * NSEC_PER_SEC);
+
+    write_file("alice %s\n", alice);
+    assert_int_equal(auth_reload_if_changed(a, &e), 1);
+    auth_end(k, &charged, 200); /* 400 are left */
+    write_file("alice %s tokens_per_minute=600 requests=9\n", alice);
+    assert_int_equal(auth_reload_if_changed(a, &e), 1);
+    assert_int_equal(auth_begin(k, &third, now, &retry, &e), 0);
+    assert_int_equal(auth_begin(k, &refused, now, &retry, &e), -EDQUOT);
+    assert_int_equal(retry, 20 * NSEC_PER_SEC);
+    auth_end(k, &third, 300);
     auth_close(a);
 }
 
@@ -298,6 +333,7 @@ int main(void)
         cmocka_unit_test(test_reload),
         cmocka_unit_test(test_what_a_key_may_never_have),
         cmocka_unit_test(test_tokens_a_minute),
+        cmocka_unit_test(test_a_limit_that_comes_and_goes),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
