@@ -54,19 +54,6 @@ static int compare_ranges(const void *x, const void *y)
     return (a->begin > b->begin) - (a->begin < b->begin);
 }
 
-/* Something must be left to choose. The ranges are the request's own copy: their order is free. */
-static int check_something_left(const struct admit *a, struct request_params *p, struct err *e)
-{
-    if (p->n_forbidden)
-        qsort(p->forbidden, p->n_forbidden, sizeof *p->forbidden, compare_ranges);
-    int32_t covered = 0;
-    for (uint32_t i = 0; i != p->n_forbidden && p->forbidden[i].begin <= covered; i++)
-        covered = MAX(covered, p->forbidden[i].end);
-    if ((uint32_t)covered < a->arch->vocab)
-        return 0;
-    return err_set(e, -EINVAL, "invalid_ids: every token is forbidden; leave at least one");
-}
-
 static int take_forbidden(const struct admit *a, const struct wire_id_ranges *w,
                           struct request_params *p, struct err *e)
 {
@@ -89,7 +76,9 @@ static int take_forbidden(const struct admit *a, const struct wire_id_ranges *w,
     if (n)
         memcpy(p->forbidden, ranges, n * sizeof *p->forbidden);
     p->n_forbidden = n;
-    return check_something_left(a, p, e);
+    if (n) /* the request's own copy: their order is free */
+        qsort(p->forbidden, n, sizeof *p->forbidden, compare_ranges);
+    return 0;
 }
 
 static int take_beam(const struct wire_sampling_parameters *w, struct request_params *p,
@@ -213,6 +202,39 @@ static int take_penalties(const struct wire_sampling_parameters *w, struct reque
     return r;
 }
 
+/* Whether the scheduler keeps an end from being the first token (sched_item.c). */
+static bool is_banned_end(const struct admit *a, const struct request_params *p, int32_t id)
+{
+    bool is_stop_id = false;
+    for (uint32_t i = 0; i != p->n_stop_ids; i++)
+        is_stop_id = is_stop_id || p->stop_ids[i] == id;
+    bool is_end = id == a->arch->tokens.eop || id == a->arch->tokens.eos;
+    return p->min_tokens ? is_end || is_stop_id : p->ignore_end && is_end && !is_stop_id;
+}
+
+/* At any place of an output something must be left to choose, where ends may not come, too. Looks
+ * at few ids more than there are ends. */
+static int check_something_left(const struct admit *a, const struct request_params *p,
+                                struct err *e)
+{
+    bool any = false;
+    int32_t id = 0, vocab = (int32_t)a->arch->vocab;
+    for (uint32_t i = 0;;) {
+        for (; i != p->n_forbidden && p->forbidden[i].begin <= id; i++)
+            id = MAX(id, p->forbidden[i].end);
+        if (id >= vocab)
+            break;
+        if (!is_banned_end(a, p, id))
+            return 0;
+        any = true;
+        id++;
+    }
+    return err_set(e, -EINVAL,
+                   any ? "invalid_ids: only ends are left, which min_tokens or ignore_end "
+                         "forbid; leave at least one other token"
+                       : "invalid_ids: every token is forbidden; leave at least one");
+}
+
 /* The parameters that are one number. */
 static int take_numbers(const struct admit *a, const struct wire_sampling_parameters *w,
                         struct request_params *p, struct err *e)
@@ -257,6 +279,8 @@ int admit_sampling(const struct admit *a, const struct wire_sampling_parameters 
         r = take_stop_texts(w, p, e);
     if (r == 0)
         r = take_stop_ids(a, w, p, e);
+    if (r == 0)
+        r = check_something_left(a, p, e);
     if (r < 0)
         return r;
     if (p->temperature < 1e-4f) { /* the limit of sampling at a vanishing temperature */

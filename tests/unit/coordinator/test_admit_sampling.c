@@ -312,6 +312,36 @@ static void test_prompt_only_needs_prompt_logprobs(void **state)
     refuse(&w, "prompt_only: expected prompt_logprobs with it");
 }
 
+/* Something must be left where ends may not come. */
+static void test_only_ends_are_left(void **state)
+{
+    (void)state;
+    const int32_t eop = golden_arch.tokens.eop;
+    const struct plan_range all_but_eop[] = {{eop + 1, 640}, {0, eop}};
+    const struct plan_range all_but_two[] = {{0, 100}, {101, eop}, {eop + 1, 640}};
+    struct wire_id_ranges ranges = {all_but_eop, 2};
+    struct wish w;
+    init_wish(&w);
+    w.sampling.invalid_ids = &ranges;
+    request_free(accept(&w));
+    w.sampling.min_tokens = 1;
+    refuse(&w, "invalid_ids: only ends are left");
+    w.sampling.min_tokens = 0;
+    w.sampling.ignore_end = true;
+    refuse(&w, "invalid_ids: only ends are left");
+    w.sampling.stop_token_ids = &eop; /* ends in spite of ignore_end */
+    w.sampling.n_stop_token_ids = 1;
+    request_free(accept(&w));
+    w.sampling.min_tokens = 2;
+    refuse(&w, "invalid_ids: only ends are left");
+    ranges = (struct wire_id_ranges){all_but_two, 3};
+    request_free(accept(&w));
+    const int32_t both[] = {100, eop};
+    w.sampling.stop_token_ids = both;
+    w.sampling.n_stop_token_ids = 2;
+    refuse(&w, "invalid_ids: only ends are left");
+}
+
 /* ---- the other methods ---- */
 
 static void test_fill_and_score(void **state)
@@ -360,6 +390,7 @@ int main(void)
         cmocka_unit_test(test_best_of),
         cmocka_unit_test(test_echo),
         cmocka_unit_test(test_prompt_only_needs_prompt_logprobs),
+        cmocka_unit_test(test_only_ends_are_left),
         cmocka_unit_test(test_fill_and_score),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
