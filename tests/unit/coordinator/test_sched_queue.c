@@ -249,6 +249,55 @@ static void test_preemption(void **state)
     close_rig(&t);
 }
 
+/* The lowest priority before the youngest. */
+static void test_preemption_takes_the_lowest(void **state)
+{
+    (void)state;
+    struct rig t;
+    open_rig(&t, &limits, (struct sched_config){0});
+    struct request *lowest = submit(&t, 20, 100, -5, 0), *lower = submit(&t, 20, 100, -1, 0);
+    struct request *low = submit(&t, 20, 100, 0, 0), *young = submit(&t, 20, 30, 1, 0);
+    step(&t);
+    assert_int_equal(young->state, REQUEST_RUNNING);
+    submit(&t, 20, 100, 2, 0);
+    step(&t);
+    assert_int_equal(lowest->state, REQUEST_QUEUED);
+    assert_true(lower->state == REQUEST_RUNNING && low->state == REQUEST_RUNNING);
+    submit(&t, 20, 100, 2, 0);
+    step(&t);
+    assert_int_equal(lower->state, REQUEST_QUEUED);
+    assert_true(low->state == REQUEST_RUNNING && young->state == REQUEST_RUNNING);
+    close_rig(&t);
+}
+
+/* The first choice says nothing more after three tokens. */
+static int end_the_first_early(void *context, struct request *r, uint32_t output)
+{
+    (void)context;
+    if (output == 0 && r->outputs[0].tokens.n == 3)
+        output_stop(&r->outputs[0], 3, 0);
+    return 0;
+}
+
+/* The slot of a choice that has ended is another request's while the other choices run. */
+static void test_slot_of_an_ended_choice(void **state)
+{
+    (void)state;
+    struct rig t;
+    struct plan_limits l = limits;
+    l.n_slots = 2;
+    open_rig(&t, &l, (struct sched_config){0});
+    struct request *both = submit_choices(&t, 20, 50, 0, 0, 2), *next = submit(&t, 20, 5, 0, 0);
+    both->watch = end_the_first_early;
+    step(&t);
+    assert_int_equal(next->state, REQUEST_QUEUED);
+    while (next->state != REQUEST_DONE)
+        assert_true(step(&t));
+    assert_int_equal(both->state, REQUEST_RUNNING);
+    assert_true(both->outputs[1].tokens.n < 15);
+    close_rig(&t);
+}
+
 /* Urgent requests without end cannot keep another one from ever ending. */
 static void test_preemption_does_not_thrash(void **state)
 {
@@ -346,6 +395,8 @@ int main(void)
         cmocka_unit_test(test_many_tenants),
         cmocka_unit_test(test_large_request_is_not_starved),
         cmocka_unit_test(test_preemption),
+        cmocka_unit_test(test_preemption_takes_the_lowest),
+        cmocka_unit_test(test_slot_of_an_ended_choice),
         cmocka_unit_test(test_preemption_does_not_thrash),
         cmocka_unit_test(test_no_vain_preemption),
         cmocka_unit_test(test_queue_is_bounded_in_tokens),
