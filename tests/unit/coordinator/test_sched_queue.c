@@ -267,6 +267,9 @@ static void test_preemption_takes_the_lowest(void **state)
     step(&t);
     assert_int_equal(lower->state, REQUEST_QUEUED);
     assert_true(low->state == REQUEST_RUNNING && young->state == REQUEST_RUNNING);
+    struct sched_stats stats;
+    sched_stats(t.s, &stats);
+    assert_int_equal(stats.n_preempted, 2); /* nobody who then had to make room for himself */
     close_rig(&t);
 }
 
