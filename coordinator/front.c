@@ -461,12 +461,11 @@ static void run_next(struct front_call *f, struct request *scored)
     request_free(scored);
     f->waiting = NULL;
     f->echo = false;
-    int code = sched_submit(c->sched, r, &e);
+    int code = sched_go_on(c->sched, r, &e);
     f->request = code < 0 ? NULL : r;
     if (code < 0) {
         struct front_end end;
         front_refuse(c, code, e.message, &end);
-        end.retry_after_ns = r->retry_after_ns;
         request_free(r);
         tell_end(f, &end);
         call_free(f);

@@ -106,21 +106,34 @@ int sched_check(const struct sched *s, struct request *r, struct err *e)
     return sched_check_fits(s, r, e);
 }
 
-int sched_submit(struct sched *s, struct request *r, struct err *e)
+static void enqueue(struct sched *s, struct request *r)
 {
-    int code = sched_check(s, r, e);
-    r->n_queue_tokens = queue_tokens(r);
-    if (code == 0)
-        code = queue_check(s, r, e);
-    if (code < 0)
-        return code;
     r->id = s->next_request_id++;
     r->n_prompt_tokens = (uint32_t)r->prompt.ids.n;
     r->state = REQUEST_QUEUED;
     if (r->deadline_ns && (s->deadline_ns == 0 || r->deadline_ns < s->deadline_ns))
         s->deadline_ns = r->deadline_ns;
     queue_push(s, r);
-    return 0;
+}
+
+int sched_submit(struct sched *s, struct request *r, struct err *e)
+{
+    int code = sched_check(s, r, e);
+    r->n_queue_tokens = queue_tokens(r);
+    if (code == 0)
+        code = queue_check(s, r, e);
+    if (code == 0)
+        enqueue(s, r);
+    return code;
+}
+
+int sched_go_on(struct sched *s, struct request *r, struct err *e)
+{
+    int code = sched_check(s, r, e);
+    r->n_queue_tokens = queue_tokens(r);
+    if (code == 0)
+        enqueue(s, r);
+    return code;
 }
 
 /* ---- the end ---- */

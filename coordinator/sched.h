@@ -141,6 +141,10 @@ int sched_check(const struct sched *s, struct request *r, struct err *e);
  * can never run on any group that is or was there (the message says which limit). Otherwise the
  * scheduler holds the request until REQUEST_DONE. */
 int sched_submit(struct sched *s, struct request *r, struct err *e);
+/* The second request of a call whose first one, which the queue took, has just ended: the bounds of
+ * the queue are not asked again, as its client has the first half. At most one for each. -E2BIG as
+ * above. */
+int sched_go_on(struct sched *s, struct request *r, struct err *e);
 
 /* Ends a request now; its slots and blocks are free for the next plan. Outputs of steps in flight
  * are discarded. Nothing happens to a request that is done. */

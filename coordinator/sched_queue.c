@@ -148,6 +148,30 @@ const struct request_list *queue_list(const struct sched *s, uint32_t i)
     return i <= s->n_tenants ? &s->tenants[i - 1].waiting : NULL;
 }
 
+/* ---- room ---- */
+
+/* Whether everything that the request can need is free on the group. */
+static bool has_room(const struct sched_group *g, const struct request *r)
+{
+    uint32_t n_slots = request_slots(r, g->limits.n_slots),
+             available = blocks_available(&g->blocks);
+    if (n_slots > g->limits.n_slots - g->n_reserved_slots)
+        return false;
+    if (request_blocks(r, n_slots) <= available)
+        return true;
+    uint32_t n_hit = context_cached(g, r); /* what it shares with one that runs costs nothing */
+    return n_hit && context_blocks(g, r, n_slots, n_hit) <= available;
+}
+
+static bool takes(const struct sched *s, uint32_t group, const struct request *r)
+{
+    if (!sched_attached(s, group))
+        return false;
+    const struct sched_group *g = s->groups[group];
+    assert(g);
+    return !g->draining && !g->held && sched_group_check_fits(g, r, NULL) == 0;
+}
+
 /* ---- bounds ---- */
 
 static double tokens_per_ns(const struct sched *s)
@@ -179,13 +203,50 @@ static double wait_behind(const struct sched *s, int32_t priority)
     return rate > 0 ? n / rate : 0;
 }
 
+/* Steps until a running request ends, as far as one can tell: an output that is there says nothing
+ * of what follows it. */
+static double steps_left(const struct sched *s, const struct request *r)
+{
+    double most = 0;
+    for (uint32_t i = 0; i != r->n_seqs; i++) {
+        const struct seq *q = &r->seqs[i];
+        size_t n = q->live && q->output < r->n_outputs ? r->outputs[q->output].tokens.n : SIZE_MAX;
+        size_t max_new = request_max_new(r);
+        if (n < max_new)
+            most = MAX(most, MIN((double)(max_new - n), s->mean_output));
+    }
+    return most;
+}
+
+/* Time until a group that takes r has room for it: what runs there goes on until one of them ends.
+ * 0: there is room, or less urgent work that would make some, or nothing is known. */
+static double wait_for_room(const struct sched *s, const struct request *r)
+{
+    double soonest = 0;
+    for (uint32_t i = 0; i != s->n_groups; i++) {
+        if (!takes(s, i, r))
+            continue;
+        const struct sched_group *g = s->groups[i];
+        if (has_room(g, r))
+            return 0;
+        double least = 0;
+        for (const struct request *x = g->running.first; x; x = x->next) {
+            double ns = steps_left(s, x) * g->step_ns;
+            if (ns <= 0 || x->priority < r->priority)
+                return 0;
+            least = least > 0 ? MIN(least, ns) : ns;
+        }
+        soonest = soonest > 0 ? MIN(soonest, least) : least;
+    }
+    return soonest;
+}
+
 /* Spares the walk through the queue while even all of it, at the dearest, would not take too long.
  */
 static bool may_wait_too_long(const struct sched *s)
 {
     double most = (double)s->n_waiting_tokens + (double)s->n_waiting_seqs * s->mean_output;
-    double limit = (double)s->config.max_wait_ns;
-    return limit > 0 && most > limit * tokens_per_ns(s);
+    return most > (double)s->config.max_wait_ns * tokens_per_ns(s);
 }
 
 static int refuse(struct request *r, double retry_ns, struct err *e, const char *what)
@@ -210,7 +271,11 @@ int queue_check(const struct sched *s, struct request *r, struct err *e)
         double share = (double)(n_tokens - c->max_queue_tokens) / (double)n_tokens;
         return refuse(r, wait_behind(s, INT32_MIN) * share, e, what);
     }
-    double wait = may_wait_too_long(s) ? wait_behind(s, r->priority) : 0;
+    if (!c->max_wait_ns)
+        return 0;
+    double wait = wait_for_room(s, r);
+    if (wait > 0 || may_wait_too_long(s))
+        wait += wait_behind(s, r->priority);
     if (wait > (double)c->max_wait_ns) {
         snprintf(what, sizeof what,
                  "the queue is too long: the first token would take about %.0f s", wait / 1e9);
@@ -220,28 +285,6 @@ int queue_check(const struct sched *s, struct request *r, struct err *e)
 }
 
 /* ---- groups ---- */
-
-/* Whether everything that the request can need is free on the group. */
-static bool has_room(const struct sched_group *g, const struct request *r)
-{
-    uint32_t n_slots = request_slots(r, g->limits.n_slots),
-             available = blocks_available(&g->blocks);
-    if (n_slots > g->limits.n_slots - g->n_reserved_slots)
-        return false;
-    if (request_blocks(r, n_slots) <= available)
-        return true;
-    uint32_t n_hit = context_cached(g, r); /* what it shares with one that runs costs nothing */
-    return n_hit && context_blocks(g, r, n_slots, n_hit) <= available;
-}
-
-static bool takes(const struct sched *s, uint32_t group, const struct request *r)
-{
-    if (!sched_attached(s, group))
-        return false;
-    const struct sched_group *g = s->groups[group];
-    assert(g);
-    return !g->draining && !g->held && sched_group_check_fits(g, r, NULL) == 0;
-}
 
 /* Time until a prompt that starts now has its turn, behind those that have not run yet. */
 static double prefill_wait(const struct sched_group *g)

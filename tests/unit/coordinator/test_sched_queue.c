@@ -390,6 +390,49 @@ static void test_queue_is_bounded_in_time(void **state)
     close_rig(&t);
 }
 
+/* Nothing waits, but what runs keeps the only slot for longer than anybody would wait. */
+static void test_queue_knows_what_runs(void **state)
+{
+    (void)state;
+    struct rig t;
+    struct plan_limits l = limits;
+    l.n_slots = 1;
+    open_rig(&t, &l, (struct sched_config){.max_wait_ns = NSEC_PER_SEC / 2});
+    struct request *first = submit(&t, 10, 200, 0, 0);
+    while (first->state != REQUEST_DONE)
+        step(&t); /* outputs have 200 tokens, a token takes about 10 ms */
+    assert_int_equal(refused(&t, 10, 0, ""), 0); /* the slot is free */
+    struct request *small = t.requests[t.n - 1];
+    while (small->state != REQUEST_DONE)
+        step(&t);
+    struct request *second = submit(&t, 10, 200, 0, 0);
+    step(&t);
+    assert_int_equal(second->state, REQUEST_RUNNING);
+    assert_int_equal(refused(&t, 10, 0, "the first token would take"), -ENOBUFS);
+    while (second->outputs[0].tokens.n < 170)
+        step(&t);
+    assert_int_equal(refused(&t, 10, 0, ""), 0); /* 30 tokens are left */
+    close_rig(&t);
+}
+
+/* What goes on is not asked again, whoever has come in between. */
+static void test_second_half_passes_a_full_queue(void **state)
+{
+    (void)state;
+    struct rig t;
+    struct err e = ERR_INIT;
+    open_rig(&t, &limits, (struct sched_config){.max_queue_tokens = 100});
+    assert_int_equal(refused(&t, 100, 0, ""), 0);
+    assert_int_equal(refused(&t, 10, 0, "prompts of 100 tokens wait"), -ENOBUFS);
+    struct request *r = fixture_request(10, 10);
+    assert_int_equal(sched_go_on(t.s, r, &e), 0);
+    t.requests[t.n++] = r;
+    while (r->state != REQUEST_DONE)
+        step(&t);
+    assert_int_equal(r->status, RPC_OK);
+    close_rig(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -404,6 +447,8 @@ int main(void)
         cmocka_unit_test(test_no_vain_preemption),
         cmocka_unit_test(test_queue_is_bounded_in_tokens),
         cmocka_unit_test(test_queue_is_bounded_in_time),
+        cmocka_unit_test(test_queue_knows_what_runs),
+        cmocka_unit_test(test_second_half_passes_a_full_queue),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
