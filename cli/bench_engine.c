@@ -7,7 +7,6 @@
  * the same tokens, which is checked. The ceiling of reading memory is measured in the same run,
  * before and after, with as many threads.
  */
-#include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -73,48 +72,35 @@ struct bench {
 
 /* ---- options ---- */
 
-enum { OPT_PREFILL = 256, OPT_BATCH, OPT_SVG, OPT_PROFILE };
-
 _Static_assert((int)MAX_ROWS <= (int)PROFILE_MAX_ROWS, "all rows fit a plot of their parts");
 
-static const struct option options[] = {{"prefill", required_argument, NULL, OPT_PREFILL},
-                                        {"batch", required_argument, NULL, OPT_BATCH},
-                                        {"svg", required_argument, NULL, OPT_SVG},
-                                        {"profile", no_argument, NULL, OPT_PROFILE},
-                                        BENCH_TARGET_LONG_OPTIONS,
-                                        {0}};
-
 /* "0" is the empty list. */
-static int take_list(const char *option, uint32_t max, uint32_t *ret, size_t *ret_n)
+static int take_list(const char *option, const char *text, uint32_t max, uint32_t *ret,
+                     size_t *ret_n)
 {
-    if (bench_parse_list(optarg, 0, max, ret, MAX_ROWS, ret_n) < 0)
+    if (bench_parse_list(text, 0, max, ret, MAX_ROWS, ret_n) < 0)
         return cli_usage_error(verb, "%s %s: expected up to %d whole numbers up to %u, as 1,2,4",
-                               option, optarg, MAX_ROWS, max);
+                               option, text, MAX_ROWS, max);
     if (*ret_n == 1 && ret[0] == 0)
         *ret_n = 0;
     for (size_t i = 0; i != *ret_n; i++)
         if (!ret[i])
-            return cli_usage_error(verb, "%s %s: 0 stands alone", option, optarg);
+            return cli_usage_error(verb, "%s %s: 0 stands alone", option, text);
     return 0;
 }
 
-/* 0 or an exit code. */
-static int take_option(struct bench *b, int c)
+static int take_prefill(void *context, const char *name, const char *text)
 {
-    switch (c) {
-    case OPT_PREFILL:
-        return take_list("--prefill", 65536, b->prefill, &b->n_prefill);
-    case OPT_BATCH:
-        return take_list("--batch", MAX_BATCH, b->batch, &b->n_batch);
-    case OPT_SVG:
-        b->svg = optarg;
-        return 0;
-    case OPT_PROFILE:
-        b->profile = true;
-        return 0;
-    default:
-        return bench_target_option(verb, c, optarg, &b->target);
-    }
+    (void)name;
+    struct bench *b = context;
+    return take_list("--prefill", text, 65536, b->prefill, &b->n_prefill);
+}
+
+static int take_batch(void *context, const char *name, const char *text)
+{
+    (void)name;
+    struct bench *b = context;
+    return take_list("--batch", text, MAX_BATCH, b->batch, &b->n_batch);
 }
 
 /* -1: go on; otherwise an exit code. */
@@ -125,18 +111,13 @@ static int parse_args(struct bench *b, int argc, char **argv)
         .target = BENCH_TARGET_INIT, .n_prefill = ARRAY_LEN(prefill), .n_batch = ARRAY_LEN(batch)};
     memcpy(b->prefill, prefill, sizeof prefill);
     memcpy(b->batch, batch, sizeof batch);
-    optind = 1;
-    for (int c; (c = getopt_long(argc, argv, "hm:", options, NULL)) != -1;) {
-        if (c == 'h') {
-            printf("%s%s%s", usage, bench_target_usage, local_engine_usage);
-            return EXIT_OK;
-        }
-        int code = take_option(b, c);
-        if (code)
-            return code;
-    }
-    int code = bench_target_check(verb, &b->target, argc);
-    return code ? code : -1;
+    const struct cli_option own[] = {
+        CLI_TAKE("prefill", take_prefill, b),
+        CLI_TAKE("batch", take_batch, b),
+        CLI_FLAG("profile", &b->profile),
+        CLI_TEXT("svg", &b->svg),
+    };
+    return bench_target_parse(&b->target, argc, argv, usage, own, ARRAY_LEN(own));
 }
 
 /* ---- setting up ---- */
@@ -350,9 +331,6 @@ static void measure_ceiling(struct bench *b)
 
 /* ---- results ---- */
 
-static const char *const mode_names[] = {
-    [K_MODE_FP32] = "fp32", [K_MODE_FP16] = "fp16", [K_MODE_A8] = "a8"};
-
 static void print_model(const struct bench *b, FILE *out)
 {
     const struct arch *a = model_dir_arch(b->target.dir);
@@ -364,7 +342,7 @@ static void print_model(const struct bench *b, FILE *out)
             a->name, b->target.synthetic ? " (synthetic)" : "", a->n_layers, a->hidden,
             (double)synthetic_n_parameters(a), scheme, (double)b->weight_bytes / 1e9,
             engine_describe(local_group_engine(b->group, 0)), n_ranks(b), n_ranks(b) > 1 ? "s" : "",
-            mode_names[b->target.engine.mode]);
+            local_engine_modes[b->target.engine.mode]);
 }
 
 static void print_row(const struct bench *b, FILE *out, const char *phase, const struct row *r)
@@ -434,7 +412,7 @@ static json_t *to_json(const struct bench *b)
         b->target.synthetic != NULL, "layers", (json_int_t)a->n_layers, "hidden_size",
         (json_int_t)a->hidden, "parameters", (json_int_t)synthetic_n_parameters(a), "weights",
         scheme, "device", engine_describe(local_group_engine(b->group, 0)), "activations",
-        mode_names[b->target.engine.mode], "tp", (json_int_t)b->target.engine.tp, "pp",
+        local_engine_modes[b->target.engine.mode], "tp", (json_int_t)b->target.engine.tp, "pp",
         (json_int_t)b->target.engine.pp, "weights_bytes", (json_int_t)b->weight_bytes, "context",
         (json_int_t)b->target.context, "prefill",
         rows_json(b, b->prefill_rows, b->n_prefill, "tokens"), "decode",

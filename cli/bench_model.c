@@ -12,6 +12,7 @@
 #include "cli/bench.h"
 #include "cli/cli.h"
 #include "cli/common.h"
+#include "cli/scheme_options.h"
 #include "model/file.h"
 #include "model/jsonfile.h"
 #include "model/layout.h"
@@ -169,78 +170,23 @@ struct args {
     struct quant_scheme scheme;
 };
 
-enum {
-    OPT_SYNTHETIC = 256,
-    OPT_LAYERS,
-    OPT_LIKE,
-    OPT_OUT,
-    OPT_WEIGHTS,
-    OPT_GROUP,
-    OPT_HEAD,
-    OPT_SEED
-};
-
-static const struct option options[] = {{"synthetic", required_argument, NULL, OPT_SYNTHETIC},
-                                        {"layers", required_argument, NULL, OPT_LAYERS},
-                                        {"like", required_argument, NULL, OPT_LIKE},
-                                        {"out", required_argument, NULL, OPT_OUT},
-                                        {"weights", required_argument, NULL, OPT_WEIGHTS},
-                                        {"group", required_argument, NULL, OPT_GROUP},
-                                        {"head", required_argument, NULL, OPT_HEAD},
-                                        {"seed", required_argument, NULL, OPT_SEED},
-                                        {"help", no_argument, NULL, 'h'},
-                                        {0}};
-
-/* 0 or an exit code. */
-static int take_option(struct args *a, int c)
-{
-    struct err e = ERR_INIT;
-    switch (c) {
-    case OPT_SYNTHETIC:
-        a->synthetic = optarg;
-        return 0;
-    case OPT_LAYERS:
-        return cli_option_u32(verb, "--layers", optarg, 1, 1024, &a->layers);
-    case OPT_LIKE:
-        a->like = optarg;
-        return 0;
-    case OPT_OUT:
-        a->out = optarg;
-        return 0;
-    case OPT_WEIGHTS:
-        return quant_weights_parse(optarg, &a->scheme.weights) < 0
-                   ? cli_usage_error(verb, "--weights %s: expected int4, int8 or fp16", optarg)
-                   : 0;
-    case OPT_GROUP:
-        return quant_group_parse(optarg, &a->scheme, &e) < 0
-                   ? cli_usage_error(verb, "--group: %s", e.message)
-                   : 0;
-    case OPT_HEAD:
-        return quant_head_parse(optarg, &a->scheme, &e) < 0
-                   ? cli_usage_error(verb, "--%s", e.message)
-                   : 0;
-    case OPT_SEED:
-        return cli_option_u32(verb, "--seed", optarg, 0, UINT32_MAX, &a->seed);
-    default:
-        return EXIT_USAGE;
-    }
-}
-
 int bench_model(int argc, char **argv)
 {
     struct args a = {.seed = 1, .scheme = {.weights = QUANT_INT4}};
     struct arch arch;
     struct err e = ERR_INIT;
-    optind = 1;
-    for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
-        if (c == 'h') {
-            fputs(usage, stdout);
-            return EXIT_OK;
-        }
-        int code = take_option(&a, c);
-        if (code)
-            return code;
-    }
+    const struct cli_option own[] = {
+        CLI_TEXT("synthetic", &a.synthetic),
+        CLI_U32("layers", &a.layers, 1, 1024),
+        CLI_TEXT("like", &a.like),
+        CLI_TEXT("out", &a.out),
+        CLI_U32("seed", &a.seed, 0, UINT32_MAX),
+    };
+    struct cli_option scheme[SCHEME_N_OPTIONS];
+    const struct cli_options tables[] = {CLI_OWN(own), scheme_options(&a.scheme, scheme)};
+    int code = cli_parse(argc, argv, usage, tables, ARRAY_LEN(tables));
+    if (code >= 0)
+        return code;
     if (!a.synthetic || !a.like || !a.out || optind != argc)
         return cli_usage_error(verb, "expected --synthetic, --like and --out");
     if (synthetic_arch(a.synthetic, a.layers, &arch) < 0)

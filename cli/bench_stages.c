@@ -13,7 +13,6 @@
  * what they wait for each other is not.
  */
 #include <assert.h>
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,27 +74,13 @@ struct bench {
 
 /* ---- options ---- */
 
-enum { OPT_IN_FLIGHT = 256, OPT_BATCH };
-
-static const struct option options[] = {{"in-flight", required_argument, NULL, OPT_IN_FLIGHT},
-                                        {"batch", required_argument, NULL, OPT_BATCH},
-                                        BENCH_TARGET_LONG_OPTIONS,
-                                        {0}};
-
-/* 0 or an exit code. */
-static int take_option(struct bench *b, int c)
+static int take_in_flight(void *context, const char *name, const char *text)
 {
-    switch (c) {
-    case OPT_IN_FLIGHT:
-        return bench_parse_list(optarg, 1, MAX_ROWS, b->in_flight, MAX_ROWS, &b->n_rows) < 0
-                   ? cli_usage_error(verb, "--in-flight %s: expected up to %d numbers up to %d",
-                                     optarg, MAX_ROWS, MAX_ROWS)
-                   : 0;
-    case OPT_BATCH:
-        return cli_option_u32(verb, "--batch", optarg, 1, MAX_BATCH, &b->batch);
-    default:
-        return bench_target_option(verb, c, optarg, &b->target);
-    }
+    struct bench *b = context;
+    return bench_parse_list(text, 1, MAX_ROWS, b->in_flight, MAX_ROWS, &b->n_rows) < 0
+               ? cli_usage_error(name, "--in-flight %s: expected up to %d numbers up to %d", text,
+                                 MAX_ROWS, MAX_ROWS)
+               : 0;
 }
 
 /* -1: go on; otherwise an exit code. */
@@ -104,18 +89,11 @@ static int parse_args(struct bench *b, int argc, char **argv)
     *b = (struct bench){
         .target = BENCH_TARGET_INIT, .batch = 8, .in_flight = {1, 2, 3}, .n_rows = 3};
     b->target.engine.pp = 2;
-    optind = 1;
-    for (int c; (c = getopt_long(argc, argv, "hm:", options, NULL)) != -1;) {
-        if (c == 'h') {
-            printf("%s%s%s", usage, bench_target_usage, local_engine_usage);
-            return EXIT_OK;
-        }
-        int code = take_option(b, c);
-        if (code)
-            return code;
-    }
-    int code = bench_target_check(verb, &b->target, argc);
-    return code ? code : -1;
+    const struct cli_option own[] = {
+        CLI_TAKE("in-flight", take_in_flight, b),
+        CLI_U32("batch", &b->batch, 1, MAX_BATCH),
+    };
+    return bench_target_parse(&b->target, argc, argv, usage, own, ARRAY_LEN(own));
 }
 
 /* ---- setting up ---- */

@@ -4,65 +4,44 @@
 #include <errno.h>
 #include <getopt.h>
 
-#include "cli/cli.h"
+#include "base/util.h"
 #include "cli/common.h"
+#include "cli/scheme_options.h"
 #include "model/synthetic.h"
 
-const char bench_target_usage[] =
-    "  --model DIR         model directory\n"
-    "  --synthetic NAME    made-up weights in memory: glm-130b, glm-1.6b, glm-300m or glm-tiny\n"
-    "  --layers N          so many layers of it (4 of glm-130b fit a small machine)\n"
-    "  --weights TYPE      of a synthetic model: int4 (default), int8 or fp16\n"
-    "  --group GROUP       of a synthetic model: row (default), 32, 64 or 128\n"
-    "  --head TYPE         of a synthetic model: fp16 (default) or int8\n"
-    "  --context N         tokens in the cache while decoding; default 128\n"
-    "  --seconds S         time for each row; default 3\n"
-    "  --json FILE         results as JSON (- = standard output)\n";
-
-int bench_target_option(const char *verb, int c, const char *text, struct bench_target *t)
+int bench_target_parse(struct bench_target *t, int argc, char **argv, const char *usage,
+                       const struct cli_option *own, size_t n_own)
 {
-    struct err e = ERR_INIT;
-    switch (c) {
-    case 'm':
-        t->model = text;
-        return 0;
-    case BENCH_OPT_SYNTHETIC:
-        t->synthetic = text;
-        return 0;
-    case BENCH_OPT_LAYERS:
-        return cli_option_u32(verb, "--layers", text, 1, 1024, &t->layers);
-    case BENCH_OPT_WEIGHTS:
-        return quant_weights_parse(text, &t->scheme.weights) < 0
-                   ? cli_usage_error(verb, "--weights %s: expected int4, int8 or fp16", text)
-                   : 0;
-    case BENCH_OPT_GROUP:
-        return quant_group_parse(text, &t->scheme, &e) < 0
-                   ? cli_usage_error(verb, "--group: %s", e.message)
-                   : 0;
-    case BENCH_OPT_HEAD:
-        return quant_head_parse(text, &t->scheme, &e) < 0 ? cli_usage_error(verb, "--%s", e.message)
-                                                          : 0;
-    case BENCH_OPT_CONTEXT:
-        return cli_option_u32(verb, "--context", text, 1, 65535, &t->context);
-    case BENCH_OPT_SECONDS:
-        return cli_option_double(verb, "--seconds", text, 0, 3600, &t->seconds);
-    case BENCH_OPT_JSON:
-        t->json = text;
-        return 0;
-    case '?':
-        return EXIT_USAGE;
-    default:
-        return local_engine_option(c, text, &t->engine, &e) < 0
-                   ? cli_usage_error(verb, "%s", e.message)
-                   : 0;
-    }
-}
-
-int bench_target_check(const char *verb, const struct bench_target *t, int argc)
-{
-    if (optind != argc || !t->model == !t->synthetic)
-        return cli_usage_error(verb, "expected --model DIR or --synthetic NAME");
-    return 0;
+    static const char help[] =
+        "  -m, --model DIR     model directory\n"
+        "  --synthetic NAME    made-up weights in memory: glm-130b, glm-1.6b, glm-300m or "
+        "glm-tiny\n"
+        "  --layers N          so many layers of it (4 of glm-130b fit a small machine)\n"
+        "  --weights TYPE      of a synthetic model: int4 (default), int8 or fp16\n"
+        "  --group GROUP       of a synthetic model: row (default), 32, 64 or 128\n"
+        "  --head TYPE         of a synthetic model: fp16 (default) or int8\n"
+        "  --context N         tokens in the cache while decoding; default 128\n"
+        "  --seconds S         time for each row; default 3\n"
+        "  --json FILE         results as JSON (- = standard output)\n";
+    const struct cli_option common[] = {
+        {.name = "model", .letter = 'm', .kind = CLI_OPTION_TEXT, .value = &t->model},
+        CLI_TEXT("synthetic", &t->synthetic),
+        CLI_U32("layers", &t->layers, 1, 1024),
+        CLI_U32("context", &t->context, 1, 65535),
+        CLI_DOUBLE("seconds", &t->seconds, 0, 3600),
+        CLI_TEXT("json", &t->json),
+    };
+    struct cli_option scheme[SCHEME_N_OPTIONS], engine[LOCAL_ENGINE_N_OPTIONS];
+    const struct cli_options tables[] = {
+        {own, n_own, NULL},
+        {common, ARRAY_LEN(common), help},
+        scheme_options(&t->scheme, scheme),
+        local_engine_options(&t->engine, engine),
+    };
+    int code = cli_parse(argc, argv, usage, tables, ARRAY_LEN(tables));
+    if (code < 0 && (optind != argc || !t->model == !t->synthetic))
+        return cli_usage_error(argv[0], "expected --model DIR or --synthetic NAME");
+    return code;
 }
 
 int bench_target_open(struct bench_target *t, struct err *e)

@@ -30,38 +30,12 @@ struct bench_target {
         }                                                                                          \
     }
 
-/* The lines of --help, those of local_engine_usage not among them. */
-extern const char bench_target_usage[];
+/* cli_parse for a benchmark of the engine: its own options, these, and the engine's; and that there
+ * is one model and nothing behind the options. -1: go on; otherwise an exit code. */
+int bench_target_parse(struct bench_target *t, int argc, char **argv, const char *usage,
+                       const struct cli_option *own, size_t n_own);
 
-enum {
-    BENCH_OPT_SYNTHETIC = 512, /* a benchmark's own options are below */
-    BENCH_OPT_LAYERS,
-    BENCH_OPT_WEIGHTS,
-    BENCH_OPT_GROUP,
-    BENCH_OPT_HEAD,
-    BENCH_OPT_CONTEXT,
-    BENCH_OPT_SECONDS,
-    BENCH_OPT_JSON,
-};
-
-/* getopt_long: with the short options "hm:". */
-#define BENCH_TARGET_LONG_OPTIONS                                                                  \
-    {"model", required_argument, NULL, 'm'},                                                       \
-        {"synthetic", required_argument, NULL, BENCH_OPT_SYNTHETIC},                               \
-        {"layers", required_argument, NULL, BENCH_OPT_LAYERS},                                     \
-        {"weights", required_argument, NULL, BENCH_OPT_WEIGHTS},                                   \
-        {"group", required_argument, NULL, BENCH_OPT_GROUP},                                       \
-        {"head", required_argument, NULL, BENCH_OPT_HEAD},                                         \
-        {"context", required_argument, NULL, BENCH_OPT_CONTEXT},                                   \
-        {"seconds", required_argument, NULL, BENCH_OPT_SECONDS},                                   \
-        {"json", required_argument, NULL, BENCH_OPT_JSON}, {"help", no_argument, NULL, 'h'},       \
-        LOCAL_ENGINE_LONG_OPTIONS
-
-/* One of these options, or of the engine's. 0 or an exit code. */
-int bench_target_option(const char *verb, int c, const char *text, struct bench_target *t);
-/* Behind the last option: argv is used up, and there is one model. 0 or an exit code. */
-int bench_target_check(const char *verb, const struct bench_target *t, int argc);
-
+/* The model of the options, or made-up weights in memory. */
 int bench_target_open(struct bench_target *t, struct err *e);
 void bench_target_close(struct bench_target *t);
 

@@ -1,5 +1,5 @@
 # glmd_client: what the verbs share; in a build with the server side also the calls to one.
-set(client_sources common.c options.c options_help.c)
+set(client_sources common.c options.c options_help.c scheme_options.c)
 set(client_libs glmd_model_prompt glmd_tokenizer glmd_model glmd_base)
 if(NOT GLMD_ENGINE_ONLY)
   # One call after the other, to their end: for the verbs and for the client library.

@@ -53,53 +53,25 @@ struct compare_args {
 /* -1: go on; otherwise an exit code. */
 static int parse_args(int argc, char **argv, struct compare_args *args)
 {
-    static const struct option options[] = {{"text", required_argument, NULL, 't'},
-                                            {"tokens", required_argument, NULL, 'n'},
-                                            {"activations-b", required_argument, NULL, 'b'},
-                                            {"kv-cache-b", required_argument, NULL, 'k'},
-                                            {"json", no_argument, NULL, 'j'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            LOCAL_ENGINE_LONG_OPTIONS,
-                                            {0}};
     *args = (struct compare_args){.max_tokens = DEFAULT_TOKENS};
     struct local_engine_options common = LOCAL_ENGINE_OPTIONS_INIT;
     struct local_engine_options other = LOCAL_ENGINE_OPTIONS_INIT;
     bool other_mode = false;
     bool other_kv = false;
-    optind = 1;
-    for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
-        struct err e = ERR_INIT;
-        int r = 0;
-        switch (c) {
-        case 't':
-            args->text = optarg;
-            break;
-        case 'n':
-            if (cli_option_u32("compare", "tokens", optarg, 1, 1 << 20, &args->max_tokens) != 0)
-                return EXIT_USAGE;
-            break;
-        case 'b':
-            other_mode = true;
-            r = local_engine_option('A', optarg, &other, &e);
-            break;
-        case 'k':
-            other_kv = true;
-            r = local_engine_option('K', optarg, &other, &e);
-            break;
-        case 'j':
-            args->json = true;
-            break;
-        case 'h':
-            printf("%s%s", usage, local_engine_usage);
-            return EXIT_OK;
-        case '?':
-            return EXIT_USAGE;
-        default:
-            r = local_engine_option(c, optarg, &common, &e);
-        }
-        if (r < 0)
-            return cli_usage_error("compare", "%s", e.message);
-    }
+    struct cli_option own[] = {
+        CLI_TEXT("text", &args->text),
+        CLI_U32("tokens", &args->max_tokens, 1, 1 << 20),
+        CLI_CHOICE("activations-b", &other.mode, local_engine_modes),
+        CLI_CHOICE("kv-cache-b", &other.kv_type, local_engine_kv_types),
+        CLI_FLAG("json", &args->json),
+    };
+    own[2].given = &other_mode;
+    own[3].given = &other_kv;
+    struct cli_option engine[LOCAL_ENGINE_N_OPTIONS];
+    const struct cli_options tables[] = {CLI_OWN(own), local_engine_options(&common, engine)};
+    int code = cli_parse(argc, argv, usage, tables, ARRAY_LEN(tables));
+    if (code >= 0)
+        return code;
     if (argc - optind != 2)
         return cli_usage_error("compare", "expected two model directories");
     for (int i = 0; i != 2; i++) {

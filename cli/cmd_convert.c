@@ -1,6 +1,5 @@
 /* cmd_convert.c: `glmd convert`: published checkpoint -> model directory (model/convert.h), with
  * progress. Runs in the calling thread; SIGINT and SIGTERM stop it between two chunks. */
-#include <errno.h>
 #include <getopt.h>
 #include <sched.h>
 #include <signal.h>
@@ -13,6 +12,8 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "cli/cli.h"
+#include "cli/common.h"
+#include "cli/scheme_options.h"
 #include "model/convert.h"
 
 static const char usage[] =
@@ -36,9 +37,9 @@ static const char usage[] =
     "  --tokenizer FILE   SentencePiece model (default: tokenizer.model beside `latest`)\n"
     "  --config FILE      sizes and special tokens as JSON (default: config.json beside `latest`;\n"
     "                     GLM-130B needs none)\n"
-    "  --max-file-bytes N of tensors in one output file (default 2147483648)\n"
+    "  --max-file-bytes N  of tensors in one output file (default 2147483648)\n"
     "  --threads N        for quantizing (default: the CPUs, at most 8)\n"
-    "  --help\n";
+    "  -h, --help\n";
 
 enum { REPORT_TERMINAL_MS = 200, REPORT_LINES_MS = 10000, MAX_THREADS = 64 };
 
@@ -99,17 +100,6 @@ static void on_warning(void *context, const char *text)
     log_warn("%s", text);
 }
 
-static bool parse_number(const char *text, uint64_t max, uint64_t *ret_value)
-{
-    char *end;
-    errno = 0;
-    unsigned long long value = strtoull(text, &end, 10);
-    if (errno || end == text || *end || text[0] == '-' || value < 1 || value > max)
-        return false;
-    *ret_value = value;
-    return true;
-}
-
 static unsigned default_threads(void)
 {
     cpu_set_t cpus;
@@ -117,101 +107,30 @@ static unsigned default_threads(void)
     return (unsigned)MIN(MAX(n, 1), 8);
 }
 
-enum {
-    OPTION_FROM,
-    OPTION_OUT,
-    OPTION_WEIGHTS,
-    OPTION_GROUP,
-    OPTION_HEAD,
-    OPTION_TOKENIZER,
-    OPTION_CONFIG,
-    OPTION_MAX_FILE_BYTES,
-    OPTION_THREADS,
-    OPTION_HELP
-};
-
-/* -1: go on; otherwise the exit code. */
-static int parse_option(int option, const char *value, struct convert_options *o)
-{
-    struct err e = ERR_INIT;
-    uint64_t number;
-    switch (option) {
-    case OPTION_FROM:
-        o->from = value;
-        return -1;
-    case OPTION_OUT:
-        o->out = value;
-        return -1;
-    case OPTION_TOKENIZER:
-        o->tokenizer = value;
-        return -1;
-    case OPTION_CONFIG:
-        o->config = value;
-        return -1;
-    case OPTION_WEIGHTS:
-        o->has_weights = true;
-        if (quant_weights_parse(value, &o->scheme.weights) == 0)
-            return -1;
-        log_error("--weights: expected int4, int8 or fp16, found \"%s\"", value);
-        return EXIT_USAGE;
-    case OPTION_GROUP:
-        o->has_group = true;
-        if (quant_group_parse(value, &o->scheme, &e) == 0)
-            return -1;
-        log_error("--%s", e.message);
-        return EXIT_USAGE;
-    case OPTION_HEAD:
-        if (quant_head_parse(value, &o->scheme, &e) == 0)
-            return -1;
-        log_error("--%s", e.message);
-        return EXIT_USAGE;
-    case OPTION_MAX_FILE_BYTES:
-        if (parse_number(value, INT64_MAX, &o->max_file_bytes))
-            return -1;
-        log_error("--max-file-bytes: expected a number of bytes, found \"%s\"", value);
-        return EXIT_USAGE;
-    case OPTION_THREADS:
-        if (parse_number(value, MAX_THREADS, &number)) {
-            o->n_threads = (unsigned)number;
-            return -1;
-        }
-        log_error("--threads: expected 1 to %d, found \"%s\"", MAX_THREADS, value);
-        return EXIT_USAGE;
-    case OPTION_HELP:
-        fputs(usage, stdout);
-        return EXIT_OK;
-    default:
-        return EXIT_USAGE; /* getopt has said why */
-    }
-}
-
 /* -1: go on; otherwise the exit code. */
 static int parse_options(int argc, char **argv, struct convert_options *o)
 {
-    static const struct option options[] = {
-        {"from", required_argument, NULL, OPTION_FROM},
-        {"out", required_argument, NULL, OPTION_OUT},
-        {"weights", required_argument, NULL, OPTION_WEIGHTS},
-        {"group", required_argument, NULL, OPTION_GROUP},
-        {"head", required_argument, NULL, OPTION_HEAD},
-        {"tokenizer", required_argument, NULL, OPTION_TOKENIZER},
-        {"config", required_argument, NULL, OPTION_CONFIG},
-        {"max-file-bytes", required_argument, NULL, OPTION_MAX_FILE_BYTES},
-        {"threads", required_argument, NULL, OPTION_THREADS},
-        {"help", no_argument, NULL, OPTION_HELP},
-        {NULL, 0, NULL, 0},
+    uint32_t n_threads = default_threads();
+    const struct cli_option own[] = {
+        CLI_TEXT("from", &o->from),
+        CLI_TEXT("out", &o->out),
+        CLI_TEXT("tokenizer", &o->tokenizer),
+        CLI_TEXT("config", &o->config),
+        CLI_U64("max-file-bytes", &o->max_file_bytes, 1, INT64_MAX),
+        CLI_U32("threads", &n_threads, 1, MAX_THREADS),
     };
-    int option;
-    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        int code = parse_option(option, optarg, o);
-        if (code >= 0)
-            return code;
-    }
-    if (!o->from || !o->out || optind < argc) {
-        log_error("expected --from DIR and --out DIR%s%s; see glmd convert --help",
-                  optind < argc ? ", found also " : "", optind < argc ? argv[optind] : "");
-        return EXIT_USAGE;
-    }
+    struct cli_option scheme[SCHEME_N_OPTIONS];
+    const struct cli_options tables[] = {CLI_OWN(own), scheme_options(&o->scheme, scheme)};
+    scheme[SCHEME_WEIGHTS].given = &o->has_weights;
+    scheme[SCHEME_GROUP].given = &o->has_group;
+    int code = cli_parse(argc, argv, usage, tables, ARRAY_LEN(tables));
+    if (code >= 0)
+        return code;
+    o->n_threads = n_threads;
+    if (optind < argc)
+        return cli_usage_error(argv[0], "unexpected argument \"%s\"", argv[optind]);
+    if (!o->from || !o->out)
+        return cli_usage_error(argv[0], "expected --from DIR and --out DIR");
     return -1;
 }
 
@@ -247,7 +166,6 @@ int cmd_convert(int argc, char **argv)
 {
     struct display display = {.terminal = isatty(STDERR_FILENO)};
     struct convert_options o = {.max_file_bytes = CONVERT_DEFAULT_FILE_BYTES,
-                                .n_threads = default_threads(),
                                 .on_progress = on_progress,
                                 .on_warning = on_warning,
                                 .context = &display};

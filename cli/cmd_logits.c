@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "cli/cli.h"
+#include "cli/common.h"
 #include "cli/local_engine.h"
 #include "cli/logits_cases.h"
 #include "model/file.h"
@@ -21,12 +22,12 @@ static const char usage[] =
     "\n"
     "Runs the model on given token ids and writes an F32 tensor of logits per case.\n"
     "\n"
-    "  --model DIR         model directory (see glmd convert)\n"
-    "  --cases FILE        {\"cases\": [{\"input_ids\", \"position_ids\"?, \"prefix_length\"?}]} "
+    "  -m, --model DIR     model directory (see glmd convert)\n"
+    "  -c, --cases FILE    {\"cases\": [{\"input_ids\", \"position_ids\"?, \"prefix_length\"?}]} "
     "or\n"
     "                      {\"logits\": [{\"name\", \"tokens\", \"position_ids\", \"allowed\"?,\n"
     "                      \"valid_lengths\"?}]}\n"
-    "  --out FILE          caseN.logits [T, V], or NAME.logits [B, T, V]\n"
+    "  -o, --out FILE      caseN.logits [T, V], or NAME.logits [B, T, V]\n"
     "  --decode            the prefix as one step, then token by token: the same bits\n";
 
 struct logits_args {
@@ -38,47 +39,20 @@ struct logits_args {
 /* -1: go on; otherwise an exit code. */
 static int parse_args(int argc, char **argv, struct logits_args *args)
 {
-    static const struct option options[] = {{"model", required_argument, NULL, 'm'},
-                                            {"cases", required_argument, NULL, 'c'},
-                                            {"out", required_argument, NULL, 'o'},
-                                            {"decode", no_argument, NULL, 'd'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            LOCAL_ENGINE_LONG_OPTIONS,
-                                            {0}};
     *args = (struct logits_args){.engine = LOCAL_ENGINE_OPTIONS_INIT};
-    optind = 1;
-    for (int c; (c = getopt_long(argc, argv, "hm:c:o:", options, NULL)) != -1;) {
-        struct err e = ERR_INIT;
-        switch (c) {
-        case 'm':
-            args->model = optarg;
-            break;
-        case 'c':
-            args->cases = optarg;
-            break;
-        case 'o':
-            args->out = optarg;
-            break;
-        case 'd':
-            args->decode = true;
-            break;
-        case 'h':
-            printf("%s%s", usage, local_engine_usage);
-            return EXIT_OK;
-        case '?':
-            return EXIT_USAGE;
-        default:
-            if (local_engine_option(c, optarg, &args->engine, &e) < 0) {
-                fprintf(stderr, "glmd logits: %s\n", e.message);
-                return EXIT_USAGE;
-            }
-        }
-    }
-    if (!args->model || !args->cases || !args->out || optind != argc) {
-        fprintf(stderr, "glmd logits: expected --model, --cases and --out\n%s%s", usage,
-                local_engine_usage);
-        return EXIT_USAGE;
-    }
+    const struct cli_option own[] = {
+        {.name = "model", .letter = 'm', .kind = CLI_OPTION_TEXT, .value = &args->model},
+        {.name = "cases", .letter = 'c', .kind = CLI_OPTION_TEXT, .value = &args->cases},
+        {.name = "out", .letter = 'o', .kind = CLI_OPTION_TEXT, .value = &args->out},
+        CLI_FLAG("decode", &args->decode),
+    };
+    struct cli_option engine[LOCAL_ENGINE_N_OPTIONS];
+    const struct cli_options tables[] = {CLI_OWN(own), local_engine_options(&args->engine, engine)};
+    int code = cli_parse(argc, argv, usage, tables, ARRAY_LEN(tables));
+    if (code >= 0)
+        return code;
+    if (!args->model || !args->cases || !args->out || optind != argc)
+        return cli_usage_error(argv[0], "expected --model, --cases and --out");
     return -1;
 }
 
@@ -216,9 +190,7 @@ int cmd_logits(int argc, char **argv)
     }
     if (r == 0)
         r = write_output(&args, &l, &cases, &e);
-    if (r < 0)
-        fprintf(stderr, "glmd logits: %s\n", e.message);
     logits_cases_deinit(&cases);
     local_engine_close(&l);
-    return r < 0 ? EXIT_FAILED : EXIT_OK;
+    return r < 0 ? cli_failed("logits", &e) : EXIT_OK;
 }

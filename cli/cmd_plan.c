@@ -14,6 +14,7 @@
 #include "cli/common.h"
 #include "cli/fit.h"
 #include "cli/local_engine.h"
+#include "cli/options.h"
 #include "model/file.h"
 #include "model/jsonfile.h"
 #include "model/layout.h"
@@ -39,7 +40,7 @@ static const char usage[] =
     "  --slots N          worker.slots (default 32, at least the concurrency)\n"
     "  --step-tokens N    worker.max_step_tokens (default: the model's longest sequence)\n"
     "  --json             everything as JSON, sizes in bytes\n"
-    "  --help\n";
+    "  -h, --help\n";
 
 enum { DEFAULT_SLOTS = 32, PUBLISHED_SHARDS = 8 };
 
@@ -53,95 +54,41 @@ struct options {
 
 /* ---- command line ---- */
 
-static const struct option long_options[] = {
-    {"model", required_argument, NULL, 'm'},
-    {"devices", required_argument, NULL, 'd'},
-    {"context", required_argument, NULL, 'c'},
-    {"concurrency", required_argument, NULL, 'n'},
-    {"tp", required_argument, NULL, 't'},
-    {"pp", required_argument, NULL, 'p'},
-    {"weights", required_argument, NULL, 'w'},
-    {"group", required_argument, NULL, 'g'},
-    {"kv-cache", required_argument, NULL, 'K'},
-    {"activations", required_argument, NULL, 'A'},
-    {"slots", required_argument, NULL, 's'},
-    {"step-tokens", required_argument, NULL, 'x'},
-    {"json", no_argument, NULL, 'j'},
-    {"help", no_argument, NULL, 'h'},
-    {NULL, 0, NULL, 0},
-};
-
-/* The numbers among the options. */
-static int parse_number(struct options *o, int option, const char *text)
-{
-    const struct {
-        int option;
-        const char *name;
-        uint32_t max;
-        uint32_t *value;
-    } numbers[] = {
-        {'c', "--context", 1 << 20, &o->context},
-        {'n', "--concurrency", PLAN_MAX_ITEMS, &o->concurrency},
-        {'t', "--tp", FIT_MAX_DEVICES, &o->tp},
-        {'p', "--pp", FIT_MAX_DEVICES, &o->pp},
-        {'s', "--slots", PLAN_MAX_ITEMS, &o->slots},
-        {'x', "--step-tokens", PLAN_MAX_TOKENS, &o->step_tokens},
-    };
-    for (size_t i = 0; i != ARRAY_LEN(numbers); i++) {
-        if (numbers[i].option == option)
-            return cli_option_u32("plan", numbers[i].name, text, 1, numbers[i].max,
-                                  numbers[i].value);
-    }
-    return EXIT_USAGE;
-}
-
-/* 0, or an exit code; -1: help was printed. */
-static int parse_options(int argc, char **argv, struct options *o)
+static int add_devices(void *context, const char *verb, const char *text)
 {
     struct err e = ERR_INIT;
-    int option;
-    while ((option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
-        int code = 0;
-        switch (option) {
-        case 'm':
-            o->model = optarg;
-            break;
-        case 'd':
-            if (fit_devices_add(&o->devices, optarg, &e) < 0)
-                return cli_usage_error("plan", "%s", e.message);
-            break;
-        case 'w':
-            o->weights = optarg;
-            break;
-        case 'g':
-            o->group = optarg;
-            break;
-        case 'K':
-        case 'A':
-            if (local_engine_option(option, optarg, &o->engine, &e) < 0)
-                return cli_usage_error("plan", "%s", e.message);
-            break;
-        case 'j':
-            o->json = true;
-            break;
-        case 'h':
-            fputs(usage, stdout);
-            return -1;
-        case '?':
-            return EXIT_USAGE;
-        default:
-            code = parse_number(o, option, optarg);
-        }
-        if (code)
-            return code;
-    }
+    return fit_devices_add(context, text, &e) < 0 ? cli_usage_error(verb, "%s", e.message) : 0;
+}
+
+/* -1: go on; otherwise an exit code. */
+static int parse_options(int argc, char **argv, struct options *o)
+{
+    const struct cli_option own[] = {
+        CLI_TEXT("model", &o->model),
+        CLI_TAKE("devices", add_devices, &o->devices),
+        CLI_U32("context", &o->context, 1, 1 << 20),
+        CLI_U32("concurrency", &o->concurrency, 1, PLAN_MAX_ITEMS),
+        CLI_U32("tp", &o->tp, 1, FIT_MAX_DEVICES),
+        CLI_U32("pp", &o->pp, 1, FIT_MAX_DEVICES),
+        CLI_TEXT("weights", &o->weights),
+        CLI_TEXT("group", &o->group),
+        CLI_CHOICE("kv-cache", &o->engine.kv_type, local_engine_kv_types),
+        CLI_CHOICE("activations", &o->engine.mode, local_engine_modes),
+        CLI_U32("slots", &o->slots, 1, PLAN_MAX_ITEMS),
+        CLI_U32("step-tokens", &o->step_tokens, 1, PLAN_MAX_TOKENS),
+        CLI_FLAG("json", &o->json),
+    };
+    const struct cli_options table = CLI_OWN(own);
+    int code = cli_parse(argc, argv, usage, &table, 1);
+    if (code >= 0)
+        return code;
     if (optind != argc)
         return cli_usage_error("plan", "unexpected argument \"%s\"", argv[optind]);
     if (!o->model)
         return cli_usage_error("plan", "--model is missing");
     if (!o->devices.n)
         return cli_usage_error("plan", "--devices is missing, e.g. --devices 8x24GiB");
-    return 0;
+    return -1;
 }
 
 /* ---- the model ---- */
@@ -507,8 +454,8 @@ int cmd_plan(int argc, char **argv)
         .engine = LOCAL_ENGINE_OPTIONS_INIT, .concurrency = 1, .slots = DEFAULT_SLOTS};
     o.engine.mode = K_MODE_FP16;
     int code = parse_options(argc, argv, &o);
-    if (code)
-        return code < 0 ? EXIT_OK : code;
+    if (code >= 0)
+        return code;
     struct arch arch = {0};
     struct quant_scheme scheme = {0};
     struct err e = ERR_INIT;

@@ -1,35 +1,22 @@
 /* local_engine.c: see local_engine.h. */
 #include "cli/local_engine.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/util.h"
+#include "cli/common.h"
 
-const char local_engine_usage[] =
-    "  --tp N              ranks (tensor parallel), as threads of this process; default 1\n"
-    "  --pp N              pipeline stages of --tp ranks each; default 1\n"
-    "  --stage-layers LIST layers of every stage, e.g. 17,18,18,17; default: shared out evenly\n"
-    "  --backend NAME      cpu (default) or cuda (one GPU per rank)\n"
-    "  --activations MODE  fp32 (default; everything equals the references), fp16 or a8\n"
-    "  --kv-cache TYPE     keys and values: auto (default; as activations are), fp16 or int8\n"
-    "  --threads N         CPU threads, shared out among the ranks; default: all allowed CPUs\n";
-
-static int parse_count(const char *name, const char *text, uint32_t max, uint32_t *ret,
-                       struct err *e)
-{
-    char *end;
-    errno = 0;
-    unsigned long n = strtoul(text, &end, 10);
-    if (errno || *end || end == text || *text == '-' || n < 1 || n > max)
-        return err_set(e, -EINVAL, "--%s: expected 1..%u, found \"%s\"", name, max, text);
-    *ret = (uint32_t)n;
-    return 0;
-}
+const char *const local_engine_modes[] = {
+    [K_MODE_FP32] = "fp32", [K_MODE_FP16] = "fp16", [K_MODE_A8] = "a8", NULL};
+const char *const local_engine_kv_types[] = {
+    [K_KV_AUTO] = "auto", [K_KV_F16] = "fp16", [K_KV_I8] = "int8", NULL};
 
 /* "17,18,18,17" */
-static int parse_stage_layers(const char *text, struct local_engine_options *o, struct err *e)
+static int take_stage_layers(void *context, const char *verb, const char *text)
 {
+    struct local_engine_options *o = context;
     const char *at = text;
     for (uint32_t i = 0; i != COMM_MAX_STAGES; i++) {
         char *end;
@@ -45,48 +32,62 @@ static int parse_stage_layers(const char *text, struct local_engine_options *o, 
         }
         at = end + 1;
     }
-    return err_set(e, -EINVAL,
-                   "--stage-layers: expected 1..%d counts like 17,18,18,17, found \"%s\"",
-                   COMM_MAX_STAGES, text);
+    return cli_usage_error(verb, "--stage-layers %s: expected 1 to %d counts like 17,18,18,17",
+                           text, COMM_MAX_STAGES);
+}
+
+static int take_backend(void *context, const char *verb, const char *text)
+{
+    const char **device = context;
+    if (strcmp(text, "cpu") != 0 && strcmp(text, "cuda") != 0)
+        return cli_usage_error(verb, "--backend %s: expected cpu or cuda", text);
+    *device = text;
+    return 0;
+}
+
+struct cli_options local_engine_options(struct local_engine_options *o,
+                                        struct cli_option ret[LOCAL_ENGINE_N_OPTIONS])
+{
+    static const char help[] =
+        "  --tp N              ranks (tensor parallel), as threads of this process; default 1\n"
+        "  --pp N              pipeline stages of --tp ranks each; default 1 (bench stages: 2)\n"
+        "  --stage-layers LIST  of every stage, e.g. 17,18,18,17; default: shared out evenly\n"
+        "  --backend NAME      cpu (default) or cuda (one GPU per rank)\n"
+        "  --activations MODE  fp32 (everything equals the references; default, but fp16 where\n"
+        "                      speed is measured), fp16 or a8\n"
+        "  --kv-cache TYPE     keys and values: auto (default; as activations are), fp16 or int8\n"
+        "  --threads N         CPU threads, shared out among the ranks; default: all allowed "
+        "CPUs\n";
+    const struct cli_option options[LOCAL_ENGINE_N_OPTIONS] = {
+        CLI_U32("tp", &o->tp, 1, COMM_MAX_RANKS),
+        CLI_U32("pp", &o->pp, 1, COMM_MAX_STAGES),
+        CLI_TAKE("stage-layers", take_stage_layers, o),
+        CLI_TAKE("backend", take_backend, &o->device),
+        CLI_CHOICE("activations", &o->mode, local_engine_modes),
+        CLI_CHOICE("kv-cache", &o->kv_type, local_engine_kv_types),
+        CLI_U32("threads", &o->n_threads, 1, 4096),
+    };
+    memcpy(ret, options, sizeof options);
+    return (struct cli_options){ret, LOCAL_ENGINE_N_OPTIONS, help};
 }
 
 int local_engine_option(int c, const char *text, struct local_engine_options *o, struct err *e)
 {
-    static const char *const modes[] = {
-        [K_MODE_FP32] = "fp32", [K_MODE_FP16] = "fp16", [K_MODE_A8] = "a8"};
-    switch (c) {
-    case 'T':
-        return parse_count("tp", text, COMM_MAX_RANKS, &o->tp, e);
-    case 'P':
-        return parse_count("pp", text, COMM_MAX_STAGES, &o->pp, e);
-    case 'L':
-        return parse_stage_layers(text, o, e);
-    case 'N':
-        return parse_count("threads", text, 4096, &o->n_threads, e);
-    case 'B':
-        if (strcmp(text, "cpu") != 0 && strcmp(text, "cuda") != 0)
-            return err_set(e, -EINVAL, "--backend: expected cpu or cuda, found \"%s\"", text);
-        o->device = text;
+    uint64_t n;
+    if (c == 'N') {
+        if (cli_parse_u64(text, 1, 4096, &n) < 0)
+            return err_set(e, -EINVAL, "--threads %s: expected a whole number from 1 to 4096",
+                           text);
+        o->n_threads = (uint32_t)n;
         return 0;
-    case 'A':
-        for (size_t i = 0; i != ARRAY_LEN(modes); i++) {
-            if (strcmp(text, modes[i]) == 0) {
-                o->mode = (enum k_mode)i;
-                return 0;
-            }
-        }
-        return err_set(e, -EINVAL, "--activations: expected fp32, fp16 or a8, found \"%s\"", text);
-    case 'K':
-        for (enum k_kv_type t = K_KV_AUTO; t <= K_KV_I8; t++) {
-            if (strcmp(text, k_kv_type_name(t)) == 0) {
-                o->kv_type = t;
-                return 0;
-            }
-        }
-        return err_set(e, -EINVAL, "--kv-cache: expected auto, fp16 or int8, found \"%s\"", text);
-    default:
-        return err_set(e, -EINVAL, "unknown option");
     }
+    for (unsigned i = 0; local_engine_modes[i]; i++) {
+        if (strcmp(text, local_engine_modes[i]) == 0) {
+            o->mode = (enum k_mode)i;
+            return 0;
+        }
+    }
+    return err_set(e, -EINVAL, "--activations %s: expected fp32, fp16 or a8", text);
 }
 
 int local_engine_config(const struct local_engine_options *o, struct engine_config *config,

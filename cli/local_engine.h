@@ -1,9 +1,10 @@
 /* local_engine.h: a model directory opened for running without a server: what `glmd logits` and
- * `glmd compare` share. */
+ * `glmd compare` share; and the options that say how, which benchmarks of the engine have, too. */
 #ifndef GLMD_CLI_LOCAL_ENGINE_H
 #define GLMD_CLI_LOCAL_ENGINE_H
 
 #include "base/err.h"
+#include "cli/options.h"
 #include "kernels/kernels.h"
 #include "model/model_dir.h"
 #include "worker/engine/local_group.h"
@@ -24,19 +25,17 @@ struct local_engine_options {
         .tp = 1, .pp = 1, .device = "cpu", .mode = K_MODE_FP32, .kv_type = K_KV_AUTO               \
     }
 
-/* The lines of --help for the options below. */
-extern const char local_engine_usage[];
+/* --tp, --pp, --stage-layers, --backend, --activations, --kv-cache and --threads, for cli_parse. */
+enum { LOCAL_ENGINE_N_OPTIONS = 7 };
+struct cli_options local_engine_options(struct local_engine_options *o,
+                                        struct cli_option ret[LOCAL_ENGINE_N_OPTIONS]);
 
-/* getopt_long characters: 'T' --tp, 'P' --pp, 'L' --stage-layers, 'B' --backend, 'A' --activations,
- * 'K' --kv-cache, 'N'
- * --threads. 0, or -EINVAL with a message. */
-#define LOCAL_ENGINE_LONG_OPTIONS                                                                  \
-    {"tp", required_argument, NULL, 'T'}, {"pp", required_argument, NULL, 'P'},                    \
-        {"stage-layers", required_argument, NULL, 'L'}, {"backend", required_argument, NULL, 'B'}, \
-        {"activations", required_argument, NULL, 'A'}, {"kv-cache", required_argument, NULL, 'K'}, \
-    {                                                                                              \
-        "threads", required_argument, NULL, 'N'                                                    \
-    }
+/* For CLI_CHOICE, in the order of their enums. */
+extern const char *const local_engine_modes[];
+extern const char *const local_engine_kv_types[]; /* without FP32, which follows from AUTO */
+
+/* One option outside such a table: 'A' --activations, 'N' --threads. 0, or -EINVAL with a message.
+ */
 int local_engine_option(int c, const char *text, struct local_engine_options *o, struct err *e);
 
 /* Fills in what the options say of a group; points into `o`. -EINVAL: they contradict each other.

@@ -192,6 +192,9 @@ def test_rpc_says_why_it_cannot_start(tmp_path):
 
 @pytest.mark.parametrize("args", [
     ["engine"], ["engine", "--synthetic", "glm-9"], ["engine", "--synthetic", "glm-tiny", "--batch", "0,1"],
+    ["engine", "--synthetic", "glm-tiny", "--head", "int4"], ["engine", "--model", "x", "--backend", "rocm"],
+    ["engine", "--model", "x", "--synthetic", "glm-tiny"], ["stages", "--model", "x", "--in-flight", "99"],
+    ["stages", "--model", "x", "more"], ["model", "--seed", "-1"],
     ["model", "--synthetic", "glm-tiny"], ["serve", "--goodput", "ttft"], ["serve", "--request-rate", "0"],
     ["serve", "--ignore-end", "--stop-at-end"], ["rpc"], ["rpc", "--like", "x", "--batch", "5"], ["rpc", "--like", "x", "--ranks", "3"],
     ["daemon"], ["daemon", "--like", "x", "--activations", "int2"],

@@ -45,6 +45,29 @@ def test_every_benchmark_explains_itself():
         explains_itself("bench", name)
 
 
+@pytest.mark.parametrize("args, words", [
+    (["compare", "a"], "two model directories"),
+    (["compare", "a", "b", "--tokens", "0"], "--tokens 0"),
+    (["compare", "a", "b", "--activations-b", "int2"], "--activations-b int2: expected fp32, fp16 or a8"),
+    (["compare", "a", "b", "--kv-cache-b", "fp32"], "--kv-cache-b fp32: expected auto, fp16 or int8"),
+    (["logits", "--model", "a"], "--cases"),
+    (["logits", "--backend", "rocm"], "cpu or cuda"),
+    (["logits", "--stage-layers", "17,,18"], "17,18,18,17"),
+    (["convert", "--from", "a"], "--out"),
+    (["convert", "--from", "a", "--out", "b", "more"], "more"),
+    (["convert", "--weights", "int2"], "--weights int2: expected fp16, int8 or int4"),
+    (["convert", "--group", "33"], "33"),
+    (["convert", "--threads", "65"], "from 1 to 64"),
+    (["config", "list"], "check or show"),
+    (["config", "check"], "one FILE"),
+    (["config", "show", "a", "b"], "one FILE"),
+])
+def test_wrong_command_lines(args, words):
+    result = glmd(*args, check=False)
+    assert result.returncode == 2 and words in result.stderr, result.stderr
+    assert f"glmd {args[0]} --help" in result.stderr and not result.stdout
+
+
 def test_fill(server):
     out = glmd("fill", "--top-k", "1", "The train [MASK] to the city.").stdout
     assert out.startswith("The train") and out.rstrip().endswith("to the city.")
@@ -127,6 +150,10 @@ def test_config(tmp_path):
     default.write_text("coordinator:\n  lissten: 127.0.0.1:1\n")
     wrong = glmd("config", "check", default, check=False)
     assert wrong.returncode != 0 and "lissten" in wrong.stderr and "2" in wrong.stderr
+    wrong = glmd("config", "show", "--set", "worker.slotts=3", check=False)
+    assert wrong.returncode == 1 and "worker.slotts" in wrong.stderr
+    shown = glmd("config", "show", "--plain", "--set", "worker.slots=3", "--set", "worker.slots=5")
+    assert "slots: 5" in shown.stdout and "#" not in shown.stdout
 
 
 def test_daemons_refuse_a_bad_configuration(tmp_path):
