@@ -104,21 +104,10 @@ struct daemon_bench {
 
 /* ---- options ---- */
 
-static int take_activations(void *context, const char *name, const char *text)
-{
-    struct daemon_bench *b = context;
-    struct err e = ERR_INIT;
-    b->activations = text;
-    return local_engine_option('A', text, &b->engine, &e) < 0
-               ? cli_usage_error(name, "%s", e.message)
-               : 0;
-}
-
 /* -1: go on; otherwise an exit code. */
 static int parse_args(struct daemon_bench *b, int argc, char **argv)
 {
     *b = (struct daemon_bench){.synthetic = "glm-300m",
-                               .activations = "fp16",
                                .batch = 32,
                                .input_len = 16,
                                .rounds = 5,
@@ -132,7 +121,7 @@ static int parse_args(struct daemon_bench *b, int argc, char **argv)
         CLI_TEXT("synthetic", &b->synthetic),
         CLI_U32("batch", &b->batch, 2, 1024),
         CLI_U32("threads", &b->engine.n_threads, 1, 4096),
-        CLI_TAKE("activations", take_activations, b),
+        CLI_CHOICE("activations", &b->engine.mode, local_engine_modes),
         CLI_U32("input-len", &b->input_len, 1, 256),
         CLI_DOUBLE("seconds", &b->seconds, 0.1, 600),
         CLI_U32("rounds", &b->rounds, 1, MAX_ROUNDS),
@@ -143,6 +132,7 @@ static int parse_args(struct daemon_bench *b, int argc, char **argv)
     int code = cli_parse(argc, argv, usage, tables, ARRAY_LEN(tables));
     if (code >= 0)
         return code;
+    b->activations = local_engine_modes[b->engine.mode];
     return b->like && optind == argc ? -1 : cli_usage_error(verb, "expected --like DIR");
 }
 
@@ -348,7 +338,7 @@ static int run_engine(struct daemon_bench *b, uint32_t n, double at, struct spee
     int r = run_step(b, &whole, 1, 0, e);
     if (r == 0) /* warms up, too */
         r = run_decode(b, n, context, plan_copies(b, n, context), e);
-    struct look from, to;
+    struct look from = {0}, to = {0};
     if (r == 0)
         r = look_at(getpid(), &from);
     int64_t begin = clock_now_ns(), now = begin;

@@ -30,6 +30,7 @@
 #include "cli/bench_load.h"
 #include "cli/cli.h"
 #include "cli/common.h"
+#include "cli/options.h"
 
 static const char verb[] = "bench rpc";
 
@@ -108,96 +109,13 @@ struct rpc_bench {
 
 /* ---- options ---- */
 
-enum {
-    OPT_LIKE = 256,
-    OPT_RANKS,
-    OPT_BATCH,
-    OPT_BEST_OF,
-    OPT_STREAMS,
-    OPT_STEP,
-    OPT_DECODE,
-    OPT_INPUT,
-    OPT_OUTPUT,
-    OPT_SECONDS,
-    OPT_SET,
-    OPT_PROGRAM,
-    OPT_JSON,
-    OPT_SVG
-};
-
-static const struct option options[] = {
-    {"like", required_argument, NULL, OPT_LIKE},
-    {"ranks", required_argument, NULL, OPT_RANKS},
-    {"batch", required_argument, NULL, OPT_BATCH},
-    {"best-of", required_argument, NULL, OPT_BEST_OF},
-    {"streams", required_argument, NULL, OPT_STREAMS},
-    {"step-us", required_argument, NULL, OPT_STEP},
-    {"decode-us", required_argument, NULL, OPT_DECODE},
-    {"input-len", required_argument, NULL, OPT_INPUT},
-    {"output-len", required_argument, NULL, OPT_OUTPUT},
-    {"seconds", required_argument, NULL, OPT_SECONDS},
-    {"set", required_argument, NULL, OPT_SET},
-    {"coordinator-program", required_argument, NULL, OPT_PROGRAM},
-    {"json", required_argument, NULL, OPT_JSON},
-    {"svg", required_argument, NULL, OPT_SVG},
-    {"help", no_argument, NULL, 'h'},
-    {0}};
-
-static int take_ranks(struct rpc_bench *b)
+static int add_set(void *context, const char *name, const char *text)
 {
-    int code = cli_option_u32(verb, "--ranks", optarg, 1, 64, &b->ranks);
-    if (code == 0 && b->ranks & (b->ranks - 1))
-        code = cli_usage_error(verb, "--ranks %s: expected a power of two", optarg);
-    return code;
-}
-
-static int take_set(struct rpc_bench *b)
-{
+    struct rpc_bench *b = context;
     if (b->n_sets == MAX_SETS / 2)
-        return cli_usage_error(verb, "--set: expected at most %d", MAX_SETS / 2);
-    b->sets[b->n_sets++] = optarg;
+        return cli_usage_error(name, "--set: expected at most %d", MAX_SETS / 2);
+    b->sets[b->n_sets++] = text;
     return 0;
-}
-
-/* 0 or an exit code. */
-static int take_option(struct rpc_bench *b, int c)
-{
-    switch (c) {
-    case OPT_LIKE:
-        b->like = optarg;
-        return 0;
-    case OPT_RANKS:
-        return take_ranks(b);
-    case OPT_BATCH:
-        return cli_option_u32(verb, "--batch", optarg, 2, 1024, &b->batch);
-    case OPT_BEST_OF:
-        return cli_option_u32(verb, "--best-of", optarg, 2, 16, &b->best_of);
-    case OPT_STREAMS:
-        return cli_option_u32(verb, "--streams", optarg, 0, 1024, &b->streams);
-    case OPT_STEP:
-        return cli_option_double(verb, "--step-us", optarg, 1, 1e7, &b->step_us);
-    case OPT_DECODE:
-        return cli_option_double(verb, "--decode-us", optarg, 0, 1e6, &b->decode_us);
-    case OPT_INPUT:
-        return cli_option_u32(verb, "--input-len", optarg, 1, 1024, &b->input_len);
-    case OPT_OUTPUT:
-        return cli_option_u32(verb, "--output-len", optarg, 2, 1800, &b->output_len);
-    case OPT_SECONDS:
-        return cli_option_double(verb, "--seconds", optarg, 0.5, 3600, &b->seconds);
-    case OPT_SET:
-        return take_set(b);
-    case OPT_PROGRAM:
-        b->program = optarg;
-        return 0;
-    case OPT_JSON:
-        b->json = optarg;
-        return 0;
-    case OPT_SVG:
-        b->svg = optarg;
-        return 0;
-    default:
-        return EXIT_USAGE;
-    }
 }
 
 /* -1: go on; otherwise an exit code. */
@@ -213,18 +131,30 @@ static int parse_args(struct rpc_bench *b, int argc, char **argv)
                             .decode_us = 100,
                             .seconds = 10,
                             .cluster = CLUSTER_INIT};
-    optind = 1;
-    for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
-        if (c == 'h') {
-            fputs(usage, stdout);
-            return EXIT_OK;
-        }
-        int code = take_option(b, c);
-        if (code)
-            return code;
-    }
+    const struct cli_option own[] = {
+        CLI_TEXT("like", &b->like),
+        CLI_U32("ranks", &b->ranks, 1, 64),
+        CLI_U32("batch", &b->batch, 2, 1024),
+        CLI_U32("best-of", &b->best_of, 2, 16),
+        CLI_U32("streams", &b->streams, 0, 1024),
+        CLI_DOUBLE("step-us", &b->step_us, 1, 1e7),
+        CLI_DOUBLE("decode-us", &b->decode_us, 0, 1e6),
+        CLI_U32("input-len", &b->input_len, 1, 1024),
+        CLI_U32("output-len", &b->output_len, 2, 1800),
+        CLI_DOUBLE("seconds", &b->seconds, 0.5, 3600),
+        CLI_TAKE("set", add_set, b),
+        CLI_TEXT("coordinator-program", &b->program),
+        CLI_TEXT("json", &b->json),
+        CLI_TEXT("svg", &b->svg),
+    };
+    const struct cli_options tables[] = {CLI_OWN(own)};
+    int code = cli_parse(argc, argv, usage, tables, ARRAY_LEN(tables));
+    if (code >= 0)
+        return code;
     if (!b->like || optind != argc)
         return cli_usage_error(verb, "expected --like DIR");
+    if (b->ranks & (b->ranks - 1))
+        return cli_usage_error(verb, "--ranks %u: expected a power of two", b->ranks);
     if (b->batch % b->best_of)
         return cli_usage_error(verb, "--batch %u: expected a multiple of --best-of %u", b->batch,
                                b->best_of);

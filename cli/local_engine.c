@@ -71,25 +71,6 @@ struct cli_options local_engine_options(struct local_engine_options *o,
     return (struct cli_options){ret, LOCAL_ENGINE_N_OPTIONS, help};
 }
 
-int local_engine_option(int c, const char *text, struct local_engine_options *o, struct err *e)
-{
-    uint64_t n;
-    if (c == 'N') {
-        if (cli_parse_u64(text, 1, 4096, &n) < 0)
-            return err_set(e, -EINVAL, "--threads %s: expected a whole number from 1 to 4096",
-                           text);
-        o->n_threads = (uint32_t)n;
-        return 0;
-    }
-    for (unsigned i = 0; local_engine_modes[i]; i++) {
-        if (strcmp(text, local_engine_modes[i]) == 0) {
-            o->mode = (enum k_mode)i;
-            return 0;
-        }
-    }
-    return err_set(e, -EINVAL, "--activations %s: expected fp32, fp16 or a8", text);
-}
-
 int local_engine_config(const struct local_engine_options *o, struct engine_config *config,
                         struct err *e)
 {

@@ -34,10 +34,6 @@ struct cli_options local_engine_options(struct local_engine_options *o,
 extern const char *const local_engine_modes[];
 extern const char *const local_engine_kv_types[]; /* without FP32, which follows from AUTO */
 
-/* One option outside such a table: 'A' --activations, 'N' --threads. 0, or -EINVAL with a message.
- */
-int local_engine_option(int c, const char *text, struct local_engine_options *o, struct err *e);
-
 /* Fills in what the options say of a group; points into `o`. -EINVAL: they contradict each other.
  */
 int local_engine_config(const struct local_engine_options *o, struct engine_config *config,

@@ -79,7 +79,7 @@ int file_read_direct(int fd, void *buffer, size_t n, uint64_t offset, const char
             continue;
         if (got < 0)
             return err_set(e, -errno, "%s: cannot read at byte %llu: %s", path,
-                           (unsigned long long)(begin + have), err_name(-errno));
+                           (unsigned long long)begin + have, err_name(-errno));
         have += (size_t)got;
         /* anything but whole blocks is the end of the file */
         if (have < want && (got == 0 || have % FILE_DIRECT_ALIGN))

@@ -535,10 +535,11 @@ int model_dir_read_direct(const struct model_dir *d, const struct st_tensor *t, 
                           size_t n, void *buffer, void **ret_data, struct err *e)
 {
     check_range(t, first, n);
-    const struct file *f = d->is_synthetic ? NULL : &d->files[t->file_idx];
     int r = -EINVAL;
-    if (f && f->direct_fd >= 0)
+    if (!d->is_synthetic && d->files[t->file_idx].direct_fd >= 0) {
+        const struct file *f = &d->files[t->file_idx];
         r = file_read_direct(f->direct_fd, buffer, n, t->offset + first, f->path, ret_data, e);
+    }
     if (r == -EINVAL) { /* a file system that cannot, or not so */
         *ret_data = buffer;
         return model_dir_read_bytes(d, t, first, n, buffer, e);

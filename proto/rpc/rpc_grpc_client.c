@@ -155,7 +155,7 @@ static void start(struct rpc_call *c, bool wait_for_ready)
     grpc_op ops[2] = {{.op = GRPC_OP_SEND_INITIAL_METADATA}, {.op = GRPC_OP_RECV_INITIAL_METADATA}};
     ops[0].flags = GRPC_INITIAL_METADATA_WAIT_FOR_READY_EXPLICITLY_SET |
                    (wait_for_ready ? GRPC_INITIAL_METADATA_WAIT_FOR_READY : 0);
-    grpc_metadata header;
+    grpc_metadata header = {0};
     if (c->channel->authorization) {
         header = (grpc_metadata){
             .key = grpc_slice_from_static_string("authorization"),
