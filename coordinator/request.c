@@ -16,11 +16,20 @@ struct request *request_new(enum request_kind kind)
     return r;
 }
 
-void output_deinit(struct output *o)
+/* As long as tokens.n says how many there are. */
+static void free_logprobs(struct output *o)
 {
     for (size_t i = 0; o->logprobs && i != o->tokens.n + o->has_end_logprob; i++)
         free(o->logprobs[i].top);
     free(o->logprobs);
+    o->logprobs = NULL;
+    o->logprobs_capacity = 0;
+    o->has_end_logprob = false;
+}
+
+void output_deinit(struct output *o)
+{
+    free_logprobs(o);
     free(o->token_scores);
     free(o->best_tokens);
     free(o->best_logprobs);
@@ -311,11 +320,7 @@ static int store_round(struct request *r)
         f->stops[i] = o->stop;
         f->finishes[i] = o->finish;
         f->scores[i] = o->score;
-        for (size_t j = 0; o->logprobs && j != o->tokens.n; j++)
-            free(o->logprobs[j].top); /* tokens.n goes away: output_deinit would miss them */
-        free(o->logprobs);
-        o->logprobs = NULL;
-        o->logprobs_capacity = 0;
+        free_logprobs(o); /* tokens.n goes away: output_deinit would miss them */
         o->tokens = (struct token_list){0};
     }
     r->n_rounds++;
