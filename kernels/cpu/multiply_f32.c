@@ -40,6 +40,10 @@ VEC_FN void add_blocks(const struct tile *t, uint32_t block, int type, int R, in
     const float *x[4];
     vf scale[4][TILE_PANELS], sum[4][TILE_ROWS][TILE_PANELS];
     uint32_t len = 0;
+    /* a few lines at a time: a block's at once would find no room among the pending loads */
+    enum { STEPS = PACK_BLOCK / 8 };
+    const uint32_t ahead_lines = (t->ahead_lines + STEPS - 1) / STEPS;
+    const uint8_t *ahead = t->ahead ? t->ahead + (size_t)block * STEPS * ahead_lines * 64 : NULL;
     TILE_UNROLL for (int b = 0; b < B; b++)
     {
         struct pack_block at = pack_block(s, block + (uint32_t)b);
@@ -54,6 +58,8 @@ VEC_FN void add_blocks(const struct tile *t, uint32_t block, int type, int R, in
         }
     }
     for (uint32_t k = 0; k < len; k += 8) {
+        for (uint32_t i = 0; ahead && i < ahead_lines; i++, ahead += 64)
+            VEC_PREFETCH_L2(ahead);
         TILE_UNROLL for (int i = 0; i < 8; i++)
         {
             TILE_UNROLL for (int b = 0; b < B; b++)
@@ -128,17 +134,17 @@ TILE_SIZES(TILE_I4)
 CPU_RANGE_FN(multiply_f32_f16, cpu_product)
 {
     static const tile_fn one[] = {TILE_SIZES(F16_ONE)}, wide[] = {TILE_SIZES(F16_WIDE)};
-    tile_walk(j, first, end, one, wide);
+    tile_walk(j, first, end, one, wide, true);
 }
 
 CPU_RANGE_FN(multiply_f32_i8, cpu_product)
 {
     static const tile_fn one[] = {TILE_SIZES(I8_ONE)}, wide[] = {TILE_SIZES(I8_WIDE)};
-    tile_walk(j, first, end, one, wide);
+    tile_walk(j, first, end, one, wide, true);
 }
 
 CPU_RANGE_FN(multiply_f32_i4, cpu_product)
 {
     static const tile_fn one[] = {TILE_SIZES(I4_ONE)}, wide[] = {TILE_SIZES(I4_WIDE)};
-    tile_walk(j, first, end, one, wide);
+    tile_walk(j, first, end, one, wide, true);
 }

@@ -218,7 +218,7 @@ TILE_INT_SIZES(TILES_WIDE)
     CPU_RANGE_FN(name, cpu_product)                                                                \
     {                                                                                              \
         static const tile_fn one[] = {TILE_INT_SIZES(ones)}, wide[] = {TILE_INT_SIZES(wides)};     \
-        tile_walk(j, first, end, one, wide);                                                       \
+        tile_walk(j, first, end, one, wide, false);                                                \
     }
 #endif
 

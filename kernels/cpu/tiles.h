@@ -37,10 +37,20 @@ VEC_FN void tile_store(const struct tile *t, uint32_t row, uint32_t panel, vf to
         vf_store_n(y, v, (int)(l->shape.rows - channel));
 }
 
-/* All row tiles visit a group of panels while it is in the cache. one[r - 1] and wide[r - 1] are
- * the kernels for r rows and 1 or TILE_PANELS panels. */
+/* What tile i of several brings in while it works: its part of the `bytes` at `next`. */
+VEC_FN void tile_look_ahead(struct tile *t, uint32_t i, const uint8_t *next, size_t bytes)
+{
+    const uint32_t n_blocks = t->j->l->shape.n_blocks;
+    uint64_t lines = (bytes + 63) / 64, part = (lines + t->j->n_tiles - 1) / t->j->n_tiles;
+    t->ahead = next + i * part * 64;
+    t->ahead_lines = (uint32_t)((part + n_blocks - 1) / n_blocks);
+}
+
+/* All row tiles visit a group of panels while it is in the cache, and the next group comes
+ * meanwhile, if `ahead`: the first tile would wait for memory and the others leave it idle.
+ * one[r - 1] and wide[r - 1] are the kernels for r rows and 1 or TILE_PANELS panels. */
 VEC_FN void tile_walk(const struct cpu_product *j, uint64_t first, uint64_t end, const tile_fn *one,
-                      const tile_fn *wide)
+                      const tile_fn *wide, bool ahead)
 {
     size_t panel_bytes = j->l->shape.panel_bytes;
     uint32_t largest = (j->n_rows + j->n_tiles - 1) / j->n_tiles;
@@ -54,6 +64,9 @@ VEC_FN void tile_walk(const struct cpu_product *j, uint64_t first, uint64_t end,
                              .panel_idx = (uint32_t)p,
                              .row0 = cpu_tile_row(j, i)};
             t.rows = cpu_tile_row(j, i + 1) - t.row0;
+            if (ahead && j->n_tiles > 1 && p + n < end)
+                tile_look_ahead(&t, i, t.panel + n * panel_bytes,
+                                (end - p - n < n ? end - p - n : n) * panel_bytes);
             (n == 1 ? one : wide)[t.rows - 1](&t);
         }
         p += n;
@@ -72,7 +85,6 @@ VEC_FN void tile_walk_groups(const struct cpu_product *j, uint64_t first, uint64
 {
     const struct pack_shape *s = &j->l->shape;
     uint64_t group = s->panel_bytes < TILE_GROUP_BYTES ? TILE_GROUP_BYTES / s->panel_bytes : 1;
-    const uint64_t lines = (s->panel_bytes + 63) / 64;
     for (uint64_t p0 = first; p0 < end; p0 += group) {
         uint64_t n = end - p0 < group ? end - p0 : group;
         for (uint32_t i = 0; i < j->n_tiles; i++)
@@ -82,11 +94,8 @@ VEC_FN void tile_walk_groups(const struct cpu_product *j, uint64_t first, uint64
                                  .panel_idx = (uint32_t)p,
                                  .row0 = cpu_tile_row(j, i)};
                 t.rows = cpu_tile_row(j, i + 1) - t.row0;
-                if (j->n_tiles > 1 && p + n < end) {
-                    uint64_t part = (lines + j->n_tiles - 1) / j->n_tiles;
-                    t.ahead = t.panel + n * s->panel_bytes + i * part * 64;
-                    t.ahead_lines = (uint32_t)((part + s->n_blocks - 1) / s->n_blocks);
-                }
+                if (j->n_tiles > 1 && p + n < end)
+                    tile_look_ahead(&t, i, t.panel + n * s->panel_bytes, s->panel_bytes);
                 fns[t.rows - 1](&t);
             }
     }
