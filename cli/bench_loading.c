@@ -1,7 +1,8 @@
 /* bench_loading.c: `glmd bench loading`: how fast a rank's weights come from files to where the
  * device keeps them, beside what the same threads read from the same files into a buffer that they
- * use again, and beside what it costs to get that much memory from the kernel. All three take turns
- * in one run.
+ * use again, beside what it costs to get that much memory from the kernel, and beside what the bus
+ * carries from page-locked memory to a device that has memory of its own. All take turns in one
+ * run.
  *
  * --cold drops the files from the page cache before every measurement: then it is the disk that
  * counts, read past the page cache (O_DIRECT) for the yardstick.
@@ -64,7 +65,8 @@ struct bench {
     /* state */
     uint64_t bytes[MAX_FILES], total;
     struct weights_report last;
-    struct bench_samples load, read, touch, share, share_both; /* GB/s; shares */
+    struct bench_samples load, read, touch, bus; /* GB/s */
+    struct bench_samples share, share_both, share_bus;
 };
 
 /* -1: go on; otherwise an exit code. */
@@ -149,8 +151,10 @@ static void tear_down(struct bench *b)
     bench_samples_deinit(&b->load);
     bench_samples_deinit(&b->read);
     bench_samples_deinit(&b->touch);
+    bench_samples_deinit(&b->bus);
     bench_samples_deinit(&b->share);
     bench_samples_deinit(&b->share_both);
+    bench_samples_deinit(&b->share_bus);
 }
 
 static void drop_files(const struct bench *b)
@@ -264,6 +268,24 @@ static int measure_touch(const struct bench *b, double *ret_seconds)
     return r;
 }
 
+/* GB/s from page-locked memory to the device's; 0: it has none of its own. */
+static int measure_bus(const struct bench *b, double *ret_rate, struct err *e)
+{
+    const uint64_t bytes = MIN(MAX(b->total, UINT64_C(256) << 20), UINT64_C(4) << 30);
+    int64_t ns = 0;
+    *ret_rate = 0;
+    if (!b->ops->feed->copy_time)
+        return 0;
+    int r = b->ops->feed->copy_time(b->ctx, bytes, &ns);
+    if (r < 0) {
+        char message[256] = "out of memory";
+        (void)b->ops->sync(b->ctx, message, sizeof message);
+        return err_set(e, r, "the bus: %s", message);
+    }
+    *ret_rate = (double)bytes / (double)MAX(ns, INT64_C(1));
+    return 0;
+}
+
 static int measure_load(struct bench *b, double *ret_seconds, struct err *e)
 {
     const struct weights_load load = {.model = b->dir,
@@ -289,13 +311,15 @@ static int measure_load(struct bench *b, double *ret_seconds, struct err *e)
 
 static int run_round(struct bench *b, FILE *out, struct err *e)
 {
-    double load = 0, read[2] = {0}, touch[2] = {0};
+    double load = 0, read[2] = {0}, touch[2] = {0}, bus_rate = 0;
     int r = measure_read(b, &read[0]);
     if (r == 0)
         r = measure_touch(b, &touch[0]);
     if (r < 0)
         return err_set(e, r, "the yardstick: %s", err_name(r));
     r = measure_load(b, &load, e);
+    if (r == 0)
+        r = measure_bus(b, &bus_rate, e);
     if (r < 0)
         return r;
     r = measure_touch(b, &touch[1]);
@@ -308,20 +332,56 @@ static int run_round(struct bench *b, FILE *out, struct err *e)
     /* a rank of several reads less, unless it checks everything */
     double read_rate = total / read_s, load_rate = (double)b->last.read_bytes / load;
     double both_rate = total / (read_s + touch_s);
-    fprintf(out, "%10.3f %10.2f %10.2f %10.2f %7.1f%% %10.1f%%\n", load, load_rate / 1e9,
-            read_rate / 1e9, touch_s > 0 ? total / touch_s / 1e9 : 0.0, 100 * load_rate / read_rate,
-            100 * load_rate / both_rate);
+    fprintf(out, "%10.3f %10.2f %10.2f %10.2f %10.2f %7.1f%% %10.1f%%\n", load, load_rate / 1e9,
+            read_rate / 1e9, touch_s > 0 ? total / touch_s / 1e9 : 0.0, bus_rate,
+            100 * load_rate / read_rate, 100 * load_rate / both_rate);
     fflush(out);
     r = bench_samples_add(&b->load, load_rate / 1e9);
     if (r == 0)
         r = bench_samples_add(&b->read, read_rate / 1e9);
     if (r == 0 && touch_s > 0)
         r = bench_samples_add(&b->touch, total / touch_s / 1e9);
+    if (r == 0 && bus_rate > 0)
+        r = bench_samples_add(&b->bus, bus_rate);
+    if (r == 0 && bus_rate > 0)
+        r = bench_samples_add(&b->share_bus, load_rate / 1e9 / bus_rate);
     if (r == 0)
         r = bench_samples_add(&b->share, load_rate / read_rate);
     if (r == 0)
         r = bench_samples_add(&b->share_both, load_rate / both_rate);
     return r < 0 ? err_set(e, r, "out of memory") : 0;
+}
+
+static int report(struct bench *b, FILE *out, struct err *e)
+{
+    struct bench_summary load = bench_summarize(&b->load), read = bench_summarize(&b->read),
+                         touch = bench_summarize(&b->touch), share = bench_summarize(&b->share),
+                         both = bench_summarize(&b->share_both), bus = bench_summarize(&b->bus),
+                         of_bus = bench_summarize(&b->share_bus);
+    bool has_bus = b->ops->feed->copy_time != NULL;
+    fprintf(out,
+            "\nmedian: %.2f GB/s; reading alone %.2f GB/s, getting memory alone %.2f GB/s; "
+            "share of reading %.2f, of reading and getting memory %.2f\n",
+            load.median, read.median, touch.median, share.median, both.median);
+    if (has_bus)
+        fprintf(out, "the bus alone, from page-locked memory: %.2f GB/s; share of it %.2f\n",
+                bus.median, of_bus.median);
+    else
+        fprintf(out, "the bus: not measured, this device works in the host's memory\n");
+    if (!b->json)
+        return 0;
+    return bench_write_json(
+        b->json,
+        json_pack("{s:s, s:s, s:I, s:I, s:b, s:b, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "bench",
+                  "loading", "version", GLMD_VERSION, "file_bytes", (json_int_t)b->total, "readers",
+                  (json_int_t)b->n_readers, "checksums", !b->no_verify, "cold", b->cold,
+                  "load_gb_per_s", bench_summary_json(&load, 1), "read_gb_per_s",
+                  bench_summary_json(&read, 1), "memory_gb_per_s", bench_summary_json(&touch, 1),
+                  "share_of_read", bench_summary_json(&share, 1), "share_of_read_and_memory",
+                  bench_summary_json(&both, 1), "bus_gb_per_s",
+                  has_bus ? bench_summary_json(&bus, 1) : json_null(), "share_of_bus",
+                  has_bus ? bench_summary_json(&of_bus, 1) : json_null()),
+        e);
 }
 
 static int run(struct bench *b, struct err *e)
@@ -335,8 +395,8 @@ static int run(struct bench *b, struct err *e)
             (double)b->total / 1e9, b->ops->describe(b->ctx), b->n_readers,
             b->no_verify ? "without" : "with",
             b->cold ? "from the disk" : "from the page cache, if it holds them");
-    fprintf(out, "%10s %10s %10s %10s %8s %11s\n", "loading, s", "GB/s", b->cold ? "disk" : "cache",
-            "memory", "of read", "of both");
+    fprintf(out, "%10s %10s %10s %10s %10s %8s %11s\n", "loading, s", "GB/s",
+            b->cold ? "disk" : "cache", "memory", "bus", "of read", "of both");
     double warm;
     if (!b->cold)
         r = measure_read(b, &warm);
@@ -344,25 +404,7 @@ static int run(struct bench *b, struct err *e)
         r = run_round(b, out, e);
     if (r < 0)
         return r;
-    struct bench_summary load = bench_summarize(&b->load), read = bench_summarize(&b->read),
-                         touch = bench_summarize(&b->touch), share = bench_summarize(&b->share),
-                         both = bench_summarize(&b->share_both);
-    fprintf(out,
-            "\nmedian: %.2f GB/s; reading alone %.2f GB/s, getting memory alone %.2f GB/s; "
-            "share of reading %.2f, of reading and getting memory %.2f\n",
-            load.median, read.median, touch.median, share.median, both.median);
-    if (!b->json)
-        return 0;
-    return bench_write_json(
-        b->json,
-        json_pack("{s:s, s:s, s:I, s:I, s:b, s:b, s:o, s:o, s:o, s:o, s:o}", "bench", "loading",
-                  "version", GLMD_VERSION, "file_bytes", (json_int_t)b->total, "readers",
-                  (json_int_t)b->n_readers, "checksums", !b->no_verify, "cold", b->cold,
-                  "load_gb_per_s", bench_summary_json(&load, 1), "read_gb_per_s",
-                  bench_summary_json(&read, 1), "memory_gb_per_s", bench_summary_json(&touch, 1),
-                  "share_of_read", bench_summary_json(&share, 1), "share_of_read_and_memory",
-                  bench_summary_json(&both, 1)),
-        e);
+    return report(b, out, e);
 }
 
 int bench_loading(int argc, char **argv)

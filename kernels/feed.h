@@ -46,6 +46,11 @@ struct k_feed_ops {
                    uint32_t n_rows, const uint16_t *data);
     /* Waits for what was handed over. No thread uses the feed any more. NULL is fine. */
     void (*feed_free)(struct k_feed *f);
+
+    /* How long `bytes` take from page-locked memory of the host to the device, in pieces of
+     * piece_bytes and with nothing else to do: the bus's own rate. The context's thread, without a
+     * feed. 0, -ENOMEM, or -EIO, which sync explains. NULL: there is no bus between them. */
+    int (*copy_time)(struct k_ctx *c, uint64_t bytes, int64_t *ret_ns);
 };
 
 #endif

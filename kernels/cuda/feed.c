@@ -16,6 +16,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/linear.h"
@@ -210,6 +211,41 @@ static struct k_linear *feed_linear_begin(struct k_ctx *c, const struct k_linear
     return l;
 }
 
+static int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* `bytes` by way of both buffers in turn, which hold whatever they hold. */
+static void copy_through(struct k_feed *f, uint64_t bytes)
+{
+    const struct cuda_driver *d = f->ctx->driver;
+    size_t n;
+    for (uint64_t at = 0; at < bytes && !f->error; at += n) {
+        const struct buffer *b = &f->buffers[at / PIECE_BYTES % BUFFERS];
+        n = bytes - at < PIECE_BYTES ? (size_t)(bytes - at) : PIECE_BYTES;
+        check(f, d->copy(b->device, b->host, n, f->copying), "measuring the bus");
+    }
+    if (!f->error)
+        check(f, d->stream_wait(f->copying), "measuring the bus");
+}
+
+static int feed_copy_time(struct k_ctx *c, uint64_t bytes, int64_t *ret_ns)
+{
+    cuda_enter(c);
+    struct k_feed *f = feed_new(c, 1, PIECE_BYTES);
+    if (!f)
+        return c->error ? -EIO : -ENOMEM;
+    copy_through(f, (uint64_t)BUFFERS * PIECE_BYTES); /* the first copies set the bus going */
+    int64_t began_ns = now_ns();
+    copy_through(f, bytes);
+    *ret_ns = now_ns() - began_ns;
+    feed_free(f);
+    return c->error ? -EIO : 0;
+}
+
 const struct k_feed_ops cuda_feed_ops = {
     .piece_rows = PACKED_ROWS,
     .piece_bytes = PIECE_BYTES,
@@ -221,4 +257,5 @@ const struct k_feed_ops cuda_feed_ops = {
     .rows = feed_rows,
     .scales = feed_scales,
     .feed_free = feed_free,
+    .copy_time = feed_copy_time,
 };

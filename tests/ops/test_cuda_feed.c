@@ -165,6 +165,37 @@ static void test_failures(void **state)
     matrix_free(&m);
 }
 
+/* The bus's own rate: so many bytes in pieces by two buffers, behind two that count for nothing; a
+ * failure is memory that is short, or the device's, and nothing is left of either. */
+static void test_copy_time(void **state)
+{
+    (void)state;
+    const size_t piece = glmd_cuda_ops.feed->piece_bytes;
+    static const char *const calls[] = {"none", "alloc_host", "alloc", "copy", "stream_wait"};
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        emulated_driver_reset();
+        struct k_ctx *c = open_device();
+        struct emulated_driver *d = emulated_driver_state();
+        uint64_t copies = d->n_copies;
+        bool short_of = strstr(calls[i], "alloc") != NULL;
+        d->fail = calls[i];
+        d->error = short_of ? EMULATED_OUT_OF_MEMORY : EMULATED_ILLEGAL_ADDRESS;
+        int64_t ns = -1;
+        int rc = glmd_cuda_ops.feed->copy_time(c, 3 * piece + 5, &ns);
+        int expected = i == 0 ? 0 : short_of ? -ENOMEM : -EIO;
+        char message[256] = "";
+        int sync = glmd_cuda_ops.sync(c, message, sizeof message);
+        if (rc != expected || sync != (expected == -EIO ? -EIO : 0))
+            fail_msg("%s: %d, expected %d; sync %d \"%s\"", calls[i], rc, expected, sync, message);
+        if (i == 0) {
+            assert_int_equal(d->n_copies - copies, 2 + 4);
+            assert_true(ns > 0);
+        }
+        glmd_cuda_ops.close(c);
+        assert_nothing_left();
+    }
+}
+
 int main(void)
 {
     if (!emulated_driver_works()) {
@@ -174,6 +205,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_copy_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

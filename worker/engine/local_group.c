@@ -327,6 +327,9 @@ void local_group_close(struct local_group *g)
         for (uint32_t i = 0; i != g->n_threads; i++)
             pthread_join(g->ranks[i].thread, NULL);
     }
+    for (uint32_t i = 0; g->ranks && i != g->n_ranks; i++) /* none has anything of another's open */
+        if (g->ranks[i].engine)
+            engine_drop_comm(g->ranks[i].engine);
     for (uint32_t i = 0; g->ranks && i != g->n_ranks; i++) {
         engine_close(g->ranks[i].engine);
         comm_close(g->ranks[i].comm);
