@@ -62,6 +62,6 @@ set(GLMD_CUDA_SOURCES
   cuda/attention.cu cuda/bench.c cuda/bench_kernels.cu cuda/blas_lt.cu cuda/comm.c cuda/comm_nccl.c
   cuda/comm_peer.c
   cuda/convert.cu cuda/cuda.c cuda/driver_cuda.c cuda/feed.c cuda/graph.c cuda/kv.cu
-  cuda/library.cu cuda/linear.cu cuda/memory.c cuda/nccl_library.c cuda/ops.c cuda/plan.c
+  cuda/library.cu cuda/linear.cu cuda/mailbox.c cuda/memory.c cuda/nccl_library.c cuda/nccl_log.c cuda/ops.c cuda/plan.c
   cuda/rope.cu cuda/rowwise.cu cuda/sample.c cuda/sample.cu cuda/sample_layout.c cuda/step.c
   cuda/sums.cu cuda/variants_f16.cu cuda/variants_i4.cu cuda/variants_i8.cu)

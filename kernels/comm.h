@@ -60,6 +60,14 @@ struct k_comm_group {
     int (*state)(void *context);
 };
 
+/* What has ended since the k_comm was opened, and its time on the device: of a sum with the norm
+ * where both are one kernel, without the addition where NCCL moves the bytes; waiting for other
+ * ranks included. A sum that takes several pieces counts as several. */
+struct k_comm_times {
+    uint64_t n_sums, sum_ns;
+    uint64_t n_gathers, gather_ns;
+};
+
 struct k_comm_ops {
     /* All ranks together. 0; -ENOTSUP: the choice is host, or auto found nothing that works here
      * (no failure: stage through the host); -EINVAL, -ENODEV: what was asked for cannot be had, on
@@ -69,7 +77,8 @@ struct k_comm_ops {
                 uint32_t max_rows, uint32_t cols, struct k_comm **ret, char *message, size_t size);
     /* Ends it and waits for the stream; NULL is fine. */
     void (*close)(struct k_comm *m);
-    /* One line: what moves small and large sums, versions, the network, variables that count. */
+    /* One line: what moves small and large sums, versions, NCCL's network and its ways as far as
+     * they are known by now (cuda/nccl_log.h), variables that count. Until the next call. */
     const char *(*describe)(struct k_comm *m);
     /* x [n_rows, cols] = the sum of x over the ranks. */
     void (*sum)(struct k_comm *m, void *x, uint32_t n_rows, uint32_t cols);
@@ -80,6 +89,8 @@ struct k_comm_ops {
     /* all [size * bytes] = every rank's `own` [bytes], in the order of the ranks. bytes: a multiple
      * of 16; both on the device. */
     void (*gather)(struct k_comm *m, const void *own, size_t bytes, void *all);
+    /* Waits for nothing: the kernels keep the account, in graphs, too. */
+    void (*times)(struct k_comm *m, struct k_comm_times *ret);
     /* Waits for what is enqueued in the context. 0, or the failure that ended the k_comm. */
     int (*wait)(struct k_comm *m, char *message, size_t size);
 };

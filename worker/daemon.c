@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 #include <uv.h>
@@ -17,6 +18,7 @@
 #include "base/mailbox.h"
 #include "base/notify.h"
 #include "base/util.h"
+#include "kernels/cuda/nccl_log.h"
 #include "worker/exit.h"
 #include "worker/worker.h"
 
@@ -234,6 +236,8 @@ int daemon_run(const struct worker_options *o)
     struct daemon d = {.options = o, .identity = {.listen_fd = -1}};
     signal(SIGPIPE, SIG_IGN);
     notify_init();
+    if (!strncmp(o->device, "cuda", 4))
+        nccl_log_prepare(); /* the environment, while there are no threads */
     int code = o->spawned ? follow_parent() : WORKER_EXIT_OK;
     if (!code)
         code = open_model(&d);

@@ -45,8 +45,9 @@ struct runner {
     _Atomic uint64_t counter;
     _Atomic uint64_t loaded_bytes, total_bytes;
     _Atomic uint64_t steps, prefill_tokens, decode_tokens, compute_ns;
-    struct comm_watch_times comm_times;
-    struct process_usage usage; /* loop thread, as of usage_ns */
+    struct comm_watch_times comm_times;   /* through the host */
+    struct comm_watch_times device_times; /* by the device; as of the last step */
+    struct process_usage usage;           /* loop thread, as of usage_ns */
     int64_t usage_ns;
 };
 
@@ -155,6 +156,12 @@ static void publish_stats(struct runner *r)
     atomic_store(&r->prefill_tokens, s.prefill_tokens);
     atomic_store(&r->decode_tokens, s.decode_tokens);
     atomic_store(&r->compute_ns, s.compute_ns);
+    struct k_comm_times t;
+    engine_collective_times(r->engine, &t);
+    atomic_store(&r->device_times.n[COMM_WATCH_REDUCE], t.n_sums);
+    atomic_store(&r->device_times.ns[COMM_WATCH_REDUCE], t.sum_ns);
+    atomic_store(&r->device_times.n[COMM_WATCH_GATHER], t.n_gathers);
+    atomic_store(&r->device_times.ns[COMM_WATCH_GATHER], t.gather_ns);
 }
 
 /* Until a time of clock_now_ns, or until the epoch is over. */
@@ -370,7 +377,7 @@ void runner_progress(struct runner *r, struct session_progress *ret)
 {
     int64_t since = atomic_load(&r->busy_since);
     int64_t now = clock_now_ns();
-    const struct comm_watch_times *t = &r->comm_times;
+    const struct comm_watch_times *t = &r->comm_times, *d = &r->device_times;
     if (now - r->usage_ns >= USAGE_INTERVAL_NS || r->usage_ns == 0) {
         process_usage(&r->usage);
         r->usage_ns = now;
@@ -383,10 +390,14 @@ void runner_progress(struct runner *r, struct session_progress *ret)
         .prefill_tokens = atomic_load(&r->prefill_tokens),
         .decode_tokens = atomic_load(&r->decode_tokens),
         .compute_ns = atomic_load(&r->compute_ns),
-        .all_reduces = atomic_load(&t->n[COMM_WATCH_REDUCE]),
-        .all_reduce_ns = atomic_load(&t->ns[COMM_WATCH_REDUCE]),
-        .all_gathers = atomic_load(&t->n[COMM_WATCH_GATHER]),
-        .all_gather_ns = atomic_load(&t->ns[COMM_WATCH_GATHER]),
+        .all_reduces =
+            atomic_load(&t->n[COMM_WATCH_REDUCE]) + atomic_load(&d->n[COMM_WATCH_REDUCE]),
+        .all_reduce_ns =
+            atomic_load(&t->ns[COMM_WATCH_REDUCE]) + atomic_load(&d->ns[COMM_WATCH_REDUCE]),
+        .all_gathers =
+            atomic_load(&t->n[COMM_WATCH_GATHER]) + atomic_load(&d->n[COMM_WATCH_GATHER]),
+        .all_gather_ns =
+            atomic_load(&t->ns[COMM_WATCH_GATHER]) + atomic_load(&d->ns[COMM_WATCH_GATHER]),
         .link_messages = atomic_load(&t->n[COMM_WATCH_LINK]),
         .link_ns = atomic_load(&t->ns[COMM_WATCH_LINK]),
         .cpu_ns = r->usage.cpu_ns,

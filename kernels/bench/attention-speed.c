@@ -100,7 +100,7 @@ static void unmake(struct bench *b)
 {
     free(b->positions);
     free(b->blocks);
-    if (!b->c)
+    if (!b->ops || !b->c)
         return;
     for (int i = 0; i < N_TYPES; i++)
         b->ops->kv_free(b->c, b->kv[i]);

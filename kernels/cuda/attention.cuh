@@ -161,6 +161,10 @@ template <int DIM, bool INT8> struct cache_tile {
             return dev_load16(vector + 2 * value);
     }
 
+    DEV_MEMBER static uint32_t anew(uint32_t v)
+    {
+        return v;
+    }
     /* Dimensions [dim, dim + 8) of key `token` of the tile; zeros beyond the sequence. */
     DEV_MEMBER uint4 key(int i, uint32_t token, uint32_t dim) const
     {
@@ -192,7 +196,7 @@ template <int DIM, bool INT8, class Tile>
 DEV_FN void tile_scores(float (&s)[8][4], const Tile &tile, const uint32_t (&q)[DIM / 16][4],
                         float scale, const attention_rows &rows, uint32_t first_key)
 {
-    const uint32_t g = dev_lane() / 4, t = dev_lane() % 4;
+    const uint32_t lane = tile.anew(dev_lane()), g = lane / 4, t = lane % 4;
     DEV_UNROLL
     for (int i = 0; i < 8; i++) {
         DEV_UNROLL
@@ -267,7 +271,7 @@ DEV_FN void tile_weights(uint32_t (&a)[4][4], float (&l)[2], const float (&s)[8]
 template <bool INT8, class Tile>
 DEV_FN void tile_values(float (&o)[8][4], const Tile &tile, const uint32_t (&a)[4][4], int h)
 {
-    const uint32_t g = dev_lane() / 4, t = dev_lane() % 4;
+    const uint32_t lane = tile.anew(dev_lane()), g = lane / 4, t = lane % 4;
     DEV_UNROLL
     for (int n = 0; n < 8; n++)
         DEV_UNROLL

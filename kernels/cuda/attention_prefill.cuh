@@ -36,6 +36,17 @@ template <int DIM, bool INT8> DEV_FN uint32_t value_shift(uint32_t token)
     return (token >> 1 & 3) << 1 & (shared_shape<DIM, INT8>::chunks - 1);
 }
 
+/* What the loop over tiles does not keep in registers: sm_100 and sm_120 have none to spare for it.
+ */
+template <int DIM, bool INT8> DEV_FN uint32_t prefill_anew(uint32_t v)
+{
+#if DEV_ARCH >= 1000
+    return DIM == 128 && !INT8 ? dev_anew(v) : v;
+#else
+    return v;
+#endif
+}
+
 /* A tile in shared memory, as attention.cuh reads it. */
 template <int DIM, bool INT8> struct shared_tile {
     typedef shared_shape<DIM, INT8> shape;
@@ -52,6 +63,10 @@ template <int DIM, bool INT8> struct shared_tile {
             uint4 v = at[vector_at + (dim / 8 ^ shift)];
             return v;
         }
+    }
+    DEV_MEMBER static uint32_t anew(uint32_t v)
+    {
+        return prefill_anew<DIM, INT8>(v);
     }
     DEV_MEMBER uint4 key(int, uint32_t token, uint32_t dim) const
     {
@@ -83,9 +98,9 @@ DEV_FN void fetch_tile(dev_shared<uint4> to, const attention_params &p, const st
                        uint32_t tile, uint32_t kv_head)
 {
     typedef shared_shape<DIM, INT8> shape;
-    const uint32_t limit = s.start + s.n_rows;
+    const uint32_t limit = s.start + s.n_rows, thread = prefill_anew<DIM, INT8>(dev_thread());
     DEV_NO_UNROLL /* addresses of all pieces at once do not fit the registers */
-        for (uint32_t i = dev_thread(); i < shape::total; i += PREFILL_THREADS)
+        for (uint32_t i = thread; i < shape::total; i += PREFILL_THREADS)
     {
         const bool is_scale = i >= 2 * shape::vectors;
         const uint32_t j = is_scale ? i - 2 * shape::vectors : i;
@@ -200,6 +215,7 @@ void prefill_kernel(DEV_PARAMS(attention_params) p)
 
     fetch_tile<DIM, INT8>(tiles, p, s, 0, kv_head);
     for (uint32_t i = 0; i < n_tiles; i++) {
+        cta_row = prefill_anew<DIM, INT8>(cta_row);
         if (i + 1 < n_tiles)
             fetch_tile<DIM, INT8>(tiles + (i + 1) % 2 * shape::total, p, s, i + 1, kv_head);
         else
@@ -227,7 +243,7 @@ void prefill_kernel(DEV_PARAMS(attention_params) p)
         }
         dev_barrier(); /* before this tile is overwritten */
     }
-    store_rows<DIM>(p, s, first_row, kv_head, sum, l);
+    store_rows<DIM>(p, s, cta_row + dev_warp() * ATT_ROWS, kv_head, sum, l);
 }
 
 template <int DIM, bool INT8>

@@ -5,6 +5,7 @@
  * attempt ends with a round in which the ranks say how it went (comm_agree).
  */
 #include "kernels/cuda/comm_internal.h"
+#include "kernels/cuda/nccl_log.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -17,7 +18,7 @@
 #define SPIN_NS      INT64_C(2000000) /* of a wait: a step's end is met without sleeping */
 #define SLEEP_NS     INT64_C(50000)
 #define GIVE_UP_NS   INT64_C(30000000000) /* what was given up must come to its end within this */
-#define FACTS_LAYOUT 0x676c6401u
+#define FACTS_LAYOUT 0x676c6402u
 
 extern char **environ;
 
@@ -290,18 +291,30 @@ static int choose(struct k_comm *m, enum k_comm_choice choice, char *message, si
     return with_peers && with_nccl ? -ENOTSUP : 0;
 }
 
-/* Appends " NAME=VALUE" of every variable that NCCL reads. */
+/* Appends " (network NAME, via WAYS)", as far as it is known. */
+static void append_network(char *to, size_t size)
+{
+    struct nccl_log_facts f;
+    nccl_log_read(&f);
+    if (*f.network)
+        snprintf(to + strlen(to), size - strlen(to), " (network %s", f.network);
+    for (int i = 0; *f.network && i < f.n_ways; i++)
+        snprintf(to + strlen(to), size - strlen(to), "%s%s", i ? ", " : ", via ", f.ways[i]);
+    if (*f.network)
+        snprintf(to + strlen(to), size - strlen(to), ")");
+}
+
+/* Appends " NAME=VALUE" of every variable that NCCL reads and somebody has set. */
 static void append_variables(char *to, size_t size)
 {
     for (char **v = environ; *v; v++) {
         size_t at = strlen(to);
-        if (!strncmp(*v, "NCCL_", 5) && at < size)
+        if (!strncmp(*v, "NCCL_", 5) && at < size && !nccl_log_is_own(*v))
             snprintf(to + at, size - at, " %.80s", *v);
     }
 }
 
-/* `reasons`: what auto could not have. */
-static void describe(struct k_comm *m, const char *reasons)
+static void describe(struct k_comm *m)
 {
     char *to = m->description;
     size_t size = sizeof m->description;
@@ -314,9 +327,10 @@ static void describe(struct k_comm *m, const char *reasons)
         int v = m->nccl.version;
         snprintf(to + strlen(to), size - strlen(to), "NCCL %d.%d.%d", v / 10000, v / 100 % 100,
                  v % 100);
+        append_network(to, size);
         append_variables(to, size);
     }
-    snprintf(to + strlen(to), size - strlen(to), "%s", reasons);
+    snprintf(to + strlen(to), size - strlen(to), "%s", m->reasons);
 }
 
 /* ---- the table ---- */
@@ -386,7 +400,7 @@ static int comm_open(struct k_ctx *c, enum k_comm_choice choice, const struct k_
         r = choice == K_COMM_HOST ? -ENOTSUP : choose(m, choice, message, size);
     }
     if (!r) {
-        describe(m, message);
+        snprintf(m->reasons, sizeof m->reasons, "%s", message);
         cuda_graph_release(c);
         *ret = m;
         return 0;
@@ -400,6 +414,7 @@ static int comm_open(struct k_ctx *c, enum k_comm_choice choice, const struct k_
 
 static const char *comm_describe(struct k_comm *m)
 {
+    describe(m); /* NCCL may have connected since it was asked last */
     return m->description;
 }
 
@@ -469,6 +484,16 @@ static void comm_gather(struct k_comm *m, const void *own, size_t bytes, void *a
     }
 }
 
+static void comm_times(struct k_comm *m, struct k_comm_times *ret)
+{
+    const struct sums_times *t = &m->signals->times;
+    *ret = (struct k_comm_times){
+        .n_sums = __atomic_load_n(&t->n[SUMS_SUM], __ATOMIC_RELAXED),
+        .sum_ns = __atomic_load_n(&t->ticks[SUMS_SUM], __ATOMIC_RELAXED) * SUMS_TICK_NS,
+        .n_gathers = __atomic_load_n(&t->n[SUMS_GATHER], __ATOMIC_RELAXED),
+        .gather_ns = __atomic_load_n(&t->ticks[SUMS_GATHER], __ATOMIC_RELAXED) * SUMS_TICK_NS};
+}
+
 static int comm_wait(struct k_comm *m, char *message, size_t size)
 {
     cuda_enter(m->c);
@@ -485,5 +510,6 @@ const struct k_comm_ops cuda_comm_ops = {
     .sum = comm_sum,
     .sum_residual_norm = comm_sum_residual_norm,
     .gather = comm_gather,
+    .times = comm_times,
     .wait = comm_wait,
 };

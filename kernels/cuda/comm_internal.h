@@ -39,8 +39,9 @@ struct nccl_group {
 
 struct peer_group {
     struct sums_mailboxes boxes;
-    void *own;                    /* borrowed from the context: this rank's mailbox */
+    struct cuda_mailbox *own;     /* borrowed from the context: this rank's mailbox */
     void *opened[SUMS_MAX_PEERS]; /* memory of other processes */
+    int held[SUMS_MAX_PEERS];     /* what says so to them (mailbox.h), where `opened` is */
     void *shared;                 /* host memory of all ranks, mapped */
     size_t shared_bytes;
     bool pinned;
@@ -60,6 +61,7 @@ struct k_comm {
     struct sums_signals *signals; /* owned; page-locked */
     int failed;                   /* the first failure; 0 = none */
     char failure[256];
+    char reasons[512]; /* what auto could not have */
     char description[768];
 };
 

@@ -8,6 +8,7 @@
  * looked at until it is done or somebody gives up.
  */
 #include "kernels/cuda/comm_internal.h"
+#include "kernels/cuda/nccl_log.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -121,6 +122,7 @@ int nccl_join(struct k_comm *m, char *why, size_t size)
     char mine[COMM_WHY_BYTES] = "";
     struct nccl_id id;
     g->library = nccl_find(mine, sizeof mine);
+    nccl_log_restart();
     assert(g->library); /* the facts said so */
     g->version = m->facts[m->group.rank].nccl_version;
     g->scratch_elements = memory_nccl_elements((uint32_t)m->group.size, m->max_rows, m->cols);
@@ -160,7 +162,14 @@ static bool enqueued(struct k_comm *m, int result)
     return r == 0;
 }
 
-static void add(struct k_comm *m, uint16_t *x, const uint16_t *parts, size_t n, size_t stride)
+static void mark(struct k_comm *m, enum sums_kind kind, bool ends)
+{
+    cuda_check(m->c, sums_mark(m->control, m->signals, kind, ends, m->c->stream),
+               "the time of a transfer");
+}
+
+static void add(struct k_comm *m, uint16_t *x, const uint16_t *parts, size_t n, size_t stride,
+                bool ends)
 {
     const struct sums_parts p = {.x = x,
                                  .parts = parts,
@@ -168,6 +177,7 @@ static void add(struct k_comm *m, uint16_t *x, const uint16_t *parts, size_t n, 
                                  .stride = stride,
                                  .rank = (uint32_t)m->group.rank,
                                  .size = (uint32_t)m->group.size,
+                                 .ends = ends,
                                  .control = m->control,
                                  .signals = m->signals};
     cuda_check(m->c, sums_of_parts(&p, m->c->stream), "a sum over ranks");
@@ -176,8 +186,9 @@ static void add(struct k_comm *m, uint16_t *x, const uint16_t *parts, size_t n, 
 static void sum_small(struct k_comm *m, uint16_t *x, size_t n)
 {
     struct nccl_group *g = &m->nccl;
+    mark(m, SUMS_SUM, false);
     if (enqueued(m, g->library->all_gather(x, g->scratch, n, NCCL_HALF, g->comm, m->c->stream)))
-        add(m, x, g->scratch, n, n);
+        add(m, x, g->scratch, n, n, true);
 }
 
 /* Every rank's slice has `slice` elements. */
@@ -186,6 +197,7 @@ static void sum_large(struct k_comm *m, uint16_t *x, size_t slice)
     struct nccl_group *g = &m->nccl;
     const struct nccl_library *l = g->library;
     int size = m->group.size, rank = m->group.rank;
+    mark(m, SUMS_SUM, false);
     int result = l->group_start();
     for (int r = 0; r < size && result == NCCL_OK; r++) {
         if (r == rank)
@@ -200,8 +212,9 @@ static void sum_large(struct k_comm *m, uint16_t *x, size_t slice)
     uint16_t *own = x + (size_t)rank * slice;
     if (!enqueued(m, result == NCCL_OK ? ended : result))
         return;
-    add(m, own, g->scratch, slice, slice);
-    (void)enqueued(m, l->all_gather(own, x, slice, NCCL_HALF, g->comm, m->c->stream));
+    add(m, own, g->scratch, slice, slice, false);
+    if (enqueued(m, l->all_gather(own, x, slice, NCCL_HALF, g->comm, m->c->stream)))
+        mark(m, SUMS_SUM, true);
 }
 
 /* NCCL moves bits: what they stand for does not matter. */
@@ -209,7 +222,9 @@ void nccl_gather(struct k_comm *m, const void *own, size_t bytes, void *all)
 {
     struct nccl_group *g = &m->nccl;
     size_t n = bytes / sizeof(uint16_t);
-    (void)enqueued(m, g->library->all_gather(own, all, n, NCCL_HALF, g->comm, m->c->stream));
+    mark(m, SUMS_GATHER, false);
+    if (enqueued(m, g->library->all_gather(own, all, n, NCCL_HALF, g->comm, m->c->stream)))
+        mark(m, SUMS_GATHER, true);
 }
 
 void nccl_sum(struct k_comm *m, uint16_t *x, size_t n)

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/half.h"
+#include "kernels/cuda/mailbox.h"
 
 enum {
     SHARED_CTAS = 2,     /* of a rank whose device others share: they must get on, too */
@@ -97,11 +98,12 @@ static void read_from(struct k_comm *m, void *box)
 /* ---- in the memory of devices ---- */
 
 struct device_offer {
-    int32_t code; /* of the allocation */
+    int32_t code; /* of the mailbox */
     int32_t not_shared;
     uint64_t address; /* for ranks of the same process */
     uint64_t key;     /* rank 0's is the group's */
     struct cuda_shared_memory memory;
+    char name[NAME_BYTES]; /* of the file that who opens the memory locks */
 };
 
 static int random_key(uint64_t *ret)
@@ -109,29 +111,67 @@ static int random_key(uint64_t *ret)
     return getrandom(ret, sizeof *ret, 0) == sizeof *ret ? 0 : -EIO;
 }
 
-/* Peers may write into a mailbox until they have left the group, too: it stays with the context and
- * is used again when all have come together anew. */
-static int make_own(struct k_comm *m, struct device_offer *o)
+/* Whether a rank of the group is in another process. */
+static bool has_processes(const struct k_comm *m)
 {
+    for (int r = 0; r < m->group.size; r++)
+        if (m->facts[r].process != m->facts[m->group.rank].process)
+            return true;
+    return false;
+}
+
+/* Peers may write into a mailbox until they have left the group, too: it stays with the context and
+ * is used again when all of them have closed it. */
+static int make_own(struct k_comm *m, struct device_offer *o, char *why, size_t size)
+{
+    static_assert(sizeof o->name == sizeof m->peer.own->name, "a name of a file");
     struct k_ctx *c = m->c;
     struct peer_group *p = &m->peer;
     size_t bytes = mailbox_bytes(m);
-    if (c->mailbox && c->mailbox_bytes != bytes) {
-        cuda_free(c, c->mailbox);
-        c->mailbox = NULL;
+    int r = mailbox_get(c, bytes, has_processes(m), &p->own);
+    if (r == -ENOMEM) {
+        snprintf(why, size, "out of memory: a mailbox for peers");
+        return r;
     }
-    if (!c->mailbox)
-        c->mailbox = cuda_new(c, bytes);
-    if (!c->mailbox)
-        return -ENOMEM;
-    c->mailbox_bytes = bytes;
-    p->own = c->mailbox;
-    cuda_check(c, c->driver->clear(p->own, bytes, c->stream), "clearing a mailbox");
+    if (r) {
+        snprintf(why, size, "a mailbox for peers: %s",
+                 r == -EBUSY ? "peers that have left have not closed theirs" : strerror(-r));
+        return -ENODEV;
+    }
+    cuda_check(c, c->driver->clear(p->own->memory, bytes, c->stream), "clearing a mailbox");
     cuda_wait(c, "clearing a mailbox"); /* before peers write */
-    o->address = (uintptr_t)p->own;
-    o->not_shared = c->driver->share(p->own, &o->memory);
+    o->address = (uintptr_t)p->own->memory;
+    o->not_shared = c->driver->share(p->own->memory, &o->memory);
+    memcpy(o->name, p->own->name, sizeof o->name);
     (void)c->driver->last_error();
     return random_key(&o->key);
+}
+
+/* The mailbox of rank `r`, in another process. */
+static int open_shared(struct k_comm *m, int r, const struct device_offer *o, char *why,
+                       size_t size)
+{
+    const struct cuda_driver *d = m->c->driver;
+    struct peer_group *p = &m->peer;
+    int fd = -1, failed = mailbox_hold(o->name, &fd);
+    if (failed) {
+        snprintf(why, size, "the mailbox of rank %d cannot be held: %s", r, strerror(-failed));
+        return -ENODEV;
+    }
+    int error = o->not_shared;
+    if (!error)
+        error = d->share_open(&o->memory, &p->opened[r]);
+    if (!error) {
+        p->held[r] = fd;
+        add_target(m, p->opened[r]);
+        return 0;
+    }
+    close(fd);
+    p->opened[r] = NULL;
+    snprintf(why, size, "%s does not reach the memory of rank %d on %.15s: %s",
+             m->facts[m->group.rank].pci_bus, r, m->facts[r].pci_bus, d->error_text(error));
+    (void)d->last_error();
+    return -ENODEV;
 }
 
 /* A peer's mailbox as this device sees it. */
@@ -139,27 +179,16 @@ static int reach(struct k_comm *m, int r, const struct device_offer *o, char *wh
 {
     const struct cuda_driver *d = m->c->driver;
     const struct comm_facts *peer = &m->facts[r];
-    if (peer->process == m->facts[m->group.rank].process) {
-        bool can = false;
-        int error = d->reach(m->c->device, peer->device, &can);
-        if (!error && can) {
-            add_target(m, (void *)(uintptr_t)o->address);
-            return 0;
-        }
-        snprintf(why, size, "cuda:%d does not reach the memory of cuda:%d%s%s", m->c->device,
-                 peer->device, error ? ": " : "", error ? d->error_text(error) : "");
-    } else {
-        int error = o->not_shared;
-        if (!error)
-            error = d->share_open(&o->memory, &m->peer.opened[r]);
-        if (!error) {
-            add_target(m, m->peer.opened[r]);
-            return 0;
-        }
-        m->peer.opened[r] = NULL;
-        snprintf(why, size, "%s does not reach the memory of rank %d on %.15s: %s",
-                 m->facts[m->group.rank].pci_bus, r, peer->pci_bus, d->error_text(error));
+    if (peer->process != m->facts[m->group.rank].process)
+        return open_shared(m, r, o, why, size);
+    bool can = false;
+    int error = d->reach(m->c->device, peer->device, &can);
+    if (!error && can) {
+        add_target(m, (void *)(uintptr_t)o->address);
+        return 0;
     }
+    snprintf(why, size, "cuda:%d does not reach the memory of cuda:%d%s%s", m->c->device,
+             peer->device, error ? ": " : "", error ? d->error_text(error) : "");
     (void)d->last_error();
     return -ENODEV;
 }
@@ -168,21 +197,25 @@ static int join_devices(struct k_comm *m, char *why, size_t size)
 {
     struct device_offer mine = {0}, all[SUMS_MAX_PEERS];
     cuda_enter(m->c);
-    mine.code = make_own(m, &mine);
+    char reason[COMM_WHY_BYTES] = "";
+    mine.code = make_own(m, &mine, reason, sizeof reason);
     int r = m->group.all_gather(m->group.context, &mine, sizeof mine, all);
     if (r)
         return comm_fail(m, r, "the group ended while mailboxes were opened");
-    char reason[COMM_WHY_BYTES] = "out of memory: a mailbox for peers";
     int code = mine.code;
     for (int i = 0; i < m->group.size && !code; i++) {
         code = all[i].code; /* that rank says why */
+        all[i].name[NAME_BYTES - 1] = '\0';
         if (!code && i != m->group.rank)
             code = reach(m, i, &all[i], reason, sizeof reason);
     }
     m->peer.boxes.key = all[0].key;
     if (!code)
-        read_from(m, m->peer.own);
-    return comm_agree(m, code, reason, why, size);
+        read_from(m, m->peer.own->memory);
+    code = comm_agree(m, code, reason, why, size);
+    if (m->peer.own)
+        mailbox_unlink(m->peer.own); /* all have it open, or it is not used */
+    return code;
 }
 
 /* ---- in page-locked host memory ---- */
@@ -354,9 +387,12 @@ void peer_leave(struct k_comm *m)
     struct peer_group *p = &m->peer;
     const struct cuda_driver *d = m->c->driver;
     (void)d->use(m->c->device);
-    for (int r = 0; r < SUMS_MAX_PEERS; r++)
-        if (p->opened[r])
-            (void)d->share_close(p->opened[r]);
+    for (int r = 0; r < SUMS_MAX_PEERS; r++) {
+        if (!p->opened[r])
+            continue;
+        (void)d->share_close(p->opened[r]);
+        close(p->held[r]); /* behind it: now the owner may free the memory */
+    }
     if (p->pinned)
         (void)d->unpin(p->shared);
     if (p->shared)

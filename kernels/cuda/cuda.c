@@ -1,11 +1,15 @@
 /* cuda.c: the context of the CUDA backend: opening, memory, errors. */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/mailbox.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define MAILBOX_WAIT_NS INT64_C(3000000000) /* peers close as soon as they see that an epoch ends  \
+                                             */
 
 /* ---- errors ---- */
 
@@ -155,7 +159,7 @@ void cuda_close(struct k_ctx *c)
     cuda_free(c, c->attention);
     cuda_free(c, c->attention_counters);
     cuda_free(c, c->stage_device);
-    cuda_free(c, c->mailbox);
+    mailbox_free_all(c);
     if (c->stage_host)
         (void)d->free_host(c->stage_host);
     if (c->stream)
@@ -198,6 +202,7 @@ int cuda_open(const struct k_open_params *p, struct k_ctx **ret, char *message, 
     c->max_rows = p->max_rows;
     c->max_cols = p->max_cols;
     c->max_seq = p->max_seq;
+    c->mailbox_wait_ns = MAILBOX_WAIT_NS;
     if (p->no_graphs) {
         c->graphs.off = true;
         snprintf(c->graphs.why, sizeof c->graphs.why, "as configured");

@@ -27,6 +27,7 @@ enum {
     CUDA_KV_GROUP = 16, /* tokens that one piece of a block holds: block_tokens is a multiple */
     CUDA_ATTENTION_ROWS = 16, /* rows of q that one warp takes on */
     CUDA_ATTENTION_KEYS = 64, /* keys of a tile: the unit of all sums */
+    CUDA_MAX_MAILBOXES = 4,   /* one in use; those that peers of ended epochs have not closed */
     CUDA_MAX_GRAPHS = 64,
     CUDA_MAX_DECODE_ROWS = 256, /* of a step that is recorded */
 };
@@ -80,6 +81,14 @@ struct cuda_graphs {
     uint64_t n_replays, n_enqueued;
 };
 
+/* mailbox.h */
+struct cuda_mailbox {
+    void *memory; /* NULL: there is none */
+    size_t bytes;
+    int lock;      /* descriptor of the file that its users lock; -1: none */
+    char name[64]; /* of that file; "": nobody else is to open it */
+};
+
 struct k_ctx {
     /* set once */
     const struct cuda_driver *driver;
@@ -102,8 +111,9 @@ struct k_ctx {
     size_t n_attention_counters;
     struct cuda_products *products; /* linear.h; NULL in tests of the other operations */
     void (*close_products)(struct k_ctx *c);
-    void *mailbox; /* for comm_peer.c: outlives the comm whose peers wrote into it */
-    size_t mailbox_bytes;
+    struct cuda_mailbox mailboxes[CUDA_MAX_MAILBOXES]; /* they outlive the comms whose peers write
+                                                          into them */
+    int64_t mailbox_wait_ns; /* for peers that have one open, when the context is closed */
     /* borrowed: the comm that sums over ranks, and what it does before anyone waits for the stream,
      * in which its sums may wait for other ranks; NULL = none */
     struct k_comm *comm;

@@ -80,6 +80,40 @@ DEV_FN unsigned dev_warp()
     return dev_thread() / DEV_WARP;
 }
 
+/* Of the math library, the device's or the host's: not the same in the last places. */
+DEV_FN float dev_exp(float v)
+{
+    return expf(v);
+}
+DEV_FN float dev_exp2(float v)
+{
+    return exp2f(v);
+}
+DEV_FN float dev_log(float v)
+{
+    return logf(v);
+}
+DEV_FN float dev_erf(float v)
+{
+    return erff(v);
+}
+DEV_FN float dev_tanh(float v)
+{
+    return tanhf(v);
+}
+DEV_FN float dev_abs(float v)
+{
+    return fabsf(v);
+}
+DEV_FN float dev_floor(float v)
+{
+    return floorf(v);
+}
+DEV_FN float dev_round_even(float v)
+{
+    return rintf(v);
+}
+
 DEV_FN uint32_t dev_half2(float lo, float hi)
 {
     return (uint32_t)dev_to_half(lo) | (uint32_t)dev_to_half(hi) << 16;

@@ -96,6 +96,14 @@ DEV_FN void dev_spin()
     __nanosleep(64);
 }
 
+/* v, of which the compiler does not know that it is v: what follows from it is computed where it is
+ * used and not kept in registers through a loop. */
+DEV_FN uint32_t dev_anew(uint32_t v)
+{
+    asm volatile("" : "+r"(v));
+    return v;
+}
+
 /* Waits for the kernel in front, of which this one may be an overlapping successor. */
 DEV_FN void dev_grid_wait()
 {
@@ -356,26 +364,6 @@ DEV_FN float dev_fma(float a, float b, float c)
 {
     return __fmaf_rn(a, b, c);
 }
-DEV_FN float dev_exp(float v)
-{
-    return expf(v);
-}
-DEV_FN float dev_exp2(float v)
-{
-    return exp2f(v);
-}
-DEV_FN float dev_log(float v)
-{
-    return logf(v);
-}
-DEV_FN float dev_erf(float v)
-{
-    return erff(v);
-}
-DEV_FN float dev_tanh(float v)
-{
-    return tanhf(v);
-}
 DEV_FN float dev_sqrt(float v)
 {
     return __fsqrt_rn(v);
@@ -387,18 +375,6 @@ DEV_FN float dev_rsqrt(float v)
 DEV_FN float dev_div(float a, float b)
 {
     return __fdiv_rn(a, b);
-}
-DEV_FN float dev_abs(float v)
-{
-    return fabsf(v);
-}
-DEV_FN float dev_floor(float v)
-{
-    return floorf(v);
-}
-DEV_FN float dev_round_even(float v)
-{
-    return rintf(v);
 }
 DEV_FN uint32_t dev_float_bits(float v)
 {

@@ -347,6 +347,10 @@ DEV_FN void dev_spin()
 {
     emu_spin();
 }
+DEV_FN uint32_t dev_anew(uint32_t v)
+{
+    return v;
+}
 DEV_FN void dev_grid_wait() {}
 DEV_FN void dev_grid_release() {}
 

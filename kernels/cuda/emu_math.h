@@ -53,26 +53,6 @@ DEV_FN float dev_fma(float a, float b, float c)
 {
     return fmaf(a, b, c);
 }
-DEV_FN float dev_exp(float v)
-{
-    return expf(v);
-}
-DEV_FN float dev_exp2(float v)
-{
-    return exp2f(v);
-}
-DEV_FN float dev_log(float v)
-{
-    return logf(v);
-}
-DEV_FN float dev_erf(float v)
-{
-    return erff(v);
-}
-DEV_FN float dev_tanh(float v)
-{
-    return tanhf(v);
-}
 DEV_FN float dev_sqrt(float v)
 {
     return sqrtf(v);
@@ -84,18 +64,6 @@ DEV_FN float dev_rsqrt(float v)
 DEV_FN float dev_div(float a, float b)
 {
     return a / b;
-}
-DEV_FN float dev_abs(float v)
-{
-    return fabsf(v);
-}
-DEV_FN float dev_floor(float v)
-{
-    return floorf(v);
-}
-DEV_FN float dev_round_even(float v)
-{
-    return rintf(v);
 }
 DEV_FN uint32_t dev_float_bits(float v)
 {

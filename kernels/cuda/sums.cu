@@ -3,6 +3,7 @@
 
 #include <cassert>
 
+#include "kernels/cuda/dev_clock.h"
 #include "kernels/cuda/norm.cuh"
 
 namespace
@@ -16,6 +17,35 @@ const uint32_t spins_cap = ~0u;
 const uint32_t spins_cap = 4096; /* all fibers have had their turn so often */
 #endif
 
+/* ---- times ---- */
+
+/* One thread of the device at a time: sums come one behind the other. */
+DEV_FN void count_one(sums_control *control, sums_signals *signals, uint32_t kind, uint32_t began)
+{
+    const uint64_t n = control->times.n[kind] + 1;
+    const uint64_t ticks = control->times.ticks[kind] + (uint32_t)(dev_ticks() - began);
+    control->times.n[kind] = n;
+    control->times.ticks[kind] = ticks;
+    *(volatile uint64_t *)&signals->times.n[kind] = n; /* the host looks at it now and then */
+    *(volatile uint64_t *)&signals->times.ticks[kind] = ticks;
+}
+
+struct mark_params {
+    struct sums_control *control;
+    struct sums_signals *signals;
+    uint32_t kind, ends;
+};
+
+DEV_KERNEL(DEV_WARP, 1) void mark_kernel(DEV_PARAMS(mark_params) p)
+{
+    if (dev_thread())
+        return;
+    if (p.ends)
+        count_one(p.control, p.signals, p.kind, p.control->began);
+    else
+        p.control->began = dev_ticks();
+}
+
 /* ---- parts ---- */
 
 DEV_KERNEL(PARTS_THREADS, 2) void parts_kernel(DEV_PARAMS(sums_parts) p)
@@ -24,6 +54,8 @@ DEV_KERNEL(PARTS_THREADS, 2) void parts_kernel(DEV_PARAMS(sums_parts) p)
     if (i == 0) { /* the transfer in front of this kernel has ended */
         uint32_t number = p.control->number + 1;
         p.control->number = number;
+        if (p.ends)
+            count_one(p.control, p.signals, SUMS_SUM, p.control->began);
         dev_store_release(&p.signals->number, number);
     }
     if (i >= p.n)
@@ -144,11 +176,14 @@ DEV_FN bool have_come(const sums_mailboxes &m, bool waits, uint32_t from, size_t
     return !give_up;
 }
 
-/* The last CTA ends the sum. */
-DEV_FN void end_sum(const sums_mailboxes &m, uint32_t n_ctas, uint32_t number)
+/* The last CTA ends the sum. All of them began at about the same time: `began` is its own. */
+DEV_FN void end_sum(const sums_mailboxes &m, uint32_t n_ctas, uint32_t number, uint32_t kind,
+                    dev_shared<uint32_t> began)
 {
     if (dev_thread() == 0 && dev_atomic_add(&m.control->n_ended, 1) + 1 == n_ctas) {
         m.control->n_ended = 0;
+        const uint32_t ticks = began[0];
+        count_one(m.control, m.signals, kind, ticks);
         dev_store_release(&m.control->number, number);
         dev_store_release(&m.signals->number, number);
     }
@@ -158,6 +193,7 @@ template <int ITEMS> DEV_KERNEL(NORM_THREADS, 1) void peers_kernel(DEV_PARAMS(pe
 {
     DEV_SHARED(float, parts, 2 * NORM_WARPS);
     DEV_SHARED(uint32_t, failed, 1);
+    DEV_SHARED(uint32_t, began, 1);
     const sums_mailboxes &m = p.m;
     if (dev_cta_x() >= p.n_ctas) {
         prefetch_next(p);
@@ -165,8 +201,10 @@ template <int ITEMS> DEV_KERNEL(NORM_THREADS, 1) void peers_kernel(DEV_PARAMS(pe
     }
     const uint32_t number = dev_load_acquire(&m.control->number) + 1;
     const size_t parity = number & 1;
-    if (dev_thread() == 0)
+    if (dev_thread() == 0) {
         failed[0] = 0;
+        began[0] = dev_ticks();
+    }
     send_rows(m, p.norm.x, p.n_rows, (size_t)p.n_rows * m.cols, p.n_ctas, number, parity);
     for (uint32_t row = dev_cta_x(); row < p.n_rows; row += p.n_ctas) {
         const uint32_t from = dev_thread();
@@ -178,7 +216,7 @@ template <int ITEMS> DEV_KERNEL(NORM_THREADS, 1) void peers_kernel(DEV_PARAMS(pe
         if (p.norm.y)
             norm_row<ITEMS>(p.norm, (size_t)row * m.cols, x, parts);
     }
-    end_sum(m, p.n_ctas, number);
+    end_sum(m, p.n_ctas, number, SUMS_SUM, began + 0);
 }
 
 /* ---- two shots: a row is added up by one rank, which sends the sum to the others ---- */
@@ -265,12 +303,15 @@ template <int ITEMS> DEV_KERNEL(NORM_THREADS, 1) void peers_twice_kernel(DEV_PAR
 {
     DEV_SHARED(float, parts, 2 * NORM_WARPS);
     DEV_SHARED(uint32_t, failed, 1);
+    DEV_SHARED(uint32_t, began, 1);
     const sums_mailboxes &m = p.m;
     const uint32_t number = dev_load_acquire(&m.control->number) + 1;
     const size_t parity = number & 1, flags = parity * m.size * m.row_cap;
     const uint32_t thread = dev_thread();
-    if (thread == 0)
+    if (thread == 0) {
         failed[0] = 0;
+        began[0] = dev_ticks();
+    }
     send_to_owners(p, number, parity);
     bool go = true;
     for (int own = 1; own >= 0; own--)
@@ -292,7 +333,7 @@ template <int ITEMS> DEV_KERNEL(NORM_THREADS, 1) void peers_twice_kernel(DEV_PAR
             if (p.norm.y)
                 norm_row<ITEMS>(p.norm, (size_t)row * m.cols, x, parts);
         }
-    end_sum(m, p.n_ctas, number);
+    end_sum(m, p.n_ctas, number, SUMS_SUM, began + 0);
 }
 
 /* ---- what all ranks have, one behind the other ---- */
@@ -306,12 +347,15 @@ struct gather_params {
 DEV_KERNEL(NORM_THREADS, 1) void gather_peers_kernel(DEV_PARAMS(gather_params) p)
 {
     DEV_SHARED(uint32_t, failed, 1);
+    DEV_SHARED(uint32_t, began, 1);
     const sums_mailboxes &m = p.m;
     const sums_gather &g = p.g;
     const uint32_t number = dev_load_acquire(&m.control->number) + 1;
     const size_t parity = number & 1;
-    if (dev_thread() == 0)
+    if (dev_thread() == 0) {
         failed[0] = 0;
+        began[0] = dev_ticks();
+    }
     send_rows(m, g.own, p.n_rows, g.n, dev_grid_x(), number, parity);
     for (uint32_t row = dev_cta_x(); row < p.n_rows; row += dev_grid_x()) {
         const uint32_t from = dev_thread();
@@ -328,7 +372,7 @@ DEV_KERNEL(NORM_THREADS, 1) void gather_peers_kernel(DEV_PARAMS(gather_params) p
                                         : dev_load16_system(m.source[r] + there));
         }
     }
-    end_sum(m, dev_grid_x(), number);
+    end_sum(m, dev_grid_x(), number, SUMS_GATHER, began + 0);
 }
 
 int run_peers(peers_params p, struct CUstream_st *stream)
@@ -356,6 +400,7 @@ int run_peers(peers_params p, struct CUstream_st *stream)
 
 } // namespace
 
+static_assert((int)DEV_TICK_NS == (int)SUMS_TICK_NS, "one unit of times");
 static_assert((int)SUMS_MAX_COLS == (int)NORM_MAX_COLS && (int)SUMS_PIECE == (int)NORM_PIECE,
               "one layout of a row");
 
@@ -368,6 +413,16 @@ int sums_of_parts(const struct sums_parts *p, struct CUstream_st *stream)
     at.threads = PARTS_THREADS;
     at.stream = stream;
     return dev_run(at, parts_kernel, *p);
+}
+
+int sums_mark(struct sums_control *control, struct sums_signals *signals, enum sums_kind kind,
+              bool ends, struct CUstream_st *stream)
+{
+    struct dev_launch at = {};
+    at.grid = {1, 1, 1};
+    at.threads = DEV_WARP;
+    at.stream = stream;
+    return dev_run(at, mark_kernel, mark_params{control, signals, (uint32_t)kind, ends});
 }
 
 int sums_gather_peers(const struct sums_mailboxes *m, const struct sums_gather *g,

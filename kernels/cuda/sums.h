@@ -37,6 +37,15 @@ enum {
     SUMS_MAX_COLS = 32768, /* of the peers' kernel: what fits into a CTA's registers */
     SUMS_PIECE = 8,        /* columns come in such pieces */
     SUMS_ONE_SHOT_ROWS = 32,
+    SUMS_TICK_NS = 1024,
+};
+
+enum sums_kind { SUMS_SUM, SUMS_GATHER, SUMS_KINDS };
+
+/* What has ended and how long it took on the device: from its kernel's beginning, or that of NCCL's
+ * transfer, waiting for the other ranks included. */
+struct sums_times {
+    uint64_t n[SUMS_KINDS], ticks[SUMS_KINDS]; /* of SUMS_TICK_NS */
 };
 
 /* On the device; the kernels' own. */
@@ -44,13 +53,16 @@ struct sums_control {
     uint32_t number;  /* of the last sum that has ended */
     uint32_t n_ended; /* CTAs of the running one */
     uint32_t failed;  /* nothing is waited for any more */
+    uint32_t began;   /* of a transfer, in ticks: sums_mark */
+    struct sums_times times;
 };
 
 /* Page-locked: between the host and the kernels. */
 struct sums_signals {
-    uint32_t number; /* as in the control: progress */
-    uint32_t failed; /* a peer's flag did not come */
-    uint32_t stop;   /* written by the host: give up */
+    uint32_t number;         /* as in the control: progress */
+    uint32_t failed;         /* a peer's flag did not come */
+    uint32_t stop;           /* written by the host: give up */
+    struct sums_times times; /* as in the control */
 };
 
 /* x[n] = sum over the ranks: part r lies at parts + r * stride, that of `rank` in x. */
@@ -59,10 +71,15 @@ struct sums_parts {
     const uint16_t *parts;
     size_t n, stride; /* multiples of SUMS_PIECE */
     uint32_t rank, size;
+    bool ends; /* the transfer that sums_mark has begun */
     struct sums_control *control;
     struct sums_signals *signals;
 };
 int sums_of_parts(const struct sums_parts *p, struct CUstream_st *stream);
+
+/* Enqueues a look at the device's clock: where a transfer begins, or where it ends and counts. */
+int sums_mark(struct sums_control *control, struct sums_signals *signals, enum sums_kind kind,
+              bool ends, struct CUstream_st *stream);
 
 /* Where a rank writes and reads. Addresses of parity 0; the other one lies behind it. */
 struct sums_mailboxes {

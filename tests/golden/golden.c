@@ -223,3 +223,20 @@ double golden_logprob(const float *row, uint32_t vocab, int32_t token)
         sum += exp((double)row[i] - max);
     return (double)row[token] - max - log(sum);
 }
+
+const char *golden_gpu(void)
+{
+    const char *device = getenv("GLMD_GPU") ? getenv("GLMD_GPU") : "cuda:0";
+    char message[512] = "";
+    const struct k_open_params p = {
+        .device = device, .mode = K_MODE_FP16, .max_rows = 1, .max_cols = 8, .max_seq = 1};
+    const struct k_ops *ops = k_backend("cuda", message, sizeof message);
+    struct k_ctx *c;
+    if (!ops || ops->open(&p, &c, message, sizeof message) != 0) {
+        print_message("skipped: %s\n", message);
+        return NULL;
+    }
+    print_message("%s\n", ops->describe(c));
+    ops->close(c);
+    return device;
+}

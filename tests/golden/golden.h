@@ -96,6 +96,9 @@ const float *golden_logits(struct golden_engine *g, const int32_t *ids, const in
 /* blocks[i] = first + i for a whole sequence. */
 void golden_blocks(uint32_t first, uint32_t blocks[GOLDEN_BLOCKS_PER_SEQ]);
 
+/* GLMD_GPU, or cuda:0 where it is not set; NULL: it cannot be opened, and it was said why. */
+const char *golden_gpu(void);
+
 /* log softmax(row)[token] in double. */
 double golden_logprob(const float *row, uint32_t vocab, int32_t token);
 

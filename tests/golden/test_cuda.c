@@ -172,10 +172,17 @@ static void test_collectives(void **state)
         r.o.device = "cuda";
         r.o.n_slots = 1;
         golden_open(&g, &r.o);
+        struct err e = ERR_INIT;
+        uint64_t hash = 0;
+        if (local_group_known_answer(g.group, &hash, &e))
+            fail_msg("%s", e.message);
         for (uint32_t rank = 0; rank != r.o.tp * MAX(r.o.pp, 1u); rank++) {
             const char *found = engine_collectives(local_group_engine(g.group, rank));
             if (!strstr(found, cases[i].words))
                 fail_msg("rank %u: \"%s\", expected \"%s\"", rank, found, cases[i].words);
+            struct k_comm_times t;
+            engine_collective_times(local_group_engine(g.group, rank), &t);
+            assert_true(t.n_sums > 0 && t.sum_ns > 0); /* of the known answer */
         }
         golden_close(&g);
         emulated_driver_reset();
@@ -352,18 +359,9 @@ static void test_open_refusals(void **state)
 int main(void)
 {
 #ifdef ON_A_GPU
-    device = getenv("GLMD_GPU") ? getenv("GLMD_GPU") : "cuda:0";
-    char message[512] = "";
-    const struct k_open_params p = {
-        .device = device, .mode = K_MODE_FP16, .max_rows = 1, .max_cols = 8, .max_seq = 1};
-    const struct k_ops *ops = k_backend("cuda", message, sizeof message);
-    struct k_ctx *c;
-    if (!ops || ops->open(&p, &c, message, sizeof message) != 0) {
-        print_message("skipped: %s\n", message);
+    device = golden_gpu();
+    if (!device)
         return 77;
-    }
-    print_message("%s\n", ops->describe(c));
-    ops->close(c);
 #else
     if (!emulated_driver_works()) {
         print_message("skipped: fibers and ThreadSanitizer do not go together\n");

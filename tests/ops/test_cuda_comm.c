@@ -155,6 +155,7 @@ static void end(struct group *g, struct rank *ranks)
     assert_int_equal(d->allocated, 0);
     assert_int_equal(d->host_allocated, 0);
     assert_int_equal(d->n_shared, 0);
+    assert_int_equal(d->n_freed_open, 0); /* peers first */
     assert_int_equal(d->n_pinned, 0);
     assert_int_equal(emulated_nccl_state()->n_comms, 0);
     emulated_driver_reset();
@@ -232,6 +233,51 @@ static void check_sum(struct rank *ranks, uint32_t n_rows, uint32_t seed)
     take(ranks);
 }
 
+static int gather_values(struct rank *r)
+{
+    enum { N = 64 };
+    uint16_t own[N], *all = op_malloc((size_t)r->group->size * sizeof own);
+    for (size_t i = 0; i < N; i++)
+        own[i] = value((uint32_t)r->number, i, 7);
+    void *from = cuda_new(r->ctx, sizeof own);
+    void *to = cuda_new(r->ctx, (size_t)r->group->size * sizeof own);
+    cuda_upload_bytes(r->ctx, from, own, sizeof own);
+    glmd_cuda_ops.comm->gather(r->comm, from, sizeof own, to);
+    int result = glmd_cuda_ops.comm->wait(r->comm, r->message, MESSAGE);
+    cuda_download_bytes(r->ctx, all, to, (size_t)r->group->size * sizeof own);
+    for (size_t i = 0; i < (size_t)r->group->size * N && !result; i++)
+        result = all[i] == value((uint32_t)(i / N), i % N, 7) ? 0 : -EBADMSG;
+    cuda_free(r->ctx, from);
+    cuda_free(r->ctx, to);
+    free(all);
+    return result;
+}
+
+/* One more sum and one more gathering are one more of each on every rank, which take some time that
+ * nobody has to wait for to know it. */
+static void check_times(struct rank *ranks)
+{
+    struct k_comm_times before[MAX_RANKS], after, again;
+    const struct k_comm_ops *op = glmd_cuda_ops.comm;
+    for (int r = 0; r < ranks[0].group->size; r++)
+        op->times(ranks[r].comm, &before[r]);
+    check_sum(ranks, 1, 3);
+    run(ranks, gather_values);
+    expect_all(ranks, 0, NULL);
+    const struct emulated_driver *d = emulated_driver_state();
+    uint64_t waits = d->n_waits + d->n_event_waits + d->n_copies;
+    for (int r = 0; r < ranks[0].group->size; r++) {
+        op->times(ranks[r].comm, &after);
+        op->times(ranks[r].comm, &again);
+        assert_int_equal(after.n_sums, before[r].n_sums + 1);
+        assert_int_equal(after.n_gathers, before[r].n_gathers + 1);
+        assert_true(after.sum_ns >= before[r].sum_ns && after.gather_ns >= before[r].gather_ns);
+        assert_true(after.sum_ns > 0 && after.sum_ns < UINT64_C(3600000000000));
+        assert_memory_equal(&after, &again, sizeof after);
+    }
+    assert_int_equal(d->n_waits + d->n_event_waits + d->n_copies, waits);
+}
+
 /* ---- bits ---- */
 
 enum way { NCCL, PEERS, PROCESSES, PINNED };
@@ -286,6 +332,7 @@ static void test_same_bits(void **state)
             check_sum(ranks, seed % 2 ? cases[i].max_rows : 1, seed);
         if (cases[i].max_rows > 2)
             check_sum(ranks, cases[i].max_rows - 1, 9);
+        check_times(ranks);
         for (uint64_t order = 1; order < 6; order++) { /* some ranks run ahead of others */
             emulated_driver_set_order(order);
             check_sum(ranks, cases[i].max_rows > 5 ? 5 : 1, (uint32_t)order);
@@ -589,6 +636,71 @@ static void test_peer_does_not_come(void **state)
     }
 }
 
+static int leave_or_close(struct rank *r)
+{
+    int result = leave(r); /* in no order between the ranks */
+    return result ? result : close_context(r);
+}
+
+static int leave_but_rank_1(struct rank *r)
+{
+    return r->number == 1 ? 0 : leave(r);
+}
+
+/* Ranks that are processes close their peers' memory before its owner frees it: at the end of an
+ * epoch whose successor has other sizes, when a rank has not left the last one, and when all end
+ * their contexts at once. */
+static void test_order_of_closing(void **state)
+{
+    (void)state;
+    struct group g;
+    struct rank ranks[MAX_RANKS];
+    set_way(PROCESSES);
+    begin(&g, ranks, 3, K_COMM_PEER, 4, 64);
+    run(ranks, join);
+    expect_all(ranks, 0, NULL);
+    check_sum(ranks, 4, 1);
+    run(ranks, leave);
+    g.max_rows = 300; /* another mailbox */
+    g.cols = 8200;
+    run(ranks, join);
+    expect_all(ranks, 0, NULL);
+    check_sum(ranks, 2, 2);
+    assert_int_equal(emulated_driver_state()->n_freed_open, 0);
+
+    run(ranks, leave_but_rank_1); /* it hangs; the others find each other without it */
+    struct rank *one = &ranks[1];
+    struct k_comm *stale = one->comm;
+    void *open_there = ranks[0].ctx->mailboxes[0].memory;
+    struct k_ctx *contexts[3] = {ranks[0].ctx, ranks[1].ctx, ranks[2].ctx};
+    g.size = 2;
+    g.max_rows = 4;
+    g.cols = 64;
+    pthread_barrier_destroy(&g.barrier);
+    pthread_barrier_init(&g.barrier, NULL, 2);
+    ranks[1].ctx = contexts[2];
+    ranks[1].comm = NULL;
+    run(ranks, join);
+    expect_all(ranks, 0, NULL);
+    check_sum(ranks, 4, 3);
+    assert_ptr_equal(ranks[0].ctx->mailboxes[0].memory, open_there); /* neither freed nor used */
+    assert_non_null(ranks[0].ctx->mailboxes[1].memory);
+    assert_int_equal(emulated_driver_state()->n_freed_open, 0);
+    run(ranks, leave);
+    glmd_cuda_ops.comm->close(stale);
+    run(ranks, join); /* it has gone in the end */
+    expect_all(ranks, 0, NULL);
+    assert_null(ranks[0].ctx->mailboxes[0].memory);
+    run(ranks, leave_or_close);
+    cuda_close(contexts[1]);
+    pthread_barrier_destroy(&g.barrier);
+    assert_int_equal(emulated_driver_state()->n_freed_open, 0);
+    assert_int_equal(emulated_driver_state()->n_shared, 0);
+    assert_int_equal(emulated_driver_state()->allocated, 0);
+    emulated_driver_reset();
+    emulated_nccl_reset();
+}
+
 /* Memory is short at any allocation, on some rank: all ranks hear of it, nothing is left. */
 static void test_out_of_memory(void **state)
 {
@@ -629,6 +741,7 @@ int main(void)
         cmocka_unit_test(test_nccl_does_not_come_up),
         cmocka_unit_test(test_nccl_fails_in_a_step),
         cmocka_unit_test(test_peer_does_not_come),
+        cmocka_unit_test(test_order_of_closing),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -18,6 +18,7 @@ std::recursive_mutex lock; /* ranks are threads */
 struct emulated_driver state;
 bool ready, stuck;
 std::map<void *, size_t> device_memory, host_memory;
+std::map<void *, int> opened; /* memory that other processes have open */
 
 int record_hook();
 
@@ -114,6 +115,7 @@ int free_memory(void *p)
     std::lock_guard<std::recursive_mutex> hold(lock);
     auto at = device_memory.find(p);
     assert(at != device_memory.end());
+    state.n_freed_open += opened.count(p) != 0;
     state.allocated -= at->second;
     device_memory.erase(at);
     emu_free(p);
@@ -381,13 +383,16 @@ int share_open(const struct cuda_shared_memory *m, void **ret)
         return e;
     memcpy(ret, m->bytes, sizeof *ret);
     state.n_shared++;
+    opened[*ret]++;
     return 0;
 }
 
-int share_close(void *)
+int share_close(void *p)
 {
     std::lock_guard<std::recursive_mutex> hold(lock);
     state.n_shared--;
+    if (--opened[p] == 0)
+        opened.erase(p);
     return 0;
 }
 

@@ -42,6 +42,7 @@ struct emulated_driver {
     bool (*pending)(void);   /* NULL, or whether the streams hold something that has not run */
     /* counted */
     int64_t n_shared, n_pinned; /* shared memory that is open, page-locked ranges */
+    int64_t n_freed_open;       /* memory that was freed while another process had it open */
     int64_t n_graphs;           /* that are not freed */
     uint64_t n_graph_runs;
     uint64_t n_processes;

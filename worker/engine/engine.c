@@ -370,9 +370,14 @@ void engine_drop_comm(struct engine *g)
     g->comm = NULL;
 }
 
-const char *engine_collectives(const struct engine *g)
+const char *engine_collectives(struct engine *g)
 {
-    return g->model.sums.words;
+    return comm_device_words(&g->model.sums);
+}
+
+void engine_collective_times(const struct engine *g, struct k_comm_times *ret)
+{
+    comm_device_times(&g->model.sums, ret);
 }
 
 void engine_reset(struct engine *g)

@@ -95,7 +95,10 @@ int engine_set_comm(struct engine *g, struct comm *comm, struct err *e);
 /* Before the comm is closed while the engine lives on. */
 void engine_drop_comm(struct engine *g);
 /* What sums over ranks, and why, since the last engine_set_comm; "" before. */
-const char *engine_collectives(const struct engine *g);
+const char *engine_collectives(struct engine *g);
+/* What the device's own collectives have done, in all groups until now; zeros where there are none.
+ */
+void engine_collective_times(const struct engine *g, struct k_comm_times *ret);
 
 /* How decode steps were run; zeros where the device does not record any. Since it was opened. */
 void engine_graphs(const struct engine *g, struct k_graph_stats *ret);

@@ -49,7 +49,7 @@ int comm_device_open(struct comm_device *d, enum k_comm_choice choice, const str
     int r = ops->comm->open(ctx, choice, &group, max_rows, cols, &d->comm, why, sizeof why);
     if (r == 0) {
         d->ops = ops->comm;
-        snprintf(d->words, sizeof d->words, "%s", d->ops->describe(d->comm));
+        (void)comm_device_words(d);
         return 0;
     }
     d->comm = NULL;
@@ -64,9 +64,29 @@ int comm_device_open(struct comm_device *d, enum k_comm_choice choice, const str
 
 void comm_device_close(struct comm_device *d)
 {
+    struct k_comm_times past;
+    comm_device_times(d, &past);
     if (d->comm)
         d->ops->close(d->comm);
-    *d = (struct comm_device){0};
+    *d = (struct comm_device){.past = past};
+}
+
+void comm_device_times(const struct comm_device *d, struct k_comm_times *ret)
+{
+    struct k_comm_times t = {0};
+    if (d->comm)
+        d->ops->times(d->comm, &t);
+    *ret = (struct k_comm_times){.n_sums = d->past.n_sums + t.n_sums,
+                                 .sum_ns = d->past.sum_ns + t.sum_ns,
+                                 .n_gathers = d->past.n_gathers + t.n_gathers,
+                                 .gather_ns = d->past.gather_ns + t.gather_ns};
+}
+
+const char *comm_device_words(struct comm_device *d)
+{
+    if (d->comm)
+        snprintf(d->words, sizeof d->words, "%s", d->ops->describe(d->comm));
+    return d->words;
 }
 
 int comm_device_wait(struct comm_device *d, struct comm *host, struct err *e)

@@ -17,6 +17,7 @@ enum { COMM_DEVICE_WORDS = 768 };
 struct comm_device {
     const struct k_comm_ops *ops;  /* with `comm` */
     struct k_comm *comm;           /* owned; NULL: sums go through the host */
+    struct k_comm_times past;      /* of those that are closed */
     char words[COMM_DEVICE_WORDS]; /* what sums over ranks, and why, for people */
 };
 
@@ -27,6 +28,12 @@ int comm_device_open(struct comm_device *d, enum k_comm_choice choice, const str
                      struct k_ctx *ctx, struct comm *host, uint32_t max_rows, uint32_t cols,
                      struct err *e);
 void comm_device_close(struct comm_device *d);
+
+/* Of all that were opened until now; grows only. Waits for nothing. */
+void comm_device_times(const struct comm_device *d, struct k_comm_times *ret);
+
+/* `words`, as of now: NCCL connects when it is used. */
+const char *comm_device_words(struct comm_device *d);
 
 /* Waits for the device. A failure of its sums ends the host's comm, too. */
 int comm_device_wait(struct comm_device *d, struct comm *host, struct err *e);
