@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAILBOX_WAIT_NS INT64_C(3000000000) /* peers close as soon as they see that an epoch ends  \
-                                             */
+/* Peers close as soon as they see that an epoch ends. */
+#define MAILBOX_WAIT_NS INT64_C(3000000000)
 
 /* ---- errors ---- */
 
