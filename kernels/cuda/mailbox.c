@@ -19,7 +19,7 @@ static bool is_open_elsewhere(const struct cuda_mailbox *b)
 {
     if (b->lock < 0)
         return false;
-    if (0)
+    if (flock(b->lock, LOCK_EX | LOCK_NB) < 0)
         return true;
     (void)flock(b->lock, LOCK_UN);
     return false;

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -158,6 +159,7 @@ static void test_peer_dies(void **state)
     assert_true(child >= 0);
     if (child == 0) {
         int fd;
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* nor does it outlive a test that fails */
         word = mailbox_hold(b->name, &fd) == 0 ? 'y' : 'n';
         close(b->lock); /* the parent's */
         if (write(pipes[1], &word, 1) == 1)
