@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct err;
+
 /* Takes the text behind an option; NULL where an optional one is missing. 0 or an exit code, with
  * the reason printed. */
 typedef int cli_take(void *context, const char *verb, const char *text);
@@ -90,7 +92,6 @@ enum { CLI_MAX_OPTIONS = 64 };
 
 /* That there is a line for every option and an option for every line, with the same letter and a
  * value or none. 0, or -EINVAL with the first that differs. */
-struct err;
 int cli_help_check(const char *usage, const struct cli_options *tables, size_t n_tables,
                    struct err *e);
 

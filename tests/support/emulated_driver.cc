@@ -487,6 +487,8 @@ void emulated_driver_set_order(uint64_t seed)
 
 bool emulated_driver_works(void)
 {
+    if (!emu_works())
+        printf("skipped: fibers and ThreadSanitizer do not go together\n");
     return emu_works();
 }
 

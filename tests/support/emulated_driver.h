@@ -53,7 +53,7 @@ struct emulated_driver {
 
 /* The state, to read and to change; one for the process. */
 struct emulated_driver *emulated_driver_state(void);
-/* False where kernels cannot be emulated (ThreadSanitizer): a test skips then. */
+/* False where kernels cannot be emulated (ThreadSanitizer), which is printed: a test skips then. */
 bool emulated_driver_works(void);
 /* Eight devices of 1 GiB, of the emulated architecture; nothing fails. */
 void emulated_driver_reset(void);
