@@ -6,10 +6,11 @@
  *
  *   round r:  daemon, N streams | engine, N sequences | daemon, 1 stream | engine, 1 sequence
  *
- * Beside each speed stands what the thread that drives the engine did meanwhile: it ran, it could
- * have run but had no processor (what else runs on the machine: the coordinator, the client,
- * others), or it slept for want of a step. The share it ran is what the daemon's own arrangement
- * takes from the engine, free of how fast the processor happened to be in that half of a round.
+ * Beside each speed stands what the thread that drives the engine did meanwhile: it ran; it could
+ * have run but had no processor (what else runs on the machine: the coordinator, the client); or
+ * neither: it slept for want of a step, or the host of a virtual machine ran something else. The
+ * share it ran is what the daemon's own arrangement leaves to the engine, free of how fast the
+ * processor happened to be in that half of a round.
  *
  * The engine repeats a decode step at the context length that the daemon's streams had in the
  * middle of their measurement. Daemon and engine have the same number of threads; nobody computes
@@ -447,7 +448,7 @@ static void print_thread(const struct daemon_bench *b, FILE *out)
                 {"daemon, one", offsetof(struct measured_round, daemon_one)},
                 {"engine, one", offsetof(struct measured_round, engine_one)}};
     fprintf(out, "\n%-30s %10s %26s %10s\n", "the engine's thread, medians:", "ran",
-            "waited for a processor", "slept");
+            "waited for a processor", "otherwise");
     for (size_t k = 0; k != ARRAY_LEN(rows); k++) {
         double run[MAX_ROUNDS], queued[MAX_ROUNDS], slept[MAX_ROUNDS];
         for (uint32_t i = 0; i != b->rounds; i++) {
