@@ -1,12 +1,14 @@
-/* bench.h: what the benchmarks share: samples and their percentiles, SVG plots, output files, the
- * ceiling of memory. The benchmarks themselves: bench_engine.c, bench_loading.c, bench_stages.c,
- * bench_serve.c, bench_rpc.c, bench_daemon.c, bench_model.c; `glmd bench NAME` runs one. */
+/* bench.h: what the benchmarks share: their frame, samples and their percentiles, SVG plots, output
+ * files, the ceiling of memory. The benchmarks themselves: bench_engine.c, bench_loading.c,
+ * bench_stages.c, bench_serve.c, bench_rpc.c, bench_daemon.c, bench_model.c; `glmd bench NAME` runs
+ * one. */
 #ifndef GLMD_CLI_BENCH_H
 #define GLMD_CLI_BENCH_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include <jansson.h>
 
@@ -21,6 +23,20 @@ int bench_model(int argc, char **argv);
 int bench_stages(int argc, char **argv);
 int bench_serve(int argc, char **argv);
 int bench_rpc(int argc, char **argv);
+
+/* ---- the frame of a benchmark ---- */
+
+struct bench_verb {
+    const char *name; /* for messages */
+    size_t bytes;     /* of the state that the functions share; it begins as zeros */
+    /* -1: go on; otherwise an exit code */
+    int (*parse)(void *state, int argc, char **argv);
+    int (*run)(void *state, struct err *e);
+    void (*tear_down)(void *state); /* however far the others came */
+};
+
+/* Options, run, end: an exit code of cli.h. */
+int bench_main(const struct bench_verb *v, int argc, char **argv);
 
 /* ---- samples ---- */
 
@@ -69,6 +85,9 @@ struct plot {
  * -ENOMEM. */
 int plot_svg(const struct plot *panels, size_t n, struct buf *ret);
 
+/* The same into a file; "-" = standard output. */
+int bench_write_plot(const char *path, const struct plot *panels, size_t n, struct err *e);
+
 /* The empirical distribution of sorted samples as a series of at most `max` points: x = value, y =
  * share of the samples up to it. Returns the number of points. */
 size_t plot_distribution(const struct bench_samples *sorted, double *ret_x, double *ret_y,
@@ -78,6 +97,9 @@ size_t plot_distribution(const struct bench_samples *sorted, double *ret_x, doub
 
 /* Writes a file whole; "-" = standard output. */
 int bench_write(const char *path, const void *data, size_t size, struct err *e);
+/* Where a report for people goes: not among JSON that goes to standard output. json: NULL = none.
+ */
+FILE *bench_report_file(const char *json);
 /* Takes the value over. */
 int bench_write_json(const char *path, json_t *value, struct err *e);
 

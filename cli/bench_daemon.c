@@ -106,8 +106,9 @@ struct daemon_bench {
 /* ---- options ---- */
 
 /* -1: go on; otherwise an exit code. */
-static int parse_args(struct daemon_bench *b, int argc, char **argv)
+static int parse_args(void *state, int argc, char **argv)
 {
+    struct daemon_bench *b = state;
     *b = (struct daemon_bench){.synthetic = "glm-300m",
                                .batch = 32,
                                .input_len = 16,
@@ -507,9 +508,10 @@ static json_t *to_json(const struct daemon_bench *b)
                      summary_of(b, ENGINE_MANY_TO_ONE).median, "rounds", rounds);
 }
 
-static int run(struct daemon_bench *b, struct err *e)
+static int run(void *state, struct err *e)
 {
-    FILE *out = b->json && strcmp(b->json, "-") == 0 ? stderr : stdout;
+    struct daemon_bench *b = state;
+    FILE *out = bench_report_file(b->json);
     int r = start_daemon(b, e);
     if (r == 0)
         r = open_engine(b, e);
@@ -521,21 +523,23 @@ static int run(struct daemon_bench *b, struct err *e)
     return b->json ? bench_write_json(b->json, to_json(b), e) : 0;
 }
 
+static void tear_down(void *state)
+{
+    struct daemon_bench *b = state;
+    cluster_stop(&b->cluster);
+    dataset_deinit(&b->prompts);
+    local_group_close(b->group);
+    model_dir_close(b->dir);
+    free(b->items);
+    free(b->blocks);
+    free(b->copies);
+    free(b->prompt);
+    free(b->positions);
+}
+
 int bench_daemon(int argc, char **argv)
 {
-    struct daemon_bench b;
-    struct err e = ERR_INIT;
-    int code = parse_args(&b, argc, argv);
-    if (code < 0)
-        code = run(&b, &e) < 0 ? cli_failed(verb, &e) : EXIT_OK;
-    cluster_stop(&b.cluster);
-    dataset_deinit(&b.prompts);
-    local_group_close(b.group);
-    model_dir_close(b.dir);
-    free(b.items);
-    free(b.blocks);
-    free(b.copies);
-    free(b.prompt);
-    free(b.positions);
-    return code;
+    static const struct bench_verb v = {verb, sizeof(struct daemon_bench), parse_args, run,
+                                        tear_down};
+    return bench_main(&v, argc, argv);
 }

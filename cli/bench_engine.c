@@ -104,8 +104,9 @@ static int take_batch(void *context, const char *name, const char *text)
 }
 
 /* -1: go on; otherwise an exit code. */
-static int parse_args(struct bench *b, int argc, char **argv)
+static int parse_args(void *state, int argc, char **argv)
 {
+    struct bench *b = state;
     static const uint32_t prefill[] = {128, 512}, batch[] = {1, 2, 4, 8, 16, 32};
     *b = (struct bench){
         .target = BENCH_TARGET_INIT, .n_prefill = ARRAY_LEN(prefill), .n_batch = ARRAY_LEN(batch)};
@@ -200,8 +201,9 @@ static int set_up(struct bench *b, struct err *e)
     return r;
 }
 
-static void tear_down(struct bench *b)
+static void tear_down(void *state)
 {
+    struct bench *b = state;
     local_group_close(b->group);
     bench_target_close(&b->target);
     free(b->tokens);
@@ -451,21 +453,17 @@ static int write_svg(const struct bench *b, struct err *e)
         {"prefill: where a step goes", "tokens of the prompt", "% of it", true, true, 0, NULL,
          prefill_parts.series, PROFILE_N_SERIES},
     };
-    struct buf out = {0};
-    int r = plot_svg(panels, b->profile ? ARRAY_LEN(panels) : 3, &out);
-    r = r < 0 ? err_set(e, r, "%s: %s", b->svg, err_name(r))
-              : bench_write(b->svg, out.data, out.size, e);
-    buf_deinit(&out);
+    int r = bench_write_plot(b->svg, panels, b->profile ? ARRAY_LEN(panels) : 3, e);
     return r;
 }
 
-static int run(struct bench *b, struct err *e)
+static int run(void *state, struct err *e)
 {
+    struct bench *b = state;
     int r = set_up(b, e);
     if (r < 0)
         return r;
-    bool quiet = b->target.json && strcmp(b->target.json, "-") == 0;
-    FILE *out = quiet ? stderr : stdout;
+    FILE *out = bench_report_file(b->target.json);
     print_model(b, out);
     fflush(out);
     measure_ceiling(b);
@@ -490,16 +488,6 @@ static int run(struct bench *b, struct err *e)
 
 int bench_engine(int argc, char **argv)
 {
-    struct bench *b = malloc(sizeof *b);
-    struct err e = ERR_INIT;
-    if (!b) {
-        err_set(&e, -ENOMEM, "out of memory");
-        return cli_failed(verb, &e);
-    }
-    int code = parse_args(b, argc, argv);
-    if (code < 0)
-        code = run(b, &e) < 0 ? cli_failed(verb, &e) : EXIT_OK;
-    tear_down(b);
-    free(b);
-    return code;
+    static const struct bench_verb v = {verb, sizeof(struct bench), parse_args, run, tear_down};
+    return bench_main(&v, argc, argv);
 }

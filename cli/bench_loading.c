@@ -70,8 +70,9 @@ struct bench {
 };
 
 /* -1: go on; otherwise an exit code. */
-static int parse_args(struct bench *b, int argc, char **argv)
+static int parse_args(void *state, int argc, char **argv)
 {
+    struct bench *b = state;
     *b = (struct bench){.device = "cpu", .tp = 1, .rounds = 5};
     const struct cli_option own[] = {
         {.name = "model", .letter = 'm', .kind = CLI_OPTION_TEXT, .value = &b->model},
@@ -141,8 +142,9 @@ static int set_up(struct bench *b, struct err *e)
     return 0;
 }
 
-static void tear_down(struct bench *b)
+static void tear_down(void *state)
 {
+    struct bench *b = state;
     if (b->ctx)
         b->ops->close(b->ctx);
     for (size_t i = 0; i != b->n_files; i++)
@@ -384,10 +386,10 @@ static int report(struct bench *b, FILE *out, struct err *e)
         e);
 }
 
-static int run(struct bench *b, struct err *e)
+static int run(void *state, struct err *e)
 {
-    bool quiet = b->json && strcmp(b->json, "-") == 0;
-    FILE *out = quiet ? stderr : stdout;
+    struct bench *b = state;
+    FILE *out = bench_report_file(b->json);
     int r = set_up(b, e);
     if (r < 0)
         return r;
@@ -409,16 +411,6 @@ static int run(struct bench *b, struct err *e)
 
 int bench_loading(int argc, char **argv)
 {
-    struct bench *b = malloc(sizeof *b);
-    struct err e = ERR_INIT;
-    if (!b) {
-        err_set(&e, -ENOMEM, "out of memory");
-        return cli_failed(verb, &e);
-    }
-    int code = parse_args(b, argc, argv);
-    if (code < 0)
-        code = run(b, &e) < 0 ? cli_failed(verb, &e) : EXIT_OK;
-    tear_down(b);
-    free(b);
-    return code;
+    static const struct bench_verb v = {verb, sizeof(struct bench), parse_args, run, tear_down};
+    return bench_main(&v, argc, argv);
 }

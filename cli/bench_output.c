@@ -1,4 +1,4 @@
-/* bench_output.c: files, lists of numbers and the machine (bench.h). */
+/* bench_output.c: the frame, files, lists of numbers and the machine (bench.h). */
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
@@ -9,7 +9,29 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "cli/bench.h"
+#include "cli/cli.h"
 #include "cli/common.h"
+
+int bench_main(const struct bench_verb *v, int argc, char **argv)
+{
+    struct err e = ERR_INIT;
+    void *state = calloc(1, v->bytes);
+    if (!state) {
+        err_set(&e, -ENOMEM, "out of memory");
+        return cli_failed(v->name, &e);
+    }
+    int code = v->parse(state, argc, argv);
+    if (code < 0)
+        code = v->run(state, &e) < 0 ? cli_failed(v->name, &e) : EXIT_OK;
+    v->tear_down(state);
+    free(state);
+    return code;
+}
+
+FILE *bench_report_file(const char *json)
+{
+    return json && strcmp(json, "-") == 0 ? stderr : stdout;
+}
 
 int bench_write(const char *path, const void *data, size_t size, struct err *e)
 {

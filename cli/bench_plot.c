@@ -241,3 +241,13 @@ int plot_svg(const struct plot *panels, size_t n, struct buf *ret)
     put(&s, "</svg>\n");
     return s.error;
 }
+
+int bench_write_plot(const char *path, const struct plot *panels, size_t n, struct err *e)
+{
+    struct buf out = {0};
+    int r = plot_svg(panels, n, &out);
+    r = r < 0 ? err_set(e, r, "%s: %s", path, err_name(r))
+              : bench_write(path, out.data, out.size, e);
+    buf_deinit(&out);
+    return r;
+}

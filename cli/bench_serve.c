@@ -128,8 +128,9 @@ static int take_dataset(void *context, const char *name, const char *text)
 }
 
 /* -1: go on; otherwise an exit code. */
-static int parse_args(struct serve *s, int argc, char **argv)
+static int parse_args(void *state, int argc, char **argv)
 {
+    struct serve *s = state;
     struct dataset_options *d = &s->dataset;
     const struct cli_option own[] = {
         CLI_U32("num-prompts", &d->n, 1, 1000000),
@@ -159,7 +160,8 @@ static int parse_args(struct serve *s, int argc, char **argv)
         return cli_usage_error(verb, "%s: expected options only", argv[optind]);
     if (s->ignore_end && s->stop_at_end)
         return cli_usage_error(verb, "--ignore-end and --stop-at-end exclude each other");
-    return -1;
+    code = dataset_make(&s->dataset, &s->target, &s->prompts); /* says itself what failed */
+    return code ? code : -1;
 }
 
 /* ---- evaluating ---- */
@@ -330,11 +332,7 @@ static int write_svg(struct serve *s, struct err *e)
         {"throughput", "seconds", "tokens/s", false, false, (double)s->n_output / s->seconds,
          "mean", &series[4], 1},
     };
-    struct buf out = {0};
-    int r = plot_svg(panels, ARRAY_LEN(panels), &out);
-    r = r < 0 ? err_set(e, r, "%s: %s", s->svg, err_name(r))
-              : bench_write(s->svg, out.data, out.size, e);
-    buf_deinit(&out);
+    int r = bench_write_plot(s->svg, panels, ARRAY_LEN(panels), e);
     return r;
 }
 
@@ -355,8 +353,9 @@ static int run_load(const struct serve *s, uint32_t n, double rate, struct load_
     return load_run(&config, ret, e);
 }
 
-static int run(struct serve *s, struct err *e)
+static int run(void *state, struct err *e)
 {
+    struct serve *s = state;
     struct load_result warm = {0};
     int r = 0;
     if (s->warmups)
@@ -368,7 +367,7 @@ static int run(struct serve *s, struct err *e)
         r = err_set(e, -ENOMEM, "out of memory");
     if (r < 0)
         return r;
-    print_report(s, s->json && strcmp(s->json, "-") == 0 ? stderr : stdout);
+    print_report(s, bench_report_file(s->json));
     if (s->json)
         r = bench_write_json(s->json, to_json(s), e);
     if (r == 0 && s->svg)
@@ -380,19 +379,18 @@ static int run(struct serve *s, struct err *e)
     return r;
 }
 
+static void tear_down(void *state)
+{
+    struct serve *s = state;
+    dataset_deinit(&s->prompts);
+    load_result_deinit(&s->load);
+    bench_samples_deinit(&s->ttft);
+    bench_samples_deinit(&s->tpot);
+    bench_samples_deinit(&s->e2e);
+}
+
 int bench_serve(int argc, char **argv)
 {
-    struct serve s = {0};
-    struct err e = ERR_INIT;
-    int code = parse_args(&s, argc, argv);
-    if (code < 0)
-        code = dataset_make(&s.dataset, &s.target, &s.prompts);
-    if (code == 0 && s.prompts.n)
-        code = run(&s, &e) < 0 ? cli_failed(verb, &e) : EXIT_OK;
-    dataset_deinit(&s.prompts);
-    load_result_deinit(&s.load);
-    bench_samples_deinit(&s.ttft);
-    bench_samples_deinit(&s.tpot);
-    bench_samples_deinit(&s.e2e);
-    return code;
+    static const struct bench_verb v = {verb, sizeof(struct serve), parse_args, run, tear_down};
+    return bench_main(&v, argc, argv);
 }

@@ -84,8 +84,9 @@ static int take_in_flight(void *context, const char *name, const char *text)
 }
 
 /* -1: go on; otherwise an exit code. */
-static int parse_args(struct bench *b, int argc, char **argv)
+static int parse_args(void *state, int argc, char **argv)
 {
+    struct bench *b = state;
     *b = (struct bench){
         .target = BENCH_TARGET_INIT, .batch = 8, .in_flight = {1, 2, 3}, .n_rows = 3};
     b->target.engine.pp = 2;
@@ -143,8 +144,9 @@ static int set_up(struct bench *b, struct err *e)
     return r < 0 ? r : local_group_open(&config, &b->group, e);
 }
 
-static void tear_down(struct bench *b)
+static void tear_down(void *state)
 {
+    struct bench *b = state;
     local_group_close(b->group);
     bench_target_close(&b->target);
     free(b->blocks);
@@ -305,8 +307,9 @@ static json_t *to_json(const struct bench *b)
                      "rows", rows);
 }
 
-static int run(struct bench *b, struct err *e)
+static int run(void *state, struct err *e)
 {
+    struct bench *b = state;
     int r = set_up(b, e);
     for (size_t i = 0; i != b->n_rows && r == 0; i++) {
         b->rows[i].in_flight = b->in_flight[i];
@@ -320,16 +323,6 @@ static int run(struct bench *b, struct err *e)
 
 int bench_stages(int argc, char **argv)
 {
-    struct bench *b = malloc(sizeof *b);
-    struct err e = ERR_INIT;
-    if (!b) {
-        err_set(&e, -ENOMEM, "out of memory");
-        return cli_failed(verb, &e);
-    }
-    int code = parse_args(b, argc, argv);
-    if (code < 0)
-        code = run(b, &e) < 0 ? cli_failed(verb, &e) : EXIT_OK;
-    tear_down(b);
-    free(b);
-    return code;
+    static const struct bench_verb v = {verb, sizeof(struct bench), parse_args, run, tear_down};
+    return bench_main(&v, argc, argv);
 }
