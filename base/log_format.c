@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/utf8.h"
 #include "base/util.h"
 
 enum { FIELD_BYTES = 160 }; /* of a value; longer ones are cut */
@@ -51,12 +52,23 @@ __attribute__((format(printf, 2, 3))) static void put(struct writer *w, const ch
 
 /* ---- text ---- */
 
+/* Bytes of the control character at `text`: of C0, DEL or C1 (U+0080 to U+009F, among them another
+ * escape); 0 = it is none. */
+static size_t control_length(const char *text, size_t n)
+{
+    unsigned char c = (unsigned char)text[0];
+    if (c < 0x20 || c == 0x7f)
+        return 1;
+    return c == 0xc2 && n > 1 && (unsigned char)text[1] < 0xa0 ? 2 : 0;
+}
+
 static void put_plain(struct writer *w, const char *text)
 {
     size_t n = strnlen(text, LOG_MESSAGE_BYTES);
     for (size_t i = 0; i != n; i++) {
-        unsigned char c = (unsigned char)text[i];
-        w->out[w->n++] = c < 0x20 || c == 0x7f ? '?' : text[i];
+        size_t n_control = control_length(text + i, n - i);
+        w->out[w->n++] = n_control ? '?' : text[i];
+        i += n_control ? n_control - 1 : 0;
     }
 }
 
@@ -83,18 +95,23 @@ size_t log_format_syslog(const struct log_line *l, char *out)
 
 /* ---- json ---- */
 
+/* What is not UTF-8, or was cut inside a character, becomes '?'. */
 static void put_string(struct writer *w, const char *text, size_t max)
 {
-    size_t n = strnlen(text, max);
+    size_t n = strnlen(text, max), bad = utf8_check(text, n);
     put(w, "\"");
     for (size_t i = 0; i != n; i++) {
         unsigned char c = (unsigned char)text[i];
-        if (c == '"' || c == '\\')
+        if (i == bad) {
+            bad = i + 1 + utf8_check(text + i + 1, n - i - 1);
+            put(w, "?");
+        } else if (c == '"' || c == '\\') {
             put(w, "\\%c", c);
-        else if (c < 0x20)
+        } else if (c < 0x20) {
             put(w, "\\u%04x", c);
-        else
+        } else {
             put_bytes(w, &text[i], 1);
+        }
     }
     put(w, "\"");
 }

@@ -43,7 +43,7 @@ static void check_plan(const struct plan *plan)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    struct FUZZ_TYPE *first, *second;
+    FUZZ_TYPE *first, *second;
     struct err e = ERR_INIT;
     int r = UNPACK(data, size, &first, &e);
     assert(r == e.code);

@@ -1,12 +1,20 @@
-# Every message that arrives from outside.
+# Every message of the wire, by what proto/rpc declares: a new one without seeds does not configure.
 if(NOT GLMD_ENGINE_ONLY)
-  foreach(message generate_request fill_request score_request tokenize_request detokenize_request
-      generate_response fill_response score_response tokenize_response detokenize_response
-      list_models_response status_response worker_message coordinator_message
-      kserve_infer_request kserve_infer_response kserve_stream_response kserve_model_metadata)
-    set(name "fuzz_proto_${message}")
-    glmd_fuzzer(${name} RUNS 100000 SOURCES fuzz_proto.c ROOMS base proto LIBS glmd_proto)
-    target_compile_definitions(${name} PRIVATE FUZZ_MESSAGE=${message} FUZZ_TYPE=wire_${message})
+  foreach(area cluster inference kserve worker)
+    set(header "${CMAKE_SOURCE_DIR}/proto/rpc/wire_${area}.h")
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${header}")
+    file(STRINGS "${header}" declarations REGEX "^WIRE_DECLARE\\(")
+    foreach(declaration ${declarations})
+      string(REGEX REPLACE "^WIRE_DECLARE\\(([a-z_]+), (struct [a-z_]+)\\).*" "\\1" message
+        "${declaration}")
+      set(type "${CMAKE_MATCH_2}")
+      set(name "fuzz_proto_${message}")
+      if(NOT EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/corpus/${name}")
+        message(FATAL_ERROR "tests/fuzz/corpus/${name}: expected a folder with a seed or more")
+      endif()
+      glmd_fuzzer(${name} RUNS 100000 SOURCES fuzz_proto.c ROOMS base proto LIBS glmd_proto)
+      target_compile_definitions(${name} PRIVATE FUZZ_MESSAGE=${message} "FUZZ_TYPE=${type}")
+    endforeach()
   endforeach()
   target_compile_definitions(fuzz_proto_coordinator_message PRIVATE FUZZ_STEPS)
 endif()

@@ -50,6 +50,9 @@ static void text_is_one_line(void **state)
     const char *text = formatted(log_format_text, &l);
     assert_string_equal(text + 13, "warn  worker/3: a?b?[31mc 智\n");
     assert_string_equal(formatted(log_format_syslog, &l), "<4>worker/3: a?b?[31mc 智\n");
+    l.message = "a\xc2\x9b"
+                "2J\xc2\xa0\xc2\x85"; /* C1: CSI, and a next line; not U+00A0 */
+    assert_string_equal(formatted(log_format_text, &l) + 13, "warn  worker/3: a?2J\xc2\xa0?\n");
 }
 
 static void json_has_the_fields(void **state)
@@ -66,6 +69,19 @@ static void json_has_the_fields(void **state)
     assert_string_equal(formatted(log_format_json, &l),
                         "{\"time\":\"2023-11-14T22:13:20.012Z\",\"level\":\"warn\","
                         "\"name\":\"worker/3\",\"message\":\"x\"}\n");
+}
+
+static void json_is_utf8_whatever_it_is_about(void **state)
+{
+    (void)state;
+    char cut[201] = "";
+    struct log_line l = line_of("x");
+    l.fields = (struct log_fields){.request = "\xff河\xe6\xb2", .group = cut};
+    memset(cut, 'a', 158);
+    memcpy(cut + 158, "河", 3); /* values end behind 160 bytes */
+    const char *json = formatted(log_format_json, &l);
+    assert_non_null(strstr(json, "\"request\":\"?河??\""));
+    assert_non_null(strstr(json, "aaa??\"}\n"));
 }
 
 static void journal_entries_have_the_fields(void **state)
@@ -179,6 +195,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(text_is_one_line),
         cmocka_unit_test(json_has_the_fields),
+        cmocka_unit_test(json_is_utf8_whatever_it_is_about),
         cmocka_unit_test(journal_entries_have_the_fields),
         cmocka_unit_test(the_longest_fits),
         cmocka_unit_test(journald_gets_entries_and_else_standard_error),
