@@ -2,7 +2,7 @@
  * emulated GPU, against the CPU backend: with and without shared heads, FP16 and INT8 keys and
  * values, prefix masks, blocks in any order. And by themselves, bit by bit: prefill against decode,
  * a sequence alone against the same one in company, whichever CTA ends first. */
-#include "harness.h"
+#include "world.h"
 
 #include "base/half.h"
 
@@ -15,90 +15,26 @@
 
 enum { MAX_SEQ = 320, N_LAYERS = 2, LAYER = 1, MAX_TOKENS = 1024 };
 
-struct model {
-    uint32_t n_heads, n_kv_heads, dim, block_tokens;
-};
 static const struct model models[] = {
     {1, 1, 128, 16}, {2, 2, 16, 16},   {3, 3, 64, 32},
     {8, 2, 32, 16},  {16, 1, 128, 16}, {6, 2, 112, 48},
 };
 enum { N_MODELS = sizeof models / sizeof *models };
 
-struct sequence {
-    uint32_t len, prefix;
-};
 /* Around the borders of rows (16, 128), keys (64) and CTAs (256). */
 static const struct sequence sequences[] = {{1, 0},   {37, 0},      {16, 16},   {150, 33}, {50, 49},
                                             {64, 64}, {MAX_SEQ, 0}, {129, 128}, {17, 3}};
 enum { N_SEQS = sizeof sequences / sizeof *sequences };
 
-struct world {
-    const struct model *m;
-    uint32_t n_tokens, row_len, q_len, n_blocks;
-    uint32_t row0[N_SEQS];
-    float *qkv, *cos, *sin;
-    int32_t *positions;
-    uint32_t *blocks[N_SEQS];
-};
-
-static float *random_halves(struct rng *r, size_t n, float scale)
+/* What the device is given: binary16, and among it a token of zeros (scale 0 with INT8). */
+static struct world device_world(const struct model *m, struct rng *r)
 {
-    float *x = op_malloc(n * sizeof *x);
-    for (size_t i = 0; i < n; i++)
-        x[i] = half_round(scale * rng_normal(r));
-    return x;
-}
-
-static struct world world_new(const struct model *m, struct rng *r)
-{
-    struct world w = {.m = m};
-    for (int i = 0; i < N_SEQS; i++) {
-        w.row0[i] = w.n_tokens;
-        w.n_tokens += sequences[i].len;
-    }
+    struct world w = world_new(m, sequences, N_SEQS, MAX_SEQ, r);
     assert_true(w.n_tokens <= MAX_TOKENS);
-    w.row_len = (m->n_heads + 2 * m->n_kv_heads) * m->dim;
-    w.q_len = m->n_heads * m->dim;
-    w.qkv = random_halves(r, (size_t)w.n_tokens * w.row_len, 2);
-    for (uint32_t i = 0; i < w.row_len; i++) /* a token of zeros: scale 0 with INT8 */
-        w.qkv[(size_t)(w.row0[1] + 5) * w.row_len + i] = 0;
-    w.positions = op_malloc(w.n_tokens * sizeof *w.positions);
-    for (uint32_t i = 0; i < w.n_tokens; i++)
-        w.positions[i] = (int32_t)rng_below(r, MAX_SEQ);
-    size_t table = (size_t)MAX_SEQ * m->dim / 2;
-    w.cos = op_malloc(table * sizeof(float));
-    w.sin = op_malloc(table * sizeof(float));
-    for (size_t i = 0; i < table; i++) {
-        w.cos[i] = half_round(cosf((float)i));
-        w.sin[i] = half_round(sinf((float)i));
-    }
-    uint32_t per_seq = (MAX_SEQ + m->block_tokens - 1) / m->block_tokens;
-    w.n_blocks = per_seq * N_SEQS + 3;
-    uint32_t *deck = op_malloc(w.n_blocks * sizeof *deck), next = 0;
-    for (uint32_t i = 0; i < w.n_blocks; i++)
-        deck[i] = i;
-    for (uint32_t i = w.n_blocks - 1; i > 0; i--) {
-        uint32_t other = rng_below(r, i + 1), t = deck[i];
-        deck[i] = deck[other];
-        deck[other] = t;
-    }
-    for (int i = 0; i < N_SEQS; i++) {
-        w.blocks[i] = op_malloc(per_seq * sizeof(uint32_t));
-        for (uint32_t b = 0; b < per_seq; b++)
-            w.blocks[i][b] = deck[next++];
-    }
-    free(deck);
+    for (size_t i = 0; i < (size_t)w.n_tokens * w.row_len; i++)
+        w.qkv[i] = half_round(w.qkv[i]);
+    memset(w.qkv + (size_t)(w.row0[1] + 5) * w.row_len, 0, w.row_len * sizeof *w.qkv);
     return w;
-}
-
-static void world_free(struct world *w)
-{
-    free(w->qkv);
-    free(w->cos);
-    free(w->sin);
-    free(w->positions);
-    for (int i = 0; i < N_SEQS; i++)
-        free(w->blocks[i]);
 }
 
 static struct k_seq part_of(const struct world *w, int i, uint32_t row0, uint32_t start, uint32_t n)
@@ -236,7 +172,7 @@ static void test_against_cpu(void **state)
     for (int m = 0; m < N_MODELS; m++)
         for (int t = 0; t < 2; t++) {
             struct rng r = {100 + (uint64_t)m};
-            struct world w = world_new(&models[m], &r);
+            struct world w = device_world(&models[m], &r);
             struct gpu g;
             gpu_open(&g, &w, types[t]);
             struct answer want = cpu_answer(&w, types[t]), got = gpu_answer(&g, &w);
@@ -293,7 +229,7 @@ static void test_prefill_is_decode(void **state)
     for (int m = 0; m < N_MODELS; m++) {
         const enum k_kv_type type = types[m % 2];
         struct rng r = {200 + (uint64_t)m};
-        struct world w = world_new(&models[m], &r);
+        struct world w = device_world(&models[m], &r);
         struct gpu whole, cut;
         gpu_open(&whole, &w, type);
         struct answer want = gpu_answer(&whole, &w);
@@ -322,7 +258,7 @@ static void test_copies(void **state)
     (void)state;
     for (int t = 0; t < 2; t++) {
         struct rng r = {300};
-        struct world w = world_new(&models[3], &r);
+        struct world w = device_world(&models[3], &r);
         struct gpu g;
         gpu_open(&g, &w, types[t]);
         struct answer want = gpu_answer(&g, &w);

@@ -1,6 +1,6 @@
 /* test_sequence.c: rope, the paged cache in each of its types and attention, against double
  * precision; prefill against decode and every instruction set against plain C, bit by bit. */
-#include "harness.h"
+#include "world.h"
 
 #include "base/half.h"
 
@@ -11,20 +11,12 @@
 
 enum { MAX_SEQ = 150, N_LAYERS = 2, LAYER = 1 };
 
-struct model {
-    uint32_t n_heads, n_kv_heads, dim, block_tokens;
-};
-
 static const struct model models[] = {
     {4, 4, 16, 16}, {2, 2, 64, 16}, {1, 1, 128, 16}, {3, 3, 10, 16},
     {8, 2, 32, 16}, {4, 1, 48, 8},  {2, 2, 6, 24},   {5, 5, 20, 1},
 };
 enum { N_MODELS = sizeof models / sizeof *models };
 
-/* What a sequence is: `len` tokens, the first `prefix` visible to all. */
-struct sequence {
-    uint32_t len, prefix;
-};
 static const struct sequence sequences[] = {{1, 0},   {37, 0},  {16, 16}, {MAX_SEQ, 33},
                                             {50, 49}, {33, 33}, {100, 0}};
 enum { N_SEQS = sizeof sequences / sizeof *sequences, MAX_TOKENS = 512 };
@@ -49,68 +41,6 @@ static const char *storage_name(struct storage s)
     return names[k_kv_resolve(s.type, s.mode)];
 }
 
-/* One world: all sequences' qkv rows, positions, tables and block lists. */
-struct world {
-    const struct model *m;
-    uint32_t n_tokens, row_len, q_len, n_blocks;
-    uint32_t row0[N_SEQS];
-    float *qkv, *cos, *sin;
-    int32_t *positions;
-    uint32_t *blocks[N_SEQS];
-};
-
-static struct world world_new(const struct model *m, struct rng *r)
-{
-    struct world w = {.m = m};
-    for (int i = 0; i < N_SEQS; i++) {
-        w.row0[i] = w.n_tokens;
-        w.n_tokens += sequences[i].len;
-    }
-    assert_true(w.n_tokens <= MAX_TOKENS);
-    w.row_len = (m->n_heads + 2 * m->n_kv_heads) * m->dim;
-    w.q_len = m->n_heads * m->dim;
-    w.qkv = op_malloc((size_t)w.n_tokens * w.row_len * sizeof(float));
-    rng_fill(r, w.qkv, (size_t)w.n_tokens * w.row_len, 2);
-    w.positions = op_malloc(w.n_tokens * sizeof *w.positions);
-    for (uint32_t i = 0; i < w.n_tokens; i++)
-        w.positions[i] = (int32_t)rng_below(r, MAX_SEQ);
-    size_t table = (size_t)MAX_SEQ * m->dim / 2;
-    w.cos = op_malloc(table * sizeof(float));
-    w.sin = op_malloc(table * sizeof(float));
-    for (size_t i = 0; i < table; i++) {
-        w.cos[i] = half_round(cosf((float)i));
-        w.sin[i] = half_round(sinf((float)i));
-    }
-    /* blocks are dealt out in a shuffled order, with unused ones between */
-    uint32_t per_seq = (MAX_SEQ + m->block_tokens - 1) / m->block_tokens;
-    w.n_blocks = per_seq * N_SEQS + 5;
-    uint32_t *deck = op_malloc(w.n_blocks * sizeof *deck), next = 0;
-    for (uint32_t i = 0; i < w.n_blocks; i++)
-        deck[i] = i;
-    for (uint32_t i = w.n_blocks - 1; i > 0; i--) {
-        uint32_t other = rng_below(r, i + 1), t = deck[i];
-        deck[i] = deck[other];
-        deck[other] = t;
-    }
-    for (int i = 0; i < N_SEQS; i++) {
-        w.blocks[i] = op_malloc(per_seq * sizeof(uint32_t));
-        for (uint32_t b = 0; b < per_seq; b++)
-            w.blocks[i][b] = deck[next++];
-    }
-    free(deck);
-    return w;
-}
-
-static void world_free(struct world *w)
-{
-    free(w->qkv);
-    free(w->cos);
-    free(w->sin);
-    free(w->positions);
-    for (int i = 0; i < N_SEQS; i++)
-        free(w->blocks[i]);
-}
-
 /* A backend with the world's cache. */
 struct device {
     const struct k_ops *ops;
@@ -123,6 +53,7 @@ struct device {
 static bool device_open(struct device *d, const struct world *w, const char *isa,
                         struct storage storage, uint32_t threads)
 {
+    assert_true(w->n_tokens <= MAX_TOKENS);
     d->ops = op_cpu();
     d->c = op_open(d->ops, isa, storage.mode, threads, MAX_TOKENS, 64, MAX_SEQ);
     if (!d->c)
@@ -332,7 +263,7 @@ static void poison_cache(struct device *d, const struct world *w)
 static void check_model(const struct model *m, struct storage storage, uint64_t seed)
 {
     struct rng r = {seed};
-    struct world w = world_new(m, &r);
+    struct world w = world_new(m, sequences, N_SEQS, MAX_SEQ, &r);
     size_t n = (size_t)w.n_tokens * w.q_len;
     float *want_q = op_malloc(n * sizeof(float)), *want = op_malloc(n * sizeof(float));
     float *q = op_malloc(n * sizeof(float)), *out = op_malloc(n * sizeof(float));
@@ -401,7 +332,7 @@ static void test_prefill_is_decode(void **state)
         for (int i = 0; i < N_MODELS; i++)
             for (int set = 1; set < MAX_SETS; set++) {
                 struct rng r = {7000 + (uint64_t)(i * 10 + set)};
-                struct world w = world_new(&models[i], &r);
+                struct world w = world_new(&models[i], sequences, N_SEQS, MAX_SEQ, &r);
                 struct device d = {0};
                 if (device_open(&d, &w, op_sets[set], storages[storage], 2)) {
                     size_t n = (size_t)w.n_tokens * w.q_len;
@@ -430,7 +361,7 @@ static void test_prefill_is_decode(void **state)
 static void check_kv_copy(struct storage storage)
 {
     struct rng r = {31};
-    struct world w = world_new(&models[0], &r);
+    struct world w = world_new(&models[0], sequences, N_SEQS, MAX_SEQ, &r);
     struct device d = {0};
     assert_true(device_open(&d, &w, NULL, storage, 1));
     size_t n = (size_t)w.n_tokens * w.q_len;
