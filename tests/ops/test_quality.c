@@ -11,7 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { COLS = 512, INNER = 768, VOCAB = 512, N_LAYERS = 3, N_ROWS = 1024, PASS = 256 };
+enum { COLS = 512, INNER = 768, VOCAB = 512, N_LAYERS = 3, PASS = 256 };
+enum { N_ROWS = 1024, N_ROWS_LONG = 8192 };
 
 struct layer {
     struct matrix up, down;
@@ -70,8 +71,9 @@ static void normalize(float *x, uint32_t n, uint32_t cols)
     }
 }
 
-/* x [N_ROWS, COLS] -> logits [N_ROWS, VOCAB] of standard deviation 2.7 or so. */
-static void run_stack(const struct stack *s, enum k_mode mode, const float *x, float *logits)
+/* x [n_rows, COLS] -> logits [n_rows, VOCAB] of standard deviation 2.7 or so. */
+static void run_stack(const struct stack *s, enum k_mode mode, const float *x, uint32_t n_rows,
+                      float *logits)
 {
     const struct k_ops *ops = op_cpu();
     struct k_ctx *c = op_open(ops, NULL, mode, 2, PASS, INNER, 16);
@@ -87,7 +89,7 @@ static void run_stack(const struct stack *s, enum k_mode mode, const float *x, f
         down[i] = ops->linear_new(c, &s->layers[i].down.src);
     }
     norms[N_LAYERS] = ops->norm_new(c, K_NORM_LAYER, s->weight, s->bias, COLS);
-    for (uint32_t row = 0; row < N_ROWS; row += PASS) {
+    for (uint32_t row = 0; row < n_rows; row += PASS) {
         memcpy(h, x + row * COLS, PASS * COLS * sizeof *h);
         for (int i = 0; i < N_LAYERS; i++) {
             ops->norm(c, norms[i], 1e-5f, h, PASS, a);
@@ -103,7 +105,7 @@ static void run_stack(const struct stack *s, enum k_mode mode, const float *x, f
         ops->linear(c, head, a, PASS, logits + row * VOCAB);
         normalize(logits + row * VOCAB, PASS, VOCAB);
     }
-    for (uint32_t i = 0; i < N_ROWS * VOCAB; i++)
+    for (uint32_t i = 0; i < n_rows * VOCAB; i++)
         logits[i] *= 2.7f;
     for (int i = 0; i <= N_LAYERS; i++)
         ops->norm_free(c, norms[i]);
@@ -136,10 +138,10 @@ static double log_sum(const float *x, uint32_t *ret_best)
     return (double)x[best] + log(sum);
 }
 
-static struct loss compare(const float *want, const float *got)
+static struct loss compare(const float *want, const float *got, uint32_t n_rows)
 {
     struct loss l = {0, 0};
-    for (uint32_t t = 0; t < N_ROWS; t++, want += VOCAB, got += VOCAB) {
+    for (uint32_t t = 0; t < n_rows; t++, want += VOCAB, got += VOCAB) {
         uint32_t a, b;
         double want_sum = log_sum(want, &a), got_sum = log_sum(got, &b);
         l.agreement += a == b;
@@ -148,8 +150,8 @@ static struct loss compare(const float *want, const float *got)
             l.divergence += exp(p) * (p - ((double)got[i] - got_sum));
         }
     }
-    l.agreement /= N_ROWS;
-    l.divergence /= N_ROWS;
+    l.agreement /= n_rows;
+    l.divergence /= n_rows;
     return l;
 }
 
@@ -165,17 +167,18 @@ static void test_outliers(void **state)
     } conditions[] = {{0, 1},      {0.001, 20}, {0.001, 100}, {0.01, 20},
                       {0.01, 100}, {0.3, 20},   {0.3, 100}};
     struct rng r = {20261127};
-    float *x = op_malloc(N_ROWS * COLS * sizeof *x);
-    float *want = op_malloc(N_ROWS * VOCAB * sizeof *want);
-    float *got = op_malloc(N_ROWS * VOCAB * sizeof *got);
-    rng_fill(&r, x, N_ROWS * COLS, 1);
+    const uint32_t n_rows = op_long() ? N_ROWS_LONG : N_ROWS;
+    float *x = op_malloc(n_rows * COLS * sizeof *x);
+    float *want = op_malloc(n_rows * VOCAB * sizeof *want);
+    float *got = op_malloc(n_rows * VOCAB * sizeof *got);
+    rng_fill(&r, x, n_rows * COLS, 1);
     for (size_t i = 0; i < sizeof conditions / sizeof *conditions; i++) {
         struct stack s = stack_new(&r, conditions[i].share, conditions[i].factor);
         struct loss loss[K_MODE_A8 + 1];
-        run_stack(&s, K_MODE_FP32, x, want);
+        run_stack(&s, K_MODE_FP32, x, n_rows, want);
         for (int mode = K_MODE_FP16; mode <= K_MODE_A8; mode++) {
-            run_stack(&s, (enum k_mode)mode, x, got);
-            loss[mode] = compare(want, got);
+            run_stack(&s, (enum k_mode)mode, x, n_rows, got);
+            loss[mode] = compare(want, got, n_rows);
             print_message("outliers %4.1f%% x %3.0f, %s: same choice %.2f%%, divergence %.2g\n",
                           conditions[i].share * 100, (double)conditions[i].factor,
                           op_mode_name((enum k_mode)mode), loss[mode].agreement * 100,

@@ -1,0 +1,53 @@
+"""What the default activation mode may lose: the demo model against itself in FP32.
+
+`data/held_out.txt` is text that the demo model has never seen (of every 40th document of its corpus): parts
+of the King James Bible and of Jane Austen, old Chinese verse, sayings and classics, in turns; the texts are
+in the public domain. The same conditions on activations with outliers: tests/ops/test_quality.c.
+"""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from conftest import SANITIZED, SOURCE, glmd
+
+DEMO = SOURCE / "deploy/demo/model"
+TEXT = pathlib.Path(__file__).parent / "data/held_out.txt"
+AGREEMENT, DIVERGENCE = 0.995, 0.002  # at least, below
+
+
+def default_mode():
+    """What a worker computes with unless it is told otherwise."""
+    return re.search(r"^ *activations: *(\S+)", glmd("config", "show").stdout, re.M)[1]
+
+
+def lost(mode, tokens):
+    found = json.loads(
+        glmd("compare", DEMO, DEMO, "--text", TEXT, "--tokens", tokens, "--activations", "fp32",
+             "--activations-b", mode, "--json", timeout=1200).stdout)
+    print(f"{mode}: {found}")
+    return found
+
+
+def hold(found, tokens):
+    assert found["tokens"] >= tokens
+    assert found["top1_agreement"] >= AGREEMENT
+    assert 0 <= found["kl_mean"] < DIVERGENCE
+    assert abs(found["perplexity_b"] / found["perplexity_a"] - 1) < DIVERGENCE
+
+
+def test_default_mode_keeps_the_demo_models_choices():
+    tokens = 400 if SANITIZED else 2000
+    hold(lost(default_mode(), tokens), tokens)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(SANITIZED, reason="minutes; the short one runs with sanitizers")
+def test_default_mode_on_the_whole_text():
+    """And a8, which has no promise on choices: it must lose more, or the text tells nothing."""
+    default, a8 = lost(default_mode(), 1 << 20), lost("a8", 1 << 20)
+    hold(default, 15000)
+    assert a8["kl_mean"] > 10 * default["kl_mean"]
+    assert a8["kl_mean"] < DIVERGENCE
