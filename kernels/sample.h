@@ -23,9 +23,24 @@ struct k_sampler_params {
     uint32_t vocab;
     uint32_t max_rows;
     uint32_t buffer_rows; /* of logits that come from elsewhere: `buffer`, `put`; 0 = none do */
+    uint32_t n_ranks;     /* that share the vocabulary evenly; 0 and 1: none do. `begin` takes
+                             k_sampler_whole_rows then, begin_shard max_rows */
     /* the longest lists of a row */
     uint32_t max_history, max_bias, max_forbidden, max_banned;
 };
+
+/* Rows of `begin`, whose logits are whole: a rank's part of max_rows. */
+static inline uint32_t k_sampler_whole_rows(const struct k_sampler_params *p)
+{
+    return p->n_ranks > 1 ? (p->max_rows + p->n_ranks - 1) / p->n_ranks : p->max_rows;
+}
+
+/* Best tokens that a rank shows the others of a row: what top-k and top-p are decided by. */
+static inline uint32_t k_sampler_candidates(const struct k_sampler_params *p)
+{
+    const uint32_t n = p->n_ranks > 1 ? p->vocab / p->n_ranks / 64 : 0;
+    return n < 8 ? 8 : n < 256 ? n : 256;
+}
 
 struct k_sample_bias {
     int32_t token;
@@ -70,6 +85,15 @@ struct k_sample_result {
     struct k_sample_token top[K_SAMPLE_MAX_TOP]; /* [n_top], best first; equal: the lower id */
 };
 
+/* Ranks with a part of the vocabulary each, in the order of the ids. */
+struct k_sample_ranks {
+    uint32_t rank, size;
+    /* all [size * bytes] = every rank's `own` [bytes], as k_comm_ops.gather: on the device, only
+     * enqueued; bytes: a multiple of 16. All ranks come with the same sizes in the same order. */
+    void (*gather)(void *context, const void *own, size_t bytes, void *all);
+    void *context;
+};
+
 struct k_sample_ops {
     /* NULL: out of memory. */
     struct k_sampler *(*create)(struct k_ctx *c, const struct k_sampler_params *p);
@@ -84,6 +108,12 @@ struct k_sample_ops {
     void (*begin)(struct k_ctx *c, struct k_sampler *s, void *logits, uint32_t n_parts,
                   uint32_t part_rows, uint32_t first, const struct k_sample_row *rows,
                   uint32_t n_rows);
+    /* The same rows on all ranks, logits [n_rows, vocab / size] of this rank's part; biased in
+     * place. Ranks tell each other maxima, sums and their best tokens, never logits, and have the
+     * same results. Where the best tokens do not decide top-k or top-p, `end` gives the token -1
+     * on all ranks: such a row takes `begin`. */
+    void (*begin_shard)(struct k_ctx *c, struct k_sampler *s, const struct k_sample_ranks *ranks,
+                        void *logits, const struct k_sample_row *rows, uint32_t n_rows);
     /* Waits. ret [n_rows] of the last begin; meaningless after a device error (k_ops.sync). */
     void (*end)(struct k_ctx *c, struct k_sampler *s, struct k_sample_result *ret);
 };

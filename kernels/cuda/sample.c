@@ -40,6 +40,7 @@ static void destroy(struct k_ctx *c, struct k_sampler *s)
 static struct k_sampler *create(struct k_ctx *c, const struct k_sampler_params *p)
 {
     assert(p->max_rows && p->vocab && p->vocab <= SAMPLING_MAX_VOCAB);
+    assert(p->n_ranks <= SAMPLE_MAX_PARTS && (p->n_ranks < 2 || p->vocab % p->n_ranks == 0));
     struct k_sampler *s = calloc(1, sizeof *s);
     if (!s)
         return NULL;
@@ -153,7 +154,7 @@ static void write_forbidden(const struct k_sample_row *r, struct writer *w, stru
         memcpy(to, r->banned, r->n_banned * sizeof *to);
 }
 
-static struct sample_row write_row(struct k_sampler *s, const struct k_sample_row *r,
+static struct sample_row write_row(struct k_sampler *s, const struct k_sample_row *r, bool in_shard,
                                    struct writer *w)
 {
     const struct k_sampler_params *most = &s->params;
@@ -176,6 +177,9 @@ static struct sample_row write_row(struct k_sampler *s, const struct k_sample_ro
         row.seed = r->seed;
         memcpy(row.counter, r->counter, sizeof row.counter);
     }
+    row.n_best = row.top_k;
+    if (in_shard)
+        row.n_best = row.top_k || row.top_p != 0.0f ? k_sampler_candidates(most) + 1 : 0;
     row.repetition = r->repetition;
     row.frequency = r->frequency;
     row.presence = r->presence;
@@ -191,6 +195,7 @@ static void note_needs(const struct sample_row *row, struct sample_needs *ret)
     ret->rank |= row->top_k != 0;
     ret->mass |= row->top_p != 0.0f;
     ret->top |= row->n_top != 0;
+    ret->cut |= row->n_best != 0;
 }
 
 /* ---- a call ---- */
@@ -206,53 +211,116 @@ static void put(struct k_ctx *c, struct k_sampler *s, size_t at, const float *lo
     cuda_upload_bytes(c, (float *)buffer(s) + at, logits, n * sizeof *logits);
 }
 
-static void begin(struct k_ctx *c, struct k_sampler *s, void *logits, uint32_t n_parts,
-                  uint32_t part_rows, uint32_t first, const struct k_sample_row *rows,
-                  uint32_t n_rows)
+/* The parameters of all rows to the device. */
+static struct sample_needs send_rows(struct k_ctx *c, struct k_sampler *s,
+                                     const struct k_sample_row *rows, uint32_t n_rows,
+                                     bool in_shard, struct sample_params *ret)
 {
-    const struct sample_layout *l = &s->layout;
-    assert(n_rows && n_rows <= s->params.max_rows && first + n_rows <= part_rows);
-    assert(n_parts && n_parts <= SAMPLE_MAX_PARTS && s->params.vocab % n_parts == 0);
-    cuda_enter(c);
     if (s->in_flight)
         cuda_check(c, c->driver->event_wait(s->copied), "the sampling before");
     const size_t rows_bytes = n_rows * sizeof(struct sample_row);
     struct sample_row *to = (struct sample_row *)s->stage;
     struct writer w = {.words = (uint32_t *)(s->stage + rows_bytes),
-                       .cap = (uint32_t)((l->stage_bytes - rows_bytes) / sizeof(uint32_t))};
+                       .cap = (uint32_t)((s->layout.stage_bytes - rows_bytes) / sizeof(uint32_t))};
     struct sample_needs needs = {0};
     for (uint32_t i = 0; i < n_rows; i++) {
-        to[i] = write_row(s, &rows[i], &w);
+        to[i] = write_row(s, &rows[i], in_shard, &w);
         note_needs(&to[i], &needs);
     }
-    const uint32_t cols = s->params.vocab / n_parts;
-    const uint32_t part_tiles = (cols + SAMPLE_TILE - 1) / SAMPLE_TILE;
-    const struct sample_params p = {
-        .rows = (const struct sample_row *)s->device,
-        .lists = (const uint32_t *)(s->device + rows_bytes),
-        .states = (struct sample_state *)(s->device + l->states),
-        .results = (struct k_sample_result *)(s->device + l->results),
-        .logits = (float *)logits + (size_t)first * cols,
-        .values = (float *)(s->device + l->values),
-        .tiles = (struct sample_tile *)(s->device + l->tiles),
-        .tops = (uint64_t *)(s->device + l->tops),
-        .n_rows = n_rows,
-        .n_parts = n_parts,
-        .part_rows = part_rows,
-        .cols = cols,
-        .vocab = s->params.vocab,
-        .part_tiles = part_tiles,
-        .n_tiles = part_tiles * n_parts,
-    };
+    ret->rows = (const struct sample_row *)s->device;
+    ret->lists = (const uint32_t *)(s->device + rows_bytes);
     const size_t bytes = rows_bytes + w.n * sizeof *w.words;
     cuda_check(c, c->driver->copy(s->device, s->stage, bytes, c->stream), "sampling parameters");
     cuda_check(c, c->driver->event_record(s->copied, c->stream), "sampling parameters");
     s->in_flight = true;
-    cuda_check(c, c->driver->clear(p.states, n_rows * sizeof *p.states, c->stream), "sampling");
-    cuda_check(c, sample_launch(&p, &needs, c->stream), "sampling");
-    cuda_check(c, c->driver->copy(s->results, p.results, n_rows * sizeof *s->results, c->stream),
+    return needs;
+}
+
+/* Where everything lies, for logits in n_parts of `cols` each. ranks NULL: alone. */
+static struct sample_params places(const struct k_sampler *s, const struct k_sample_ranks *ranks,
+                                   float *logits, uint32_t n_parts, uint32_t cols, uint32_t n_rows)
+{
+    const struct sample_layout *l = &s->layout;
+    const uint32_t part_tiles = (cols + SAMPLE_TILE - 1) / SAMPLE_TILE;
+    return (struct sample_params){
+        .states = (struct sample_state *)(s->device + l->states),
+        .results = (struct k_sample_result *)(s->device + l->results),
+        .logits = logits,
+        .values = (float *)(s->device + l->values),
+        .tiles = (struct sample_share *)(s->device + l->tiles),
+        .tops = (uint64_t *)(s->device + l->tops),
+        .n_rows = n_rows,
+        .n_parts = n_parts,
+        .cols = cols,
+        .n_ids = n_parts * cols,
+        .first_id = ranks ? ranks->rank * cols : 0,
+        .rank = ranks ? ranks->rank : 0,
+        .n_ranks = ranks ? ranks->size : 1,
+        .n_candidates = k_sampler_candidates(&s->params),
+        .part_tiles = part_tiles,
+        .n_tiles = part_tiles * n_parts,
+    };
+}
+
+static void place_exchanges(const struct k_sampler *s, const struct sample_needs *needs,
+                            struct sample_params *p)
+{
+    const struct sample_layout *l = &s->layout;
+    for (int i = 0; i < SAMPLE_EXCHANGES; i++) {
+        p->own[i] = s->device + l->own[i];
+        p->all[i] = p->n_ranks > 1 ? s->device + l->all[i] : p->own[i];
+        p->bytes[i] =
+            sample_exchange_bytes(i, p->n_rows, needs->cut ? p->n_candidates : 0, needs->top);
+    }
+}
+
+/* All kernels, with what ranks tell each other in between. */
+static void enqueue(struct k_ctx *c, struct k_sampler *s, const struct sample_params *p,
+                    const struct sample_needs *needs, const struct k_sample_ranks *ranks)
+{
+    const struct sample_layout *l = &s->layout;
+    const size_t cleared = l->states - l->cleared + p->n_rows * sizeof *p->states;
+    cuda_check(c, c->driver->clear(s->device + l->cleared, cleared, c->stream), "sampling");
+    for (int i = 0; i <= SAMPLE_EXCHANGES; i++) {
+        if (i == SAMPLE_SHARES && !needs->draw)
+            continue;
+        cuda_check(c, sample_launch(p, needs, i, c->stream), "sampling");
+        if (ranks && i < SAMPLE_EXCHANGES)
+            ranks->gather(ranks->context, p->own[i], p->bytes[i], (char *)p->all[i]);
+    }
+    cuda_check(c,
+               c->driver->copy(s->results, p->results, p->n_rows * sizeof *s->results, c->stream),
                "sampled tokens");
-    s->n_rows = n_rows;
+    s->n_rows = p->n_rows;
+}
+
+static void begin(struct k_ctx *c, struct k_sampler *s, void *logits, uint32_t n_parts,
+                  uint32_t part_rows, uint32_t first, const struct k_sample_row *rows,
+                  uint32_t n_rows)
+{
+    assert(n_rows && n_rows <= k_sampler_whole_rows(&s->params) && first + n_rows <= part_rows);
+    assert(n_parts && n_parts <= SAMPLE_MAX_PARTS && s->params.vocab % n_parts == 0);
+    cuda_enter(c);
+    const uint32_t cols = s->params.vocab / n_parts;
+    struct sample_params p =
+        places(s, NULL, (float *)logits + (size_t)first * cols, n_parts, cols, n_rows);
+    p.part_rows = part_rows;
+    const struct sample_needs needs = send_rows(c, s, rows, n_rows, false, &p);
+    place_exchanges(s, &needs, &p);
+    enqueue(c, s, &p, &needs, NULL);
+}
+
+static void begin_shard(struct k_ctx *c, struct k_sampler *s, const struct k_sample_ranks *ranks,
+                        void *logits, const struct k_sample_row *rows, uint32_t n_rows)
+{
+    assert(n_rows && n_rows <= s->params.max_rows && ranks->size > 1 &&
+           ranks->size == s->params.n_ranks && ranks->rank < ranks->size);
+    cuda_enter(c);
+    struct sample_params p = places(s, ranks, logits, 1, s->params.vocab / ranks->size, n_rows);
+    p.part_rows = n_rows;
+    const struct sample_needs needs = send_rows(c, s, rows, n_rows, true, &p);
+    place_exchanges(s, &needs, &p);
+    enqueue(c, s, &p, &needs, ranks);
 }
 
 static void end(struct k_ctx *c, struct k_sampler *s, struct k_sample_result *ret)
@@ -269,5 +337,6 @@ const struct k_sample_ops cuda_sample_ops = {
     .buffer = buffer,
     .put = put,
     .begin = begin,
+    .begin_shard = begin_shard,
     .end = end,
 };

@@ -14,7 +14,7 @@ enum {
     SAMPLE_THREADS = 256,
     SAMPLE_ITEMS = 8, /* logits of a thread */
     SAMPLE_TILE = SAMPLE_THREADS * SAMPLE_ITEMS,
-    SAMPLE_MAX_PARTS = 64,
+    SAMPLE_MAX_PARTS = 64, /* and ranks */
 };
 
 struct CUstream_st;
@@ -32,6 +32,8 @@ struct sample_row {
     int32_t target;
     uint32_t n_top;
     uint32_t top_k;    /* 0 = off; below the vocabulary */
+    uint32_t n_best;   /* the rank that select looks for: top_k, or in a shard one more than the
+                          candidates of a row that is cut; 0 = none */
     float temperature; /* 1 where it must not count */
     float top_p;       /* 0 = off */
     float repetition, frequency, presence;
@@ -56,22 +58,56 @@ enum { SAMPLE_BY_RANK, SAMPLE_BY_MASS, SAMPLE_SELECTIONS };
 
 /* What the CTAs of a row find out together; zeros at first. */
 struct sample_state {
-    uint32_t max_key;       /* of the logits */
-    uint32_t value_max_key; /* of the values: logits under the strategy */
-    uint32_t first;         /* UINT32_MAX - the lowest id of the largest value */
-    uint32_t pad;
-    uint64_t sum; /* of the weights of the logits */
     struct sample_edge edges[SAMPLE_SELECTIONS][SAMPLING_DIGITS];
     /* the last cut */
     uint32_t edge_key;
     uint32_t n_equal; /* that many of those equal to it stay */
     uint64_t edge_weight;
+    uint32_t wide; /* candidates do not tell where it is */
+    uint32_t pad;
     uint64_t bins[SAMPLE_SELECTIONS][SAMPLING_DIGITS][SAMPLING_BINS];
 };
 
-struct sample_tile { /* after the last cut */
-    uint64_t sum;    /* of the weights of keys above the edge */
-    uint64_t n_equal;
+/* What the ranks of a vocabulary tell each other of a row, in the order in which they do; zeros at
+ * first. A rank that is alone tells itself. */
+enum sample_exchange {
+    SAMPLE_PEAKS,   /* sample_peak [n_rows] */
+    SAMPLE_MASSES,  /* sample_mass [n_rows], candidates' keys [n_rows, n_candidates] */
+    SAMPLE_SHARES,  /* sample_share [n_rows] */
+    SAMPLE_CHOICES, /* sample_choice [n_rows], sample_top [n_rows, K_SAMPLE_MAX_TOP] */
+    SAMPLE_EXCHANGES
+};
+
+struct sample_peak {
+    uint32_t max_key;       /* of the logits */
+    uint32_t value_max_key; /* of the values: logits under the strategy */
+};
+
+struct sample_mass {
+    uint64_t sum;       /* of the weights of the logits */
+    uint64_t value_sum; /* of the values, where top-p needs it */
+    uint32_t first;     /* UINT32_MAX - the lowest id of the largest value; 0 = it is elsewhere */
+    uint32_t floor;     /* the candidates are all keys from here on */
+    uint32_t n_candidates; /* of the row, at most sample_params.n_candidates */
+    uint32_t pad;
+};
+
+struct sample_share { /* after the last cut */
+    uint64_t sum;     /* of the weights of keys above the edge */
+    uint64_t n_equal; /* keys at it */
+};
+
+struct sample_choice {
+    uint32_t token; /* 1 + it; 0 = another rank's */
+    float logit;
+    uint32_t wide; /* as in the state */
+    uint32_t pad;
+};
+
+struct sample_top {
+    uint64_t entry; /* key, then UINT32_MAX - id; 0 = none */
+    float logit;
+    uint32_t pad;
 };
 
 struct sample_params {
@@ -81,21 +117,27 @@ struct sample_params {
     struct k_sample_result *results;
     const uint32_t *lists;
     float *logits; /* [n_parts, part_rows, cols], from the first row that is sampled on */
-    float *values; /* [n_rows, vocab] */
-    struct sample_tile *tiles; /* [n_rows, n_tiles] */
-    uint64_t *tops;            /* [n_rows, n_tiles, K_SAMPLE_MAX_TOP] */
-    uint32_t n_rows, n_parts, part_rows, cols, vocab;
+    float *values; /* [n_rows, n_ids] */
+    struct sample_share *tiles; /* [n_rows, n_tiles] */
+    uint64_t *tops;             /* [n_rows, n_tiles, K_SAMPLE_MAX_TOP] */
+    char *own[SAMPLE_EXCHANGES];
+    const char *all[SAMPLE_EXCHANGES]; /* [n_ranks][bytes]; alone: own */
+    size_t bytes[SAMPLE_EXCHANGES];
+    uint32_t n_rows, n_parts, part_rows, cols;
+    uint32_t first_id, n_ids; /* of this rank */
+    uint32_t rank, n_ranks, n_candidates;
     uint32_t part_tiles; /* of a part of a row; n_tiles of a row */
     uint32_t n_tiles;
 };
 
 /* What some row of the call needs. */
 struct sample_needs {
-    bool draw, rank, mass, top;
+    bool draw, rank, mass, top, cut;
 };
 
-/* Launches the kernels; the first error, 0 = none. */
-int sample_launch(const struct sample_params *p, const struct sample_needs *needs,
+/* Launches what makes exchange `up_to` from those before it; SAMPLE_EXCHANGES: the results of
+ * several ranks (that of one, alone, comes with its choice). The first error, 0 = none. */
+int sample_launch(const struct sample_params *p, const struct sample_needs *needs, int up_to,
                   struct CUstream_st *stream);
 
 /* Device memory that a sampler takes (sample_layout.c: plain arithmetic, without a device). */
@@ -104,7 +146,12 @@ struct sample_layout {
     size_t stage_bytes; /* parameters of all rows */
     /* where they lie behind the parameters */
     size_t states, logits, values, tiles, tops, results, end;
+    size_t own[SAMPLE_EXCHANGES],
+        all[SAMPLE_EXCHANGES]; /* own: cleared with the states, behind it */
+    size_t cleared;            /* where `own` begins */
 };
+/* Bytes of an exchange, a multiple of 16. */
+size_t sample_exchange_bytes(int exchange, uint32_t n_rows, uint32_t n_candidates, bool top);
 void sample_layout_of(const struct k_sampler_params *p, struct sample_layout *ret);
 size_t sample_bytes(const struct k_sampler_params *p);
 

@@ -37,7 +37,8 @@ DEV_FN void bins_flush(dev_shared<uint32_t> low, dev_shared<uint32_t> high, uint
 
 /* The digit where e.above and the bins from the top exceed e.limit, added to the edge. `picked`:
  * two words of shared memory. The limit of a mass is known when its first bins are. */
-DEV_FN sample_edge descend(const uint64_t *bins, int digit, sample_edge e, float top_p,
+template <class BINS>
+DEV_FN sample_edge descend(const BINS &bins, int digit, sample_edge e, float top_p,
                            dev_shared<uint64_t> totals, dev_shared<uint64_t> picked)
 {
     const uint32_t per_thread = sampling_bins(digit) / SAMPLE_THREADS;
@@ -73,7 +74,7 @@ DEV_FN sample_edge descend(const uint64_t *bins, int digit, sample_edge e, float
 DEV_FN sample_edge edge_before(const sample_row &row, sample_state *state, int selection, int digit,
                                dev_shared<uint64_t> totals, dev_shared<uint64_t> picked)
 {
-    sample_edge e = {0, 1, 0, selection == SAMPLE_BY_RANK ? row.top_k - 1 : (uint64_t)0};
+    sample_edge e = {0, 1, 0, selection == SAMPLE_BY_RANK ? row.n_best - 1 : (uint64_t)0};
     if (digit == 0)
         return e;
     if (digit > 1)

@@ -22,7 +22,7 @@ void sample_select_kernel(DEV_PARAMS(sample_params) p)
     sample_state *state = p.states + row_idx;
     /* The first digit of a mass was binned by weigh, unless a rank comes before it. */
     const bool first_mass = SELECTION == SAMPLE_BY_MASS && DIGIT == 0;
-    if (SELECTION == SAMPLE_BY_RANK || first_mass ? row.top_k == 0 : row.top_p == 0.0f)
+    if (SELECTION == SAMPLE_BY_RANK || first_mass ? row.n_best == 0 : row.top_p == 0.0f)
         return;
     uint32_t least = 0;
     if (first_mass) { /* the rank's last digit is known now */
@@ -41,7 +41,7 @@ void sample_select_kernel(DEV_PARAMS(sample_params) p)
     const uint32_t to = e.key | ~sampling_decided(DIGIT);
     const uint32_t mask = sampling_bins(DIGIT) - 1;
     const sample_place t = place_of(p, row_idx, dev_cta_x());
-    const float max = sampling_key_value(state->value_max_key);
+    const float max = row_max(p, row_idx);
     bins_clear(low, high);
     dev_barrier();
     DEV_UNROLL
@@ -92,18 +92,32 @@ DEV_FN sample_cut last_cut(const sample_row &row, sample_state *state, float max
     return cut;
 }
 
+/* A row whose cut was found by sample_shard_cut_kernel. */
+DEV_FN sample_cut known_cut(const sample_state *state)
+{
+    return {state->edge_key, state->n_equal, state->edge_weight};
+}
+
+DEV_FN void keep_cut(const sample_cut &cut, sample_state *state)
+{
+    state->edge_key = cut.key;
+    state->n_equal = cut.n_equal;
+    state->edge_weight = cut.edge_weight;
+}
+
 DEV_KERNEL(SAMPLE_THREADS, 4) void sample_sums_kernel(DEV_PARAMS(sample_params) p)
 {
     DEV_SHARED(uint64_t, totals, SAMPLE_WARPS);
     DEV_SHARED(uint64_t, picked, 2);
     const uint32_t row_idx = dev_cta_y();
     const sample_row &row = p.rows[row_idx];
-    if (row.kind != SAMPLE_DRAW)
-        return;
     sample_state *state = p.states + row_idx;
+    if (row.kind != SAMPLE_DRAW || state->wide)
+        return;
     const sample_place t = place_of(p, row_idx, dev_cta_x());
-    const float max = sampling_key_value(state->value_max_key);
-    const sample_cut cut = last_cut(row, state, max, totals, picked);
+    const float max = row_max(p, row_idx);
+    const sample_cut cut =
+        p.n_ranks > 1 ? known_cut(state) : last_cut(row, state, max, totals, picked);
     uint64_t sum = 0, n_equal = 0;
     DEV_UNROLL
     for (uint32_t i = 0; i < SAMPLE_ITEMS; i++) {
@@ -116,16 +130,17 @@ DEV_KERNEL(SAMPLE_THREADS, 4) void sample_sums_kernel(DEV_PARAMS(sample_params) 
             sum += kept_weight(sample_weight(value, max), row);
         n_equal += key == cut.key;
     }
-    sample_tile tile;
+    sample_share tile;
     scan_before(totals, sum, &tile.sum);
     scan_before(totals, n_equal, &tile.n_equal);
-    if (dev_thread() == 0)
-        p.tiles[(size_t)row_idx * p.n_tiles + dev_cta_x()] = tile;
-    if (dev_thread() == 0 && dev_cta_x() == 0) {
-        state->edge_key = cut.key;
-        state->n_equal = cut.n_equal;
-        state->edge_weight = cut.edge_weight;
-    }
+    if (dev_thread() != 0)
+        return;
+    p.tiles[(size_t)row_idx * p.n_tiles + dev_cta_x()] = tile;
+    sample_share *share = own_of<sample_share>(p, SAMPLE_SHARES, row_idx);
+    dev_atomic_add64(&share->sum, tile.sum);
+    dev_atomic_add64(&share->n_equal, tile.n_equal);
+    if (dev_cta_x() == 0 && p.n_ranks == 1)
+        keep_cut(cut, state);
 }
 
 } // namespace

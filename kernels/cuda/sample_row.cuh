@@ -54,7 +54,7 @@ DEV_KERNEL(SAMPLE_THREADS, 4) void sample_prepare_kernel(DEV_PARAMS(sample_param
     const sample_row &row = p.rows[row_idx];
     if (row.kind == SAMPLE_NONE)
         return;
-    sample_state *state = p.states + row_idx;
+    sample_peak *peak = own_of<sample_peak>(p, SAMPLE_PEAKS, row_idx);
     const sample_place t = place_of(p, row_idx, dev_cta_x());
     const bool edits = row.bias.n || row.penalties.n;
     float v[SAMPLE_ITEMS];
@@ -87,7 +87,7 @@ DEV_KERNEL(SAMPLE_THREADS, 4) void sample_prepare_kernel(DEV_PARAMS(sample_param
     }
     max_key = warp_max(max_key);
     if (dev_lane() == 0)
-        dev_atomic_max(&state->max_key, max_key);
+        dev_atomic_max(&peak->max_key, max_key);
     if (row.kind == SAMPLE_SCORE)
         return;
 
@@ -123,7 +123,7 @@ DEV_KERNEL(SAMPLE_THREADS, 4) void sample_prepare_kernel(DEV_PARAMS(sample_param
     }
     max_key = warp_max(max_key);
     if (dev_lane() == 0)
-        dev_atomic_max(&state->value_max_key, max_key);
+        dev_atomic_max(&peak->value_max_key, max_key);
 }
 
 /* ---- weigh ---- */
@@ -138,7 +138,9 @@ DEV_KERNEL(SAMPLE_THREADS, 4) void sample_weigh_kernel(DEV_PARAMS(sample_params)
         return;
     sample_state *state = p.states + row_idx;
     const sample_place t = place_of(p, row_idx, dev_cta_x());
-    const float max = sampling_key_value(state->max_key);
+    sample_mass *mass = own_of<sample_mass>(p, SAMPLE_MASSES, row_idx);
+    const sample_peak peak = row_peak(p, row_idx);
+    const float max = sampling_key_value(peak.max_key);
     uint64_t sum = 0;
     DEV_UNROLL
     for (uint32_t i = 0; i < SAMPLE_ITEMS; i++) {
@@ -147,19 +149,21 @@ DEV_KERNEL(SAMPLE_THREADS, 4) void sample_weigh_kernel(DEV_PARAMS(sample_params)
     }
     sum = warp_sum(sum);
     if (dev_lane() == 0)
-        dev_atomic_add64(&state->sum, sum);
+        dev_atomic_add64(&mass->sum, sum);
     if (row.kind == SAMPLE_SCORE)
         return;
 
-    const bool by_rank = row.top_k != 0;
+    const bool by_rank = row.n_best != 0;
     const bool by_mass = !by_rank && row.top_p != 0.0f;
+    const bool adds = p.n_ranks > 1 && row.top_p != 0.0f && row.top_k == 0;
     if (by_rank || by_mass) {
         bins_clear(low, high);
         dev_barrier();
     }
-    const uint32_t max_key = state->value_max_key;
+    const uint32_t max_key = peak.value_max_key;
     const float value_max = sampling_key_value(max_key);
     uint32_t first = 0;
+    sum = 0;
     DEV_UNROLL
     for (uint32_t i = 0; i < SAMPLE_ITEMS; i++) {
         const uint32_t at = item_of(i);
@@ -171,15 +175,21 @@ DEV_KERNEL(SAMPLE_THREADS, 4) void sample_weigh_kernel(DEV_PARAMS(sample_params)
         first = key == max_key && first < place ? place : first;
         if (by_rank)
             dev_shared_atomic_add(low + (key >> sampling_shift(0)), 1);
-        if (by_mass) {
+        if (by_mass || adds) {
             const uint64_t weight = sample_weight(value, value_max);
-            if (weight)
+            sum += weight;
+            if (by_mass && weight)
                 bins_add(low, high, key >> sampling_shift(0), weight);
         }
     }
     first = warp_max(first);
     if (dev_lane() == 0 && first)
-        dev_atomic_max(&state->first, first);
+        dev_atomic_max(&mass->first, first);
+    if (adds) {
+        sum = warp_sum(sum);
+        if (dev_lane() == 0)
+            dev_atomic_add64(&mass->value_sum, sum);
+    }
     if (by_rank || by_mass) {
         dev_barrier();
         bins_flush(low, high, state->bins[by_rank ? SAMPLE_BY_RANK : SAMPLE_BY_MASS][0]);

@@ -37,15 +37,15 @@ DEV_FN uint64_t sample_weight(float logit, float max)
 /* ---- where a CTA is ---- */
 
 struct sample_place {
-    uint32_t first_id; /* of the tile */
+    uint32_t first_id; /* of the tile, in the whole vocabulary */
     uint32_t n;        /* of its logits */
     float *logits, *values;
 };
 
 DEV_FN float *sample_logits(const sample_params &p, uint32_t row, uint32_t id)
 {
-    const uint32_t part = id / p.cols;
-    return p.logits + ((size_t)part * p.part_rows + row) * p.cols + (id - part * p.cols);
+    const uint32_t own = id - p.first_id, part = own / p.cols;
+    return p.logits + ((size_t)part * p.part_rows + row) * p.cols + (own - part * p.cols);
 }
 
 DEV_FN sample_place place_of(const sample_params &p, uint32_t row, uint32_t tile)
@@ -53,10 +53,10 @@ DEV_FN sample_place place_of(const sample_params &p, uint32_t row, uint32_t tile
     const uint32_t part = tile / p.part_tiles;
     const uint32_t first = (tile - part * p.part_tiles) * SAMPLE_TILE;
     sample_place t;
-    t.first_id = part * p.cols + first;
+    t.first_id = p.first_id + part * p.cols + first;
     t.n = p.cols - first < SAMPLE_TILE ? p.cols - first : (uint32_t)SAMPLE_TILE;
     t.logits = sample_logits(p, row, t.first_id);
-    t.values = p.values + (size_t)row * p.vocab + t.first_id;
+    t.values = p.values + (size_t)row * p.n_ids + (t.first_id - p.first_id);
     return t;
 }
 
@@ -64,6 +64,54 @@ DEV_FN sample_place place_of(const sample_params &p, uint32_t row, uint32_t tile
 DEV_FN uint32_t item_of(uint32_t i)
 {
     return i * SAMPLE_THREADS + dev_thread();
+}
+
+/* ---- what ranks tell each other ---- */
+
+/* Of every row, this rank's: what kernels fill. */
+template <class T> DEV_FN T *own_of(const sample_params &p, int exchange, uint32_t row)
+{
+    return (T *)p.own[exchange] + row;
+}
+
+/* Of every row, what `rank` has told. */
+template <class T>
+DEV_FN const T *told_of(const sample_params &p, int exchange, uint32_t rank, uint32_t row)
+{
+    return (const T *)(p.all[exchange] + rank * p.bytes[exchange]) + row;
+}
+
+/* Over all ranks. */
+DEV_FN sample_peak row_peak(const sample_params &p, uint32_t row)
+{
+    sample_peak all = {0, 0};
+    for (uint32_t r = 0; r < p.n_ranks; r++) {
+        const sample_peak &one = *told_of<sample_peak>(p, SAMPLE_PEAKS, r, row);
+        all.max_key = all.max_key < one.max_key ? one.max_key : all.max_key;
+        if (all.value_max_key < one.value_max_key)
+            all.value_max_key = one.value_max_key;
+    }
+    return all;
+}
+
+/* The largest value of the row. */
+DEV_FN float row_max(const sample_params &p, uint32_t row)
+{
+    return sampling_key_value(row_peak(p, row).value_max_key);
+}
+
+/* Over all ranks: sums, the first maximum, and from where on the candidates of all are all keys. */
+DEV_FN sample_mass row_mass(const sample_params &p, uint32_t row)
+{
+    sample_mass all = {0, 0, 0, 0, 0, 0};
+    for (uint32_t r = 0; r < p.n_ranks; r++) {
+        const sample_mass &one = *told_of<sample_mass>(p, SAMPLE_MASSES, r, row);
+        all.sum += one.sum;
+        all.value_sum += one.value_sum;
+        all.first = all.first < one.first ? one.first : all.first;
+        all.floor = all.floor < one.floor ? one.floor : all.floor;
+    }
+    return all;
 }
 
 /* ---- sums within a CTA ---- */

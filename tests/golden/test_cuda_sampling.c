@@ -161,6 +161,28 @@ static void check_beam(struct sampler *s, const struct golden_engine *g,
     free(row);
 }
 
+/* Ranks whose devices exchange anything choose together; of the rows here the nucleus of some is
+ * too wide for that. All ranks counted the same. */
+static void check_ways(const struct golden_engine *g, const struct golden_options *o)
+{
+    struct engine_stats first, other;
+    engine_stats(local_group_engine(g->group, 0), &first);
+    const bool together =
+        o->tp > 1 && (o->collectives == K_COMM_PEER || o->collectives == K_COMM_NCCL);
+    print_message("%llu rows together, %llu too wide\n", (unsigned long long)first.shared_rows,
+                  (unsigned long long)first.wide_rows);
+    if (together)
+        assert_true(first.shared_rows > 0 && first.wide_rows > 0 &&
+                    first.shared_rows > first.wide_rows);
+    else if (o->tp == 1 || o->collectives == K_COMM_HOST)
+        assert_true(first.shared_rows == 0 && first.wide_rows == 0);
+    for (uint32_t rank = 1; rank != (uint32_t)o->tp; rank++) {
+        engine_stats(local_group_engine(g->group, rank), &other);
+        assert_int_equal(other.shared_rows, first.shared_rows);
+        assert_int_equal(other.wide_rows, first.wide_rows);
+    }
+}
+
 /* Prompts, then some decode steps, in which samples go on with their own tokens, unseen by the
  * plan, and an item of the same tokens shows the logits. */
 static void run(const struct golden_options *options)
@@ -231,6 +253,7 @@ static void run(const struct golden_options *options)
         previous = r->items[shown].token;
     }
     sampler_free(s);
+    check_ways(&g, options);
     golden_close(&g);
 #ifndef ON_A_GPU
     assert_int_equal(emulated_driver_state()->allocated, 0);
@@ -250,7 +273,7 @@ static void test_ranks(void **state)
     run(&(struct golden_options){.model = "int4-tp2", .tp = 2});
     run(&(struct golden_options){.model = "int4-tp4", .tp = 4});
 #ifndef ON_A_GPU
-    /* Logits that the devices gather, in pieces (35 rows), and that come through the host. */
+    /* Parts of the vocabulary on each device, and logits that come through the host. */
     run(&(struct golden_options){.model = "int4-tp4", .tp = 4, .collectives = K_COMM_PEER});
     run(&(struct golden_options){.model = "int4-tp2", .tp = 2, .collectives = K_COMM_NCCL});
     run(&(struct golden_options){.model = "int4-tp2", .tp = 2, .collectives = K_COMM_HOST});

@@ -475,6 +475,8 @@ int engine_step(struct engine *g, const struct plan *plan, const struct step_res
     g->stats.compute_ns += (uint64_t)(*ret)->compute_ns;
     g->stats.link_wait_ns = g->model.link_wait_ns;
     g->stats.sample_ns = g->outputs.sample_ns;
+    g->stats.shared_rows = g->outputs.n_shared_rows;
+    g->stats.wide_rows = g->outputs.n_wide_rows;
     g->stats.sum_ns = g->model.sum_ns;
     for (uint32_t i = 0; i != plan->n_items; i++) {
         const struct plan_item *it = &plan->items[i];

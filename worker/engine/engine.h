@@ -79,6 +79,9 @@ struct engine_stats {
     uint64_t link_wait_ns; /* waiting for the stage before or behind this one */
     uint64_t sum_ns;       /* sums over ranks through the host */
     uint64_t sample_ns;    /* choosing tokens from logits */
+    /* rows that the devices of several ranks sampled from their parts of the vocabulary, and those
+     * that had to be gathered after all */
+    uint64_t shared_rows, wide_rows;
 };
 
 /* Loads this rank's rows and columns, allocates everything a step needs. Collectives are not used

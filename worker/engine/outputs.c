@@ -28,7 +28,8 @@ static struct k_sampler_params device_params(uint32_t tp_size, const struct plan
 {
     return (struct k_sampler_params){
         .vocab = l->vocab,
-        .max_rows = share_of(MIN((uint32_t)WORKSPACE_HEAD_ROWS, l->max_tokens), tp_size),
+        .max_rows = MIN((uint32_t)WORKSPACE_HEAD_ROWS, l->max_tokens),
+        .n_ranks = tp_size,
         .buffer_rows = tp_size > 1 ? MIN((uint32_t)WORKSPACE_HEAD_ROWS, l->max_tokens) : 0,
         .max_history = l->max_seq,
         .max_bias = PLAN_MAX_BIAS,
@@ -295,6 +296,29 @@ static int sample_alone(struct outputs *o, const struct chunk *c, const struct k
     return glm_wait(m, comm, e);
 }
 
+/* Some rows of a chunk. */
+struct subset {
+    struct chunk chunk;
+    struct k_sample_row rows[WORKSPACE_HEAD_ROWS];
+    uint32_t at[WORKSPACE_HEAD_ROWS]; /* in the chunk */
+};
+
+/* Those whose best tokens did not decide what is left of them. */
+static void wide_rows(const struct chunk *c, const struct k_sample_row *rows,
+                      const struct k_sample_result *found, struct subset *ret)
+{
+    ret->chunk.n = 0;
+    for (uint32_t i = 0; i != c->n; i++) {
+        if (found[i].chosen.token >= 0)
+            continue;
+        const uint32_t n = ret->chunk.n++;
+        ret->chunk.rows[n] = c->rows[i];
+        ret->chunk.outputs[n] = c->outputs[i];
+        ret->rows[n] = rows[i];
+        ret->at[n] = i;
+    }
+}
+
 /* The chunk's logits of all ranks, in the sampler's buffer: [P, n, V/P] as the devices gather them,
  * or [share, V], only this rank's rows, through the host. */
 static int gather_logits(struct outputs *o, const struct chunk *c, uint32_t first, uint32_t n,
@@ -349,6 +373,39 @@ static int sample_share(struct outputs *o, const struct chunk *c, const struct k
                  : 0;
 }
 
+static void gather_parts(void *context, const void *own, size_t bytes, void *all)
+{
+    const struct glm *m = context;
+    m->sums.ops->gather(m->sums.comm, own, bytes, all);
+}
+
+/* All of the chunk, every rank from its part of the logits. Rows that are too wide for that are the
+ * same ones on all ranks; their logits are computed again, and gathered. */
+static int sample_together(struct outputs *o, const struct chunk *c,
+                           const struct k_sample_row *rows, struct k_sample_result *ret,
+                           struct comm *comm, struct err *e)
+{
+    struct glm *m = o->model;
+    const struct k_sample_ranks ranks = {m->tp_rank, m->tp_size, gather_parts, m};
+    own_logits(m, c);
+    m->ops->sample->begin_shard(m->ctx, o->device, &ranks, m->ws.head_out, rows, c->n);
+    m->ops->sample->end(m->ctx, o->device, ret);
+    int r = glm_wait(m, comm, e);
+    if (r < 0)
+        return r;
+    struct subset wide;
+    wide_rows(c, rows, ret, &wide);
+    o->n_shared_rows += c->n - wide.chunk.n;
+    o->n_wide_rows += wide.chunk.n;
+    if (!wide.chunk.n)
+        return 0;
+    struct k_sample_result found[WORKSPACE_HEAD_ROWS + COMM_MAX_RANKS];
+    r = sample_share(o, &wide.chunk, wide.rows, found, comm, e);
+    for (uint32_t i = 0; i != wide.chunk.n && r == 0; i++)
+        ret[wide.at[i]] = found[i];
+    return r;
+}
+
 static int take_on_device(struct outputs *o, const struct plan *p, const struct chunk *c,
                           struct comm *comm, struct cursor *at, struct err *e)
 {
@@ -357,6 +414,7 @@ static int take_on_device(struct outputs *o, const struct plan *p, const struct 
     for (uint32_t i = 0; i != c->n; i++)
         rows[i] = device_row(o, p, c->outputs[i]);
     int r = o->model->tp_size == 1 ? sample_alone(o, c, rows, found, comm, e)
+            : o->model->sums.comm  ? sample_together(o, c, rows, found, comm, e)
                                    : sample_share(o, c, rows, found, comm, e);
     for (uint32_t i = 0; i != c->n && r == 0; i++) {
         const uint32_t item = c->outputs[i]->item;

@@ -2,10 +2,12 @@
  *
  * Rows that choose or score a token are sampled where their logits lie when the device can
  * (k_ops.sample): nothing but tokens and log-probabilities comes to the host. With several ranks
- * the logits are gathered, by the devices where these sum over ranks and through the host
- * elsewhere; every rank samples its share of the rows on its device, and the results are exchanged,
- * so that all ranks have the same ones. The rows of beam groups, and logits that were asked for,
- * are the host's in any case. The same bits on every way.
+ * whose devices sum over ranks, each samples from its part of the vocabulary, and sums, maxima and
+ * the best tokens are exchanged, on the devices. Rows that are too wide for that (the edge of top-k
+ * or top-p is not among the best tokens of the ranks), and all of them where sums go through the
+ * host, have their logits gathered; every rank samples its share of these rows, and the results are
+ * exchanged. So all ranks have the same ones. The rows of beam groups, and logits that were asked
+ * for, are the host's in any case. The same bits on every way.
  */
 #ifndef GLMD_WORKER_ENGINE_OUTPUTS_H
 #define GLMD_WORKER_ENGINE_OUTPUTS_H
@@ -26,6 +28,9 @@ struct outputs {
     struct k_sampler *device; /* NULL: the host samples */
     float *row;               /* [vocab] the logits that are being looked at */
     uint64_t sample_ns;       /* so far: choosing tokens on the host */
+    /* so far: rows that the devices of several ranks chose together; that went through whole logits
+     * after all */
+    uint64_t n_shared_rows, n_wide_rows;
     /* borrowed */
     struct glm *model;
     const struct batch *batch;

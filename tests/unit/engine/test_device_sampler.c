@@ -1,6 +1,7 @@
 /* test_device_sampler.c: tokens chosen on the device, executed on the emulated GPU, are the host's,
  * bit for bit with their log-probabilities: every option at random, ties, rows without order, rows
- * in parts, alone and in company, in any order of the CTAs. */
+ * in parts, alone and in company, in any order of the CTAs; and by several ranks, each from its
+ * part of the vocabulary. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +10,7 @@
 #include <cmocka.h>
 
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -362,6 +364,247 @@ static void test_draws(void **state)
     fixture_close(&f);
 }
 
+/* ---- several ranks ---- */
+
+enum { MAX_RANKS = 4 };
+
+/* Ranks as threads, a sampler each. */
+struct shards {
+    uint32_t size, n; /* ranks; rows of the call */
+    struct fixture *f;
+    pthread_barrier_t met;
+    struct shard {
+        struct shards *all;
+        uint32_t rank;
+        struct k_ctx *ctx;
+        struct k_sampler *device;
+        const void *told; /* in the exchange that runs */
+        size_t told_bytes, n_bytes;
+        struct k_sample_result results[MAX_ROWS];
+    } shards[MAX_RANKS];
+};
+
+static void shards_open(struct shards *g, struct fixture *f, uint32_t size)
+{
+    const struct k_open_params p = {
+        .device = "cuda:0", .mode = K_MODE_FP16, .max_rows = 8, .max_cols = 8, .max_seq = 8};
+    const struct k_sampler_params sp = {.vocab = f->vocab,
+                                        .max_rows = MAX_ROWS,
+                                        .buffer_rows = MAX_ROWS,
+                                        .n_ranks = size,
+                                        .max_history = MAX_HISTORY,
+                                        .max_bias = MAX_LIST,
+                                        .max_forbidden = MAX_LIST,
+                                        .max_banned = MAX_LIST};
+    char message[256];
+    memset(g, 0, sizeof *g);
+    g->size = size;
+    g->f = f;
+    assert_int_equal(pthread_barrier_init(&g->met, NULL, size), 0);
+    for (uint32_t i = 0; i != size; i++) {
+        struct shard *s = &g->shards[i];
+        s->all = g;
+        s->rank = i;
+        if (cuda_open(&p, &s->ctx, message, sizeof message))
+            fail_msg("%s", message);
+        s->device = cuda_sample_ops.create(s->ctx, &sp);
+        assert_non_null(s->device);
+    }
+}
+
+static void shards_close(struct shards *g)
+{
+    char message[256];
+    for (uint32_t i = 0; i != g->size; i++) {
+        assert_int_equal(cuda_sync(g->shards[i].ctx, message, sizeof message), 0);
+        cuda_sample_ops.destroy(g->shards[i].ctx, g->shards[i].device);
+        cuda_close(g->shards[i].ctx);
+    }
+    pthread_barrier_destroy(&g->met);
+}
+
+/* What was launched has run, on the emulated device. */
+static void meet(void *context, const void *own, size_t bytes, void *all)
+{
+    struct shard *s = context;
+    s->told = own;
+    s->told_bytes = bytes;
+    s->n_bytes += bytes;
+    pthread_barrier_wait(&s->all->met);
+    for (uint32_t i = 0; i != s->all->size; i++) {
+        const struct shard *peer = &s->all->shards[i];
+        if (peer->told_bytes != bytes || bytes % 16)
+            abort();
+        memcpy((char *)all + i * bytes, peer->told, bytes);
+    }
+    pthread_barrier_wait(&s->all->met);
+}
+
+static void *run_shard(void *context)
+{
+    struct shard *s = context;
+    const struct fixture *f = s->all->f;
+    const uint32_t cols = f->vocab / s->all->size, n = s->all->n;
+    struct k_sample_row rows[MAX_ROWS];
+    s->n_bytes = 0;
+    for (uint32_t i = 0; i != n; i++) {
+        const struct row *r = &f->rows[i];
+        rows[i] = outputs_sample_row(&r->p, r->previous);
+        rows[i].score = r->score;
+        rows[i].target = r->target;
+        cuda_sample_ops.put(s->ctx, s->device, (size_t)i * cols, r->logits + (size_t)s->rank * cols,
+                            cols);
+    }
+    const struct k_sample_ranks ranks = {s->rank, s->all->size, meet, s};
+    cuda_sample_ops.begin_shard(s->ctx, s->device, &ranks, cuda_sample_ops.buffer(s->device), rows,
+                                n);
+    cuda_sample_ops.end(s->ctx, s->device, s->results);
+    return NULL;
+}
+
+/* Rows that no cut needs candidates for. */
+static bool never_wide(const struct row *r, uint32_t vocab)
+{
+    const struct plan_sampling *p = &r->p;
+    bool by_rank = p->top_k && p->top_k<vocab, by_mass = p->top_p> 0.0f && p->top_p < 1.0f;
+    return r->score || p->top_k == 1 || (!by_rank && !by_mass);
+}
+
+/* All ranks have the host's results, or all of them say that the row is too wide; how many are. */
+static uint32_t check_shards(struct shards *g, uint32_t n, const char *what)
+{
+    const struct fixture *f = g->f;
+    pthread_t threads[MAX_RANKS];
+    g->n = n;
+    for (uint32_t i = 0; i != g->size; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, run_shard, &g->shards[i]), 0);
+    for (uint32_t i = 0; i != g->size; i++)
+        pthread_join(threads[i], NULL);
+    uint32_t n_wide = 0;
+    for (uint32_t i = 0; i != n; i++) {
+        struct k_sample_result want = {.chosen = {0}};
+        const bool wide = g->shards[0].results[i].chosen.token == -1;
+        on_host(f->host, &f->rows[i], f->vocab, &want);
+        if (wide && never_wide(&f->rows[i], f->vocab))
+            fail_msg("%s: row %u is not cut, and too wide", what, i);
+        for (uint32_t rank = 0; rank != g->size; rank++) {
+            const struct k_sample_result *found = &g->shards[rank].results[i];
+            if (wide)
+                assert_int_equal(found->chosen.token, -1);
+            else
+                compare(&f->rows[i], found, &want, what);
+        }
+        n_wide += wide;
+    }
+    return n_wide;
+}
+
+static void test_shards(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t vocab, n_rounds, n_ranks;
+    } cases[] = {{2, 20, 2},    {4, 20, 4},    {74, 60, 2},   {1406, 40, 2}, {1407, 30, 3},
+                 {2812, 30, 4}, {8196, 10, 4}, {20480, 4, 2}, {8192, 8, 2}};
+    uint32_t n_rows = 0, n_wide = 0;
+    for (size_t c = 0; c != ARRAY_LEN(cases); c++) {
+        struct fixture f;
+        struct shards g;
+        fixture_open(&f, cases[c].vocab);
+        shards_open(&g, &f, cases[c].n_ranks);
+        for (uint32_t round = 0; round != cases[c].n_rounds; round++) {
+            emulated_driver_set_order(round);
+            uint32_t n = 1 + below(MAX_ROWS);
+            for (uint32_t i = 0; i != n; i++)
+                random_row(&f.rows[i], f.vocab,
+                           below(3) ? (enum kind)below(2) : (enum kind)below(N_KINDS));
+            n_wide += check_shards(&g, n, "shards");
+            n_rows += n;
+        }
+        emulated_driver_set_order(0);
+        shards_close(&g);
+        fixture_close(&f);
+    }
+    print_message("%u of %u rows were too wide\n", n_wide, n_rows);
+    assert_true(n_wide > n_rows / 50 && n_wide < n_rows / 2);
+}
+
+/* What stands at the border of two ranks: the best token in two, three times the same value on
+ * either side, at the edge of top-k and of the nucleus; a padded end that would win. */
+static void test_borders(void **state)
+{
+    (void)state;
+    enum { VOCAB = 4 * 703, BORDER = 2 * 703 };
+    struct fixture f;
+    struct shards g;
+    fixture_open(&f, VOCAB);
+    shards_open(&g, &f, 4);
+    for (uint32_t round = 0; round != 12; round++) {
+        for (uint32_t i = 0; i != MAX_ROWS; i++) {
+            struct row *r = &f.rows[i];
+            for (uint32_t t = 0; t != VOCAB; t++)
+                r->logits[t] = -20.0f - (float)(t % 97);
+            for (int32_t d = -3; d != 3; d++)
+                r->logits[BORDER + d] = 4.0f;
+            r->logits[10] = 5.0f;
+            r->logits[VOCAB - 1] = r->logits[VOCAB - 2] = 50.0f;
+            r->forbidden[0] = (struct plan_range){VOCAB - 40, VOCAB};
+            r->score = i == 8;
+            r->target = BORDER;
+            r->previous = -1;
+            r->p = (struct plan_sampling){.temperature = 1,
+                                          .seed = round,
+                                          .output_index = i,
+                                          .forbidden = r->forbidden,
+                                          .n_forbidden = 1,
+                                          .n_top_logprobs = 1 + (round + i) % 20};
+            static const uint32_t top_k[] = {1, 3, 0, 2, 6, 0, 7, 0, 0};
+            static const float top_p[] = {0, 0, 0.6f, 0.5f, 0.9f, 0.3f, 0, 0.999f, 0};
+            static const float min_p[] = {0, 0, 0, 0.2f, 0, 0.5f, 0, 0, 0.1f};
+            r->p.top_k = top_k[i];
+            r->p.top_p = top_p[i];
+            r->p.min_p = min_p[i];
+        }
+        f.rows[0].logits[10] = 4.0f; /* the first of seven */
+        assert_int_equal(check_shards(&g, MAX_ROWS, "borders"), 0);
+    }
+    shards_close(&g);
+    fixture_close(&f);
+}
+
+/* What four ranks of GLM-130B tell each other: hundreds of times less than the logits. */
+static void test_shards_of_the_real_vocabulary(void **state)
+{
+    (void)state;
+    enum { N = 4 };
+    struct fixture f;
+    struct shards g;
+    fixture_open(&f, 150528);
+    shards_open(&g, &f, 4);
+    for (uint32_t i = 0; i != N; i++) {
+        struct row *r = &f.rows[i];
+        for (uint32_t t = 0; t != f.vocab; t++) {
+            float u = ((float)below(1 << 20) + 0.5f) * 0x1p-20f;
+            r->logits[t] = 3.0f * sqrtf(-2.0f * logf(u)) * cosf((float)below(6283) / 1000.0f);
+        }
+        for (uint32_t t = 0; t != 60; t++)
+            r->logits[below(f.vocab)] = 14.0f + (float)below(500) / 100.0f;
+        r->score = false;
+        r->previous = -1;
+    }
+    f.rows[0].p = (struct plan_sampling){.temperature = 1, .top_p = 0.7f, .seed = 7};
+    f.rows[1].p = (struct plan_sampling){
+        .temperature = 0.8f, .top_k = 40, .top_p = 0.9f, .seed = 8, .n_top_logprobs = 20};
+    f.rows[2].p = (struct plan_sampling){.temperature = 3, .seed = 9, .min_p = 1e-3f};
+    f.rows[3].p = (struct plan_sampling){.temperature = 1, .top_k = 1};
+    assert_int_equal(check_shards(&g, N, "150528 by four"), 0);
+    const size_t logits = N * (f.vocab / 4) * sizeof(float);
+    print_message("a rank tells %zu bytes of %zu\n", g.shards[0].n_bytes, logits);
+    assert_true(g.shards[0].n_bytes * 100 < logits);
+    shards_close(&g);
+    fixture_close(&f);
+}
+
 /* Memory short at any allocation: nothing is there, nothing leaks, and the next try works. */
 static void test_out_of_memory(void **state)
 {
@@ -392,9 +635,9 @@ int main(void)
     if (!emulated_driver_works())
         return 77;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random_rows),
-        cmocka_unit_test(test_real_vocabulary),
-        cmocka_unit_test(test_draws),
+        cmocka_unit_test(test_random_rows),   cmocka_unit_test(test_real_vocabulary),
+        cmocka_unit_test(test_draws),         cmocka_unit_test(test_shards),
+        cmocka_unit_test(test_borders),       cmocka_unit_test(test_shards_of_the_real_vocabulary),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
