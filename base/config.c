@@ -392,12 +392,13 @@ static int check_group(const struct config *c, struct err *e)
 
 bool config_is_local(const char *address)
 {
-    static const char *const local[] = {"unix:", "127.", "localhost:", "[::1]:"};
+    static const char *const local[] = {"unix:", "localhost:", "[::1]:"};
     for (size_t i = 0; i != ARRAY_LEN(local); i++) {
         if (strncmp(address, local[i], strlen(local[i])) == 0)
             return true;
     }
-    return false;
+    /* Numbers: 127.example.com is a name, which may mean any host. */
+    return strncmp(address, "127.", 4) == 0 && address[strspn(address, "0123456789.")] == ':';
 }
 
 static bool is_mutual(const struct config_tls *t)

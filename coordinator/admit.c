@@ -57,7 +57,7 @@ static int check_model(const struct admit *a, const char *name, struct err *e)
     return err_set(e, -ENOENT, "model: unknown; this server has \"%s\" (ListModels)", a->model);
 }
 
-static int check_request_id(const char *id, struct err *e)
+int admit_request_id(const char *id, struct err *e)
 {
     size_t n = strlen(id);
     if (n >= REQUEST_ID_BYTES)
@@ -80,7 +80,7 @@ uint64_t admit_tenant(const char *key)
 static int take_origin(const char *request_id, int32_t priority, const char *user,
                        struct request *r, struct err *e)
 {
-    int code = check_request_id(request_id, e);
+    int code = admit_request_id(request_id, e);
     if (code < 0)
         return code;
     if (priority < -MAX_PRIORITY || priority > MAX_PRIORITY)

@@ -31,6 +31,9 @@ int admit_init(struct admit *a, struct err *e);
 
 /* -EINVAL (any kind of bad input; the message starts with the field at fault and a colon, where
  * there is one), -ENOENT (no such model) or -ENOMEM, with a message for the client. */
+/* Whether a request may have this id. */
+int admit_request_id(const char *id, struct err *e);
+
 int admit_generate(const struct admit *a, const struct wire_generate_request *w,
                    struct request **ret, struct err *e);
 /* prompt_logprobs: the Score request whose only choice is the input as it was sent. */

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -302,6 +303,9 @@ int coordinator_init(struct coordinator *c, const struct coordinator_config *con
         .rank_listen = config->rank_listen,
     };
     metrics_init(&c->metrics);
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    c->started_at = (double)now.tv_sec + (double)now.tv_nsec / 1e9;
     c->started_ns = c->rates_ns = clock_now_ns();
     uint32_t drawn = 0;
     if (random_bytes(&drawn, sizeof drawn) < 0)

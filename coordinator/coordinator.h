@@ -85,6 +85,7 @@ struct coordinator { /* must not move */
     void (*on_stopped)(void *context);
     void *stopped_context;
     int64_t started_ns;
+    double started_at; /* seconds since 1970; stays, so that only a restart changes it */
     struct loop_meter meter;
     uint64_t n_told; /* times that a request had something new */
     struct wire_request_counters counters;

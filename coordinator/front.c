@@ -104,7 +104,8 @@ static void find_field(const char *message, char *ret, size_t size)
         snprintf(ret, size, "%.*s", (int)n, message);
 }
 
-void front_refuse(struct coordinator *c, int code, const char *message, struct front_end *ret)
+/* Of a call that has been counted. */
+static void refuse(struct coordinator *c, int code, const char *message, struct front_end *ret)
 {
     c->counters.rejected++;
     c->metrics.rejected[metrics_reject_of(code)]++;
@@ -114,6 +115,12 @@ void front_refuse(struct coordinator *c, int code, const char *message, struct f
     snprintf(ret->message, sizeof ret->message, "%s", message);
     if (ret->status == RPC_INVALID_ARGUMENT || ret->status == RPC_NOT_FOUND)
         find_field(message, ret->field, sizeof ret->field);
+}
+
+void front_refuse(struct coordinator *c, int code, const char *message, struct front_end *ret)
+{
+    c->counters.total++;
+    refuse(c, code, message, ret);
 }
 
 /* Tells the protocol the end, and lets go of it. */
@@ -172,7 +179,7 @@ static bool begin(struct opening *o)
     o->arrived_ns = o->origin->arrived_ns ? o->origin->arrived_ns : clock_now_ns();
     int code = auth_check(c->auth, o->origin->key, AUTH_USER, &o->key, &e);
     if (code < 0) {
-        front_refuse(c, code, e.message, o->ret_refused);
+        refuse(c, code, e.message, o->ret_refused);
         return false;
     }
     if (!c->draining && !c->stopping)
@@ -281,7 +288,7 @@ static struct front_call *submit(const struct opening *o, struct request *r, str
         return f;
     }
     note_refused(o, r, code, e.message);
-    front_refuse(o->c, code, e.message, o->ret_refused);
+    refuse(o->c, code, e.message, o->ret_refused);
     if (code == -EDQUOT && retry_ns == 0)
         retry_ns = FRONT_RETRY_NS;
     o->ret_refused->retry_after_ns = MAX(retry_ns, r->retry_after_ns);
@@ -292,10 +299,19 @@ static struct front_call *submit(const struct opening *o, struct request *r, str
     return NULL;
 }
 
+static void keep_id(const char *id, char ret[REQUEST_ID_BYTES])
+{
+    struct err e = ERR_INIT;
+    if (admit_request_id(id, &e) == 0)
+        memcpy(ret, id, strlen(id) + 1);
+}
+
 void front_prepare_generate(const struct coordinator *c, const struct wire_generate_request *w,
                             struct front_prepared *ret)
 {
-    *ret = (struct front_prepared){.error = ERR_INIT, .return_ids = w->return_token_ids};
+    *ret = (struct front_prepared){
+        .error = ERR_INIT, .return_ids = w->return_token_ids, .kind = REQUEST_GENERATE};
+    keep_id(w->request_id, ret->id);
     int code = 0;
     if (w->has_prompt_logprobs)
         code = admit_echo(&c->admit, w, &ret->echo, &ret->error);
@@ -307,7 +323,9 @@ void front_prepare_generate(const struct coordinator *c, const struct wire_gener
 void front_prepare_fill(const struct coordinator *c, const struct wire_fill_request *w,
                         struct front_prepared *ret)
 {
-    *ret = (struct front_prepared){.error = ERR_INIT, .return_ids = w->return_token_ids};
+    *ret = (struct front_prepared){
+        .error = ERR_INIT, .return_ids = w->return_token_ids, .kind = REQUEST_FILL};
+    keep_id(w->request_id, ret->id);
     ret->error.code = admit_fill(&c->admit, w, &ret->request, &ret->error);
 }
 
@@ -318,12 +336,22 @@ void front_prepared_deinit(struct front_prepared *p)
     *p = (struct front_prepared){.error = ERR_INIT};
 }
 
+/* There is no request yet, but its id, if it may have it. */
+static void refuse_unadmitted(const struct opening *o, enum request_kind kind, const char *id,
+                              int code, const char *message)
+{
+    struct request r = {.kind = kind, .arrived_ns = o->arrived_ns};
+    keep_id(id, r.client_id);
+    note_refused(o, &r, code, message);
+    refuse(o->c, code, message, o->ret_refused);
+}
+
 /* Takes p. */
 static struct front_call *submit_prepared(const struct opening *o, struct front_prepared *p)
 {
     struct request *r = p->request, *echo = p->echo;
     if (p->error.code < 0) {
-        front_refuse(o->c, p->error.code, p->error.message, o->ret_refused);
+        refuse_unadmitted(o, p->kind, p->id, p->error.code, p->error.message);
         front_prepared_deinit(p);
         return NULL;
     }
@@ -382,7 +410,7 @@ struct front_call *front_score(struct coordinator *c, const struct front_origin 
     int code = admit_score(&c->admit, w, &r, &e);
     if (code == 0)
         return submit(&o, r, NULL, false);
-    front_refuse(c, code, e.message, ret_refused);
+    refuse_unadmitted(&o, REQUEST_SCORE, w->request_id, code, e.message);
     return NULL;
 }
 
@@ -462,13 +490,11 @@ static void run_next(struct front_call *f, struct request *scored)
     f->waiting = NULL;
     f->echo = false;
     int code = sched_go_on(c->sched, r, &e);
-    f->request = code < 0 ? NULL : r;
+    f->request = r;
     if (code < 0) {
-        struct front_end end;
-        front_refuse(c, code, e.message, &end);
-        request_free(r);
-        tell_end(f, &end);
-        call_free(f);
+        r->status = front_status(code);
+        snprintf(r->message, sizeof r->message, "%s", e.message);
+        end_request(f, r);
         return;
     }
     check_reader(f, r);

@@ -72,6 +72,9 @@ struct front_prepared {
     struct request *request, *echo; /* owned */
     bool return_ids;
     struct err error; /* code 0: admitted */
+    /* For whoever asks why it was not. */
+    enum request_kind kind;
+    char id[REQUEST_ID_BYTES];
 };
 void front_prepare_generate(const struct coordinator *c, const struct wire_generate_request *w,
                             struct front_prepared *ret);
@@ -101,8 +104,8 @@ bool front_allowed(struct coordinator *c, const char *key, enum auth_need need,
 
 /* The status that tells a client about a negative errno value of admission, unpacking or auth.h. */
 enum rpc_status front_status(int code);
-/* Fills in *ret from a failure, and counts it as a rejected request. A message that starts with the
- * name of a field and a colon, as admission's do, sets the field, too. */
+/* Fills in *ret from a failure, and counts it as a request that arrived and was refused. A message
+ * that starts with the name of a field and a colon, as admission's do, sets the field, too. */
 void front_refuse(struct coordinator *c, int code, const char *message, struct front_end *ret);
 
 uint32_t front_n_calls(const struct coordinator *c); /* that have not ended; walks them */

@@ -84,7 +84,7 @@ void http_front_refused(struct http_front *f, const struct front_end *refused)
 void http_front_fail(struct http_front *f, int code)
 {
     struct openai_error e;
-    log_error("http: %s: %s", http_path(f->http), err_name(code));
+    log_error("http: %s: %s", f->route->path, err_name(code)); /* names below it are a client's */
     openai_error_set(&e, 500, NULL, "the answer could not be made");
     http_front_error(f, &e);
 }
@@ -99,6 +99,8 @@ static void refuse(struct http_front *f, int status, int64_t retry_after_ns, con
 
 void http_front_busy(struct http_front *f, const char *why)
 {
+    struct front_end end;
+    front_refuse(f->server->coordinator, -ENOBUFS, why, &end);
     refuse(f, 503, CROWDED_RETRY_NS, why);
 }
 
@@ -106,7 +108,6 @@ void http_front_unparsed(struct http_front *f, const struct openai_error *e)
 {
     struct front_end end;
     front_refuse(f->server->coordinator, -EINVAL, e->message, &end);
-    f->server->coordinator->counters.total++;
     http_front_error(f, e);
 }
 

@@ -49,7 +49,6 @@ static void refuse(struct http_front *f, int code, const struct err *e)
 {
     struct front_end end;
     front_refuse(f->server->coordinator, code, e->message, &end);
-    f->server->coordinator->counters.total++;
     http_front_refused(f, &end);
 }
 

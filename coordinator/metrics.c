@@ -110,6 +110,8 @@ void metrics_news(struct coordinator_metrics *m, struct call_metrics *c, const s
         observe_time(m, KEPT_TTFT, c->first_ns - c->arrived_ns, 1);
     } else {
         observe_time(m, KEPT_ITL, r->last_token_ns - c->last_ns, n_new);
+        c->between_ns += (r->last_token_ns - c->last_ns) * (int64_t)n_new;
+        c->n_between += n_new;
     }
     c->last_ns = r->last_token_ns;
     c->n_tokens = r->n_completion_tokens;
@@ -153,9 +155,8 @@ enum metrics_end metrics_ended(struct coordinator_metrics *m, struct call_metric
     observe_time(m, KEPT_PREFILL, c->first_ns - c->started_ns, 1);
     observe_time(m, KEPT_DECODE, c->last_ns - c->first_ns, 1);
     observe_time(m, KEPT_INFERENCE, c->last_ns - c->started_ns, 1);
-    if (c->n_tokens > 1)
-        observe_time(m, KEPT_TIME_PER_TOKEN,
-                     (c->last_ns - c->first_ns) / (int64_t)(c->n_tokens - 1), 1);
+    if (c->n_between)
+        observe_time(m, KEPT_TIME_PER_TOKEN, c->between_ns / (int64_t)c->n_between, 1);
     metrics_observe(&m->kept[KEPT_PROMPT_TOKENS], r->n_prompt_tokens, 1);
     metrics_observe(&m->kept[KEPT_GENERATION_TOKENS], (double)c->n_tokens, 1);
     return end;

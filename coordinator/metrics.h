@@ -180,6 +180,9 @@ void metrics_init(struct coordinator_metrics *m);
 struct call_metrics {
     int64_t arrived_ns, started_ns, first_ns, last_ns;
     uint64_t n_tokens; /* of the output, seen so far */
+    /* From one token of a choice to its next: their sum, and how many. */
+    int64_t between_ns;
+    uint64_t n_between;
 };
 
 /* The call's request has something new. */

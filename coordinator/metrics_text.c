@@ -351,11 +351,8 @@ static void put_process(struct scrape *s)
     put_one(s, METRIC_PROCESS_VIRTUAL, u.virtual_bytes);
     put_one(s, METRIC_PROCESS_OPEN_FDS, process_open_fds());
     put_one(s, METRIC_PROCESS_MAX_FDS, process_max_fds());
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    double up = seconds((uint64_t)(s->now_ns - s->c->started_ns));
     metrics_begin(&s->w, METRIC_PROCESS_START);
-    metrics_put(&s->w, (double)now.tv_sec + (double)now.tv_nsec / 1e9 - up);
+    metrics_put(&s->w, s->c->started_at);
     put_one(s, METRIC_PROCESS_THREADS, u.n_threads);
 }
 

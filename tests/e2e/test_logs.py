@@ -62,7 +62,8 @@ def say_everything(server, api, word):
         api.GenerateRequest(text=PROMPT, max_tokens=4,
                             sampling=api.SamplingParameters(stop=[PROMPT] * 100)),
     ]
-    for request in bad:
+    for i, request in enumerate(bad):
+        request.request_id = request.request_id or f"bad-{i}"
         with pytest.raises(grpc.RpcError):
             list(server.inference.Generate(request, timeout=10))
     for path, body in [
@@ -137,6 +138,14 @@ def test_no_prompt_and_no_output_at_any_level(cluster, api, model):
     c.processes["worker1"].wait()
     c.start_worker(1, name="again")
     list(stream)
+    # nor is it in what operators see
+    told = [c.cluster.Metrics(api.MetricsRequest(), timeout=10).text, str(c.status())]
+    for name in ("good-0", "bad-0", "bad-1", "bad-2", "bad-4"):
+        answer = c.cluster.Why(api.WhyRequest(request_id=name), timeout=10)
+        assert len(answer.requests) == 1, name
+        told.append(str(answer))
+    for text in told:
+        assert PROMPT not in text, text
     ids = list(c.inference.Tokenize(api.TokenizeRequest(text=f"The river {PROMPT}"), timeout=10).ids)
     found = logs(c)
     assert set(found) >= {"coordinator.log", "worker0.log", "worker1.log", "again.log"}

@@ -1,5 +1,6 @@
 """What a coordinator counts: the numbers of a few requests, and whether Prometheus can read them."""
 
+import hashlib
 import http.client
 import re
 import shutil
@@ -83,6 +84,102 @@ def test_the_numbers_of_a_stream(server, api):
     assert value(after, "glmd_requests_running") == 0
     assert sums(after, "glmd_kv_cache_blocks", state="used") == 0
     assert value(after, "glmd_kv_cache_usage_ratio", group="0") == 0
+
+
+def test_choices_side_by_side(server, api):
+    """Each choice's tokens follow each other; those of the others do not come in between."""
+    before = metrics(server, api)
+    request = api.GenerateRequest(text="The river", max_tokens=12, n=4,
+                                  sampling=api.SamplingParameters(ignore_end=True))
+    list(server.inference.Generate(request, timeout=60))
+    after = metrics(server, api)
+    name = "glmd_inter_token_latency_seconds"
+    n, seconds = [after[(f"{name}_{x}", frozenset())] - before[(f"{name}_{x}", frozenset())]
+                  for x in ("count", "sum")]
+    assert n == 4 * 11
+    name = "glmd_request_time_per_output_token_seconds"
+    n_requests, mean = [after[(f"{name}_{x}", frozenset())] - before[(f"{name}_{x}", frozenset())]
+                        for x in ("count", "sum")]
+    assert n_requests == 1 and abs(mean - seconds / n) < 1e-6, (mean, seconds / n)
+
+
+def test_only_a_restart_changes_the_start(server, api):
+    starts = {value(metrics(server, api), "process_start_time_seconds") for _ in range(5)}
+    assert len(starts) == 1, starts
+
+
+def post(server, path, body, **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
+    connection.request("POST", path, body, {"Content-Type": "application/json", **headers})
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def test_what_arrives_is_refused_or_ends(cluster, api, model, tmp_path):
+    """Whatever way in it takes: arrived = refused + finished, once nothing runs any more."""
+    keys = tmp_path / "keys"
+    keys.write_text(f"user sha256:{hashlib.sha256(b'secret').hexdigest()} context=30\n")
+    keys.chmod(0o600)
+    c = cluster(model("ckpt-fp16-tp1", "--weights", "int4"), 1, ready=False, coordinator__keys=keys)
+    c.wait(lambda: "ready: " in c.logs(), "a ready group", "coordinator")
+    known = [("authorization", "Bearer secret")]
+
+    def counted():
+        samples = parse(c.cluster.Metrics(api.MetricsRequest(), metadata=known, timeout=10).text)
+        return (value(samples, "glmd_requests_total"), sums(samples, "glmd_requests_rejected_total"),
+                sums(samples, "glmd_requests_finished_total"))
+
+    def attempt(call, request, metadata=None):
+        try:
+            answer = call(request, timeout=30, metadata=metadata)
+            return list(answer) if hasattr(answer, "__iter__") else answer
+        except grpc.RpcError:
+            return None
+
+    good = api.GenerateRequest(text="a", max_tokens=2)
+    infer = c.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    generate = c.channel.unary_stream("/glmd.v1.Inference/Generate")
+    authorization = {"Authorization": "Bearer secret"}
+    ways = {
+        "well": (lambda: attempt(c.inference.Generate, good, known), False),
+        "no key": (lambda: attempt(c.inference.Generate, good), True),
+        "too long": (lambda: attempt(c.inference.Generate, api.GenerateRequest(
+            text="a", max_tokens=64), known), True),
+        "no message": (lambda: attempt(generate, b"\xff\xff", known), True),
+        "tokens, no key": (lambda: attempt(c.inference.Tokenize, api.TokenizeRequest(text="a")), True),
+        "tokens": (lambda: attempt(c.inference.Detokenize, api.DetokenizeRequest(ids=[-5]), known), True),
+        "operators": (lambda: attempt(c.cluster.Abort, api.AbortRequest(request_id="x"), known), True),
+        "kserve": (lambda: attempt(infer, b"\x0a\x01a", known), True),
+        "kserve, no key": (lambda: attempt(infer, b"", None), True),
+        "http": (lambda: post(c, "/v1/completions", '{"prompt": "a", "max_tokens": 2}',
+                              **authorization), False),
+        "http, no key": (lambda: post(c, "/v1/completions", '{"prompt": "a"}'), True),
+        "http, no JSON": (lambda: post(c, "/v1/completions", '{"prompt": ', **authorization), True),
+        "http, too long": (lambda: post(c, "/v1/completions", '{"prompt": "a", "max_tokens": 64}',
+                                        **authorization), True),
+        "http, tokens": (lambda: post(c, "/detokenize", '{"tokens": [-5]}', **authorization), True),
+    }
+    for name, (way, refused) in ways.items():
+        before = counted()
+        way()
+        grown = tuple(b - a for a, b in zip(before, counted()))
+        assert grown == (1, int(refused), int(not refused)), f"{name}: arrived, refused, finished {grown}"
+
+
+def test_too_many_connections_are_counted(cluster, api, model):
+    c = cluster(model("ckpt-fp16-tp1", "--weights", "int4"), 1, coordinator__limits__max_connections=2)
+    held = [http.client.HTTPConnection("127.0.0.1", c.http_port, timeout=60) for _ in range(2)]
+    for h in held:
+        h.request("GET", "/version")
+        h.getresponse().read()
+    before = metrics(c, api)
+    assert post(c, "/v1/completions", '{"prompt": "a", "max_tokens": 2}') == 503
+    after = metrics(c, api)
+    for h in held:
+        h.close()
+    name = "glmd_requests_rejected_total"
+    assert sums(after, name, reason="queue_full") - sums(before, name, reason="queue_full") == 1
 
 
 def test_what_ranks_and_groups_say(server, api):

@@ -79,6 +79,31 @@ def test_why_a_request_was_refused(cluster, api, model):
         s.cancel()
 
 
+def test_why_a_request_was_not_admitted(server, api):
+    long, wrong = "x" * 128, api.SamplingParameters(temperature=-1)
+    calls = [
+        ("generate", server.inference.Generate, request(api, "long", 1 << 20)),
+        ("generate", server.inference.Generate, api.GenerateRequest(
+            text="a", max_tokens=2, request_id=long, sampling=wrong)),
+        ("fill", server.inference.Fill, api.FillRequest(text="a", request_id="fill", priority=1000)),
+        ("score", server.inference.Score, api.ScoreRequest(text="a", request_id="score", priority=1000)),
+    ]
+    for kind, call, message in calls:
+        with pytest.raises(grpc.RpcError) as refused:
+            answer = call(message, timeout=30)
+            list(answer) if hasattr(answer, "__iter__") else answer
+        (t,) = why(server, message.request_id)
+        assert (t["kind"], events(t), t["ended"]) == (kind, ["refused"], True), t
+        assert t["end"] == "invalid" and t["message"] == refused.value.details(), t
+    # an id that no request may have is not kept
+    for name in ("x" * 129, "tab\t"):
+        for call in (lambda: list(server.inference.Generate(request(api, name, 2), timeout=30)),
+                     lambda: server.cluster.Why(api.WhyRequest(request_id=name), timeout=10)):
+            with pytest.raises(grpc.RpcError):
+                call()
+    assert len(why(server, long)) == 1
+
+
 def test_a_replay_is_told(cluster, api, model):
     c = cluster(model("ckpt-fp16-tp1", "--weights", "int4"), 1, workers="external",
                 expect={"worker0": -9})

@@ -47,6 +47,25 @@ static void test_defaults(void **state)
     config_deinit(&c);
 }
 
+static void test_what_is_local(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *address;
+        bool local;
+    } cases[] = {
+        {"unix:/run/glmd.sock", true}, {"127.0.0.1:8130", true},      {"127.8.9.10:0", true},
+        {"localhost:8130", true},      {"[::1]:8130", true},          {"0.0.0.0:8130", false},
+        {"[::]:8130", false},          {"192.0.2.1:8130", false},     {"127.example.com:1", false},
+        {"127.0.0.1.nip.io:1", false}, {"localhost.org:1", false},    {"[::1].org:1", false},
+        {"127.0.0.1", false},          {"[::ffff:1.2.3.4]:1", false}, {"", false},
+    };
+    for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
+        if (config_is_local(cases[i].address) != cases[i].local)
+            fail_msg("\"%s\": expected %slocal", cases[i].address, cases[i].local ? "" : "not ");
+    }
+}
+
 /* What a rank says of itself names the cache only where it is not the activations' own. */
 static void test_precision(void **state)
 {
@@ -362,6 +381,7 @@ int main(void)
         cmocka_unit_test(test_refused_with_reason),
         cmocka_unit_test(test_too_deep_and_too_long),
         cmocka_unit_test(test_show_reads_back),
+        cmocka_unit_test(test_what_is_local),
         cmocka_unit_test(test_flags_override_and_lose_their_line),
         cmocka_unit_test(test_files),
         cmocka_unit_test(test_table),
