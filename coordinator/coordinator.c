@@ -216,11 +216,18 @@ void coordinator_stop(struct coordinator *c, int64_t grace_ns, void (*on_stopped
 {
     assert(!c->stopping);
     c->stopping = true;
+    atomic_store_explicit(&c->jobs_dropped, true, memory_order_relaxed);
     c->on_stopped = on_stopped;
     c->stopped_context = context;
     front_end_all(c, RPC_UNAVAILABLE, "the server stops");
     fleet_stop(c->fleet, "the coordinator stops");
     listen_close(c, grace_ns);
+}
+
+void coordinator_part_stopped(struct coordinator *c)
+{
+    if (c->stopping && c->n_servers == 0 && c->n_jobs == 0)
+        c->on_stopped(c->stopped_context);
 }
 
 /* ---- start ---- */
@@ -323,6 +330,7 @@ int coordinator_init(struct coordinator *c, const struct coordinator_config *con
 
 void coordinator_deinit(struct coordinator *c)
 {
+    assert(c->n_jobs == 0);
     fleet_free(c->fleet);
     sched_free(c->sched);
     auth_close(c->auth);

@@ -15,6 +15,8 @@
 #ifndef GLMD_COORDINATOR_COORDINATOR_H
 #define GLMD_COORDINATOR_COORDINATOR_H
 
+#include <stdatomic.h>
+
 #include "coordinator/admit.h"
 #include "coordinator/auth.h"
 #include "coordinator/epoch.h"
@@ -35,12 +37,16 @@ struct rate {
 };
 
 struct front_call;
+struct front_job;
 
-struct coordinator_ops { /* what the driver is told; all required */
+struct coordinator_ops { /* what the driver is told; required, but for `work` */
     /* Whether requests are served, at the start and whenever it may have changed. */
     void (*health)(void *context, bool serving);
     /* After coordinator_drain: nothing is left to finish, or the time for it is over. Once. */
     void (*drained)(void *context);
+    /* Calls front_job_run(j) on another thread, and then front_job_end(j) on the loop's; not before
+     * this has returned. False: it cannot for now. NULL: nothing runs beside the loop. */
+    bool (*work)(void *context, struct front_job *j);
 };
 
 struct coordinator_config { /* borrowed, as everything in it */
@@ -81,7 +87,9 @@ struct coordinator { /* must not move */
     /* state */
     bool draining, told_drained, stopping, pumping, pump_again;
     int64_t drain_end_ns;
-    unsigned n_servers; /* that have not stopped yet */
+    unsigned n_servers;       /* that have not stopped yet */
+    unsigned n_jobs;          /* of front_job.h, that have not ended */
+    atomic_bool jobs_dropped; /* those that have not begun need not */
     void (*on_stopped)(void *context);
     void *stopped_context;
     int64_t started_ns;
@@ -115,10 +123,14 @@ void coordinator_drain(struct coordinator *c, int64_t now_ns);
  * then its ranks are told to leave. Returns how many requests it is to finish. */
 uint32_t coordinator_drain_group(struct coordinator *c, uint32_t group, int64_t deadline_ns);
 
-/* Ends every request and session now and takes the servers apart within grace_ns. on_stopped may
- * run before this returns, when there is no server. */
+/* Ends every request and session now and takes the servers apart within grace_ns; long texts that
+ * are read meanwhile are read to their end, the others no more. on_stopped may run before this
+ * returns, when there is no server. */
 void coordinator_stop(struct coordinator *c, int64_t grace_ns, void (*on_stopped)(void *context),
                       void *context);
+
+/* A server or a job has ended: on_stopped, when it was the last one of a coordinator that stops. */
+void coordinator_part_stopped(struct coordinator *c);
 
 /* Streams what is new, plans and sends the next steps. Call after anything has changed. */
 void coordinator_pump(struct coordinator *c);

@@ -16,6 +16,7 @@
 #include "base/util.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/front_http.h"
+#include "coordinator/front_job.h"
 #include "coordinator/spawn.h"
 
 #define STOP_GRACE_NS  (2 * NSEC_PER_SEC)
@@ -122,7 +123,35 @@ static void on_drained(void *context)
     begin_stop(context, DAEMON_EXIT_OK);
 }
 
-static const struct coordinator_ops core_ops = {.health = on_health, .drained = on_drained};
+/* A thread of libuv's pool. */
+static void on_work(uv_work_t *work)
+{
+    front_job_run(work->data);
+}
+
+static void on_worked(uv_work_t *work, int status)
+{
+    struct front_job *j = work->data;
+    assert(status == 0); /* nothing cancels it */
+    free(work);
+    front_job_end(j);
+}
+
+static bool start_work(void *context, struct front_job *j)
+{
+    struct daemon *d = context;
+    uv_work_t *work = calloc(1, sizeof *work);
+    if (!work)
+        return false;
+    work->data = j;
+    if (uv_queue_work(&d->loop, work, on_work, on_worked) == 0)
+        return true;
+    free(work);
+    return false;
+}
+
+static const struct coordinator_ops core_ops = {
+    .health = on_health, .drained = on_drained, .work = start_work};
 
 /* ---- the loop's events ---- */
 

@@ -80,7 +80,10 @@ enum rpc_status front_status(int code)
     case -ENOMEM:
     case -ENOBUFS:
     case -EDQUOT:
+    case -EBUSY:
         return RPC_RESOURCE_EXHAUSTED;
+    case -ECANCELED:
+        return RPC_UNAVAILABLE;
     case -EINVAL:
     case -E2BIG:
     case -EBADMSG:
@@ -111,6 +114,8 @@ static void refuse(struct coordinator *c, int code, const char *message, struct 
     c->metrics.rejected[metrics_reject_of(code)]++;
     *ret = (struct front_end){.status = front_status(code),
                               .reason = front_reason_refused(code),
+                              .retry_after_ns =
+                                  code == -EBUSY || code == -ECANCELED ? FRONT_RETRY_NS : 0,
                               .of_key = code == -EDQUOT};
     snprintf(ret->message, sizeof ret->message, "%s", message);
     if (ret->status == RPC_INVALID_ARGUMENT || ret->status == RPC_NOT_FOUND)
@@ -170,27 +175,40 @@ static void set_origin(const struct opening *o, struct request *r)
     r->deadline_ns = MIN(deadline, longest);
 }
 
-/* Whether this client's generations are taken at all. */
-static bool begin(struct opening *o)
+/* Whether this client's generations are taken at all; a refusal is counted. */
+static bool check(struct coordinator *c, const char *key, struct auth_key **ret_key,
+                  struct front_end *ret_refused)
 {
-    struct coordinator *c = o->c;
     struct err e = ERR_INIT;
-    c->counters.total++;
-    o->arrived_ns = o->origin->arrived_ns ? o->origin->arrived_ns : clock_now_ns();
-    int code = auth_check(c->auth, o->origin->key, AUTH_USER, &o->key, &e);
+    int code = auth_check(c->auth, key, AUTH_USER, ret_key, &e);
     if (code < 0) {
-        refuse(c, code, e.message, o->ret_refused);
+        refuse(c, code, e.message, ret_refused);
         return false;
     }
     if (!c->draining && !c->stopping)
         return true;
     c->counters.rejected++;
     c->metrics.rejected[METRICS_REJECT_DRAINING]++;
-    *o->ret_refused = (struct front_end){
+    *ret_refused = (struct front_end){
         .status = RPC_UNAVAILABLE, .reason = "DRAINING", .retry_after_ns = FRONT_RETRY_NS};
-    snprintf(o->ret_refused->message, sizeof o->ret_refused->message,
+    snprintf(ret_refused->message, sizeof ret_refused->message,
              "the server is draining: try another one, or later");
     return false;
+}
+
+static bool begin(struct opening *o)
+{
+    o->c->counters.total++;
+    o->arrived_ns = o->origin->arrived_ns ? o->origin->arrived_ns : clock_now_ns();
+    return check(o->c, o->origin->key, &o->key, o->ret_refused);
+}
+
+bool front_takes(struct coordinator *c, const char *key, struct front_end *ret_refused)
+{
+    struct auth_key *found;
+    bool taken = check(c, key, &found, ret_refused);
+    c->counters.total += !taken;
+    return taken;
 }
 
 bool front_allowed(struct coordinator *c, const char *key, enum auth_need need,
@@ -329,6 +347,14 @@ void front_prepare_fill(const struct coordinator *c, const struct wire_fill_requ
     ret->error.code = admit_fill(&c->admit, w, &ret->request, &ret->error);
 }
 
+void front_prepare_score(const struct coordinator *c, const struct wire_score_request *w,
+                         struct front_prepared *ret)
+{
+    *ret = (struct front_prepared){.error = ERR_INIT, .kind = REQUEST_SCORE};
+    keep_id(w->request_id, ret->id);
+    ret->error.code = admit_score(&c->admit, w, &ret->request, &ret->error);
+}
+
 void front_prepared_deinit(struct front_prepared *p)
 {
     request_free(p->request);
@@ -337,13 +363,12 @@ void front_prepared_deinit(struct front_prepared *p)
 }
 
 /* There is no request yet, but its id, if it may have it. */
-static void refuse_unadmitted(const struct opening *o, enum request_kind kind, const char *id,
-                              int code, const char *message)
+static void refuse_unadmitted(const struct opening *o, const struct front_prepared *p)
 {
-    struct request r = {.kind = kind, .arrived_ns = o->arrived_ns};
-    keep_id(id, r.client_id);
-    note_refused(o, &r, code, message);
-    refuse(o->c, code, message, o->ret_refused);
+    struct request r = {.kind = p->kind, .arrived_ns = o->arrived_ns};
+    memcpy(r.client_id, p->id, sizeof r.client_id);
+    note_refused(o, &r, p->error.code, p->error.message);
+    refuse(o->c, p->error.code, p->error.message, o->ret_refused);
 }
 
 /* Takes p. */
@@ -351,7 +376,7 @@ static struct front_call *submit_prepared(const struct opening *o, struct front_
 {
     struct request *r = p->request, *echo = p->echo;
     if (p->error.code < 0) {
-        refuse_unadmitted(o, p->kind, p->id, p->error.code, p->error.message);
+        refuse_unadmitted(o, p);
         front_prepared_deinit(p);
         return NULL;
     }
@@ -370,47 +395,6 @@ struct front_call *front_open(struct coordinator *c, const struct front_origin *
     if (begin(&o))
         return submit_prepared(&o, p);
     front_prepared_deinit(p);
-    return NULL;
-}
-
-struct front_call *front_generate(struct coordinator *c, const struct front_origin *origin,
-                                  const struct wire_generate_request *w,
-                                  const struct front_ops *ops, void *user,
-                                  struct front_end *ret_refused)
-{
-    struct opening o = {c, origin, NULL, ops, user, ret_refused, 0};
-    struct front_prepared p;
-    if (!begin(&o))
-        return NULL;
-    front_prepare_generate(c, w, &p);
-    return submit_prepared(&o, &p);
-}
-
-struct front_call *front_fill(struct coordinator *c, const struct front_origin *origin,
-                              const struct wire_fill_request *w, const struct front_ops *ops,
-                              void *user, struct front_end *ret_refused)
-{
-    struct opening o = {c, origin, NULL, ops, user, ret_refused, 0};
-    struct front_prepared p;
-    if (!begin(&o))
-        return NULL;
-    front_prepare_fill(c, w, &p);
-    return submit_prepared(&o, &p);
-}
-
-struct front_call *front_score(struct coordinator *c, const struct front_origin *origin,
-                               const struct wire_score_request *w, const struct front_ops *ops,
-                               void *user, struct front_end *ret_refused)
-{
-    struct opening o = {c, origin, NULL, ops, user, ret_refused, 0};
-    struct request *r;
-    struct err e = ERR_INIT;
-    if (!begin(&o))
-        return NULL;
-    int code = admit_score(&c->admit, w, &r, &e);
-    if (code == 0)
-        return submit(&o, r, NULL, false);
-    refuse_unadmitted(&o, REQUEST_SCORE, w->request_id, code, e.message);
     return NULL;
 }
 

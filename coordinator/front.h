@@ -4,8 +4,8 @@
  * inference.proto and opens a call with it. What the request produces comes back as the same plain
  * structs, to be packed as the protocol likes:
  *
- *   front_generate -> call -> ops->message, ops->message ... ops->end     (the call is gone)
- *                          -> front_gone                                  (the client is)
+ *   front_prepare_generate -> front_open -> call -> ops->message ... ops->end   (the call is gone)
+ *                                                -> front_gone                  (the client is)
  *
  * Admission, deadlines, slow readers, the log-probabilities of a prompt before its output, and the
  * counters are here, once for all protocols. Loop thread; ops are called from coordinator_pump
@@ -53,21 +53,13 @@ struct front_origin {
     const char *traceparent; /* value of that header (W3C); NULL or "" = none */
 };
 
-/* Opens a call. NULL: refused, and *ret_refused says why (nothing is called back). Otherwise call
- * coordinator_pump when the callbacks may come. */
-struct front_call *front_generate(struct coordinator *c, const struct front_origin *origin,
-                                  const struct wire_generate_request *w,
-                                  const struct front_ops *ops, void *user,
-                                  struct front_end *ret_refused);
-struct front_call *front_fill(struct coordinator *c, const struct front_origin *origin,
-                              const struct wire_fill_request *w, const struct front_ops *ops,
-                              void *user, struct front_end *ret_refused);
-struct front_call *front_score(struct coordinator *c, const struct front_origin *origin,
-                               const struct wire_score_request *w, const struct front_ops *ops,
-                               void *user, struct front_end *ret_refused);
+/* Whether generations of the client with this "authorization" are taken at all, asked before its
+ * message is looked at (front_open asks again). False: *ret_refused says why not. */
+bool front_takes(struct coordinator *c, const char *key, struct front_end *ret_refused);
 
 /* The half of a call that needs no loop: what admission makes of a message, which takes a while for
- * long ones. Any thread, while the coordinator is there; what it reads of it never changes. */
+ * long ones (front_job.h). Any thread, while the coordinator is there; what it reads of it never
+ * changes. */
 struct front_prepared {
     struct request *request, *echo; /* owned */
     bool return_ids;
@@ -80,8 +72,12 @@ void front_prepare_generate(const struct coordinator *c, const struct wire_gener
                             struct front_prepared *ret);
 void front_prepare_fill(const struct coordinator *c, const struct wire_fill_request *w,
                         struct front_prepared *ret);
+void front_prepare_score(const struct coordinator *c, const struct wire_score_request *w,
+                         struct front_prepared *ret);
 void front_prepared_deinit(struct front_prepared *p);
-/* The other half, as front_generate. Takes what was prepared. */
+
+/* The other half: opens a call. Takes what was prepared. NULL: refused, and *ret_refused says why
+ * (nothing is called back). Otherwise call coordinator_pump when the callbacks may come. */
 struct front_call *front_open(struct coordinator *c, const struct front_origin *origin,
                               struct front_prepared *p, const struct front_ops *ops, void *user,
                               struct front_end *ret_refused);

@@ -262,6 +262,9 @@ static void on_done(struct http_call *c, bool complete, void *context)
         return;
     log_call(f, complete);
     f->http = NULL;
+    if (f->job)
+        f->job->front = NULL;
+    f->job = NULL;
     http_front_leave(f);
     http_front_release(f);
 }
@@ -271,7 +274,7 @@ static const struct http_handler handler = {
 
 void http_front_release(struct http_front *f)
 {
-    if (f->http || f->n_running || f->leaving || f->working)
+    if (f->http || f->n_running || f->leaving)
         return;
     if (f->prev)
         f->prev->next = f->next;

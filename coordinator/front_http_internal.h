@@ -7,6 +7,7 @@
 #include "coordinator/coordinator.h"
 #include "coordinator/front.h"
 #include "coordinator/front_http.h"
+#include "coordinator/front_job.h"
 #include "coordinator/http.h"
 #include "coordinator/http_routes.h"
 #include "coordinator/openai.h"
@@ -24,7 +25,6 @@ struct front_http {
     uv_timer_t tick; /* streams that have said nothing yet */
     bool stopped;
     unsigned n_open; /* server, timer, jobs: that have not ended */
-    unsigned n_jobs; /* in libuv's pool */
     void (*on_stopped)(void *context);
     void *stopped_context;
 };
@@ -51,23 +51,23 @@ struct http_front {
     struct openai_reply *reply;
     struct http_piece *pieces;
     uint32_t n_pieces, n_running;
-    bool begun;   /* a stream whose head is out */
-    bool ended;   /* answered in full, or failed */
-    bool leaving; /* inside http_front_leave */
-    bool working; /* a job of it is in libuv's pool */
+    bool begun;           /* a stream whose head is out */
+    bool ended;           /* answered in full, or failed */
+    bool leaving;         /* inside http_front_leave */
+    struct http_job *job; /* that reads its body; NULL: none does */
 };
 
-/* What becomes of a body. The parts below `done` are any thread's until it is called. */
+/* What becomes of a body: a job of front_job.h. */
 struct http_job {
-    uv_work_t work;
-    struct http_front *front;
+    struct front_job job; /* first */
+    struct front_http *server;
+    struct http_front *front; /* NULL: the client is gone */
     void (*done)(struct http_front *f, struct http_job *j);
-    const struct coordinator *coordinator; /* borrowed */
     enum openai_route route;
     struct openai_settings settings;
-    char request_id[REQUEST_ID_BYTES]; /* of the head, or else of the body, or else ours */
-    struct buf body;
-
+    /* written by `run`, as everything below; of the head, or else of the body, or else ours */
+    char request_id[REQUEST_ID_BYTES];
+    bool ran;
     struct openai_error error;       /* status 0: none */
     struct openai_request *request;  /* owned, as everything below */
     struct front_prepared *prepared; /* [n_prepared]: one for each prompt, up to a refused one */
@@ -75,8 +75,7 @@ struct http_job {
     /* tokenize and detokenize */
     int code;
     struct err why;
-    struct token_list ids;
-    struct buf text;
+    struct buf answer;
 };
 
 /* front_http.c: answers; all of them end the request, a second one is ignored */
@@ -100,7 +99,6 @@ void http_front_part_stopped(struct front_http *h);
  * unless there is nobody left to answer, or the body was refused. done may take what it needs out
  * of the job, which is freed behind it. */
 void http_job_start(struct http_front *f, void (*done)(struct http_front *f, struct http_job *j));
-void http_job_free(struct http_job *j);
 
 /* front_http_generate.c */
 void http_front_generate(struct http_front *f); /* a route's `serve` */

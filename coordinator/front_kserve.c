@@ -2,9 +2,11 @@
  * business, what a call does front.c's.
  *
  *   ModelInfer        one request, one answer; a failure is the call's status
- *   ModelStreamInfer  any number of requests side by side (MAX_REQUESTS, or
- *                     unread answers: then no more are read); a failure is an answer with
- * error_message, and the stream goes on
+ *   ModelStreamInfer  any number of requests side by side (MAX_REQUESTS, or unread answers: then no
+ *                     more are read); a failure is an answer with error_message, and the stream
+ *                     goes on
+ *
+ * A request is read by a job (front_job.h), which outlives its RPC when that ends first.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -17,6 +19,7 @@
 #include "coordinator/coordinator.h"
 #include "coordinator/front_grpc.h"
 #include "coordinator/front_internal.h"
+#include "coordinator/front_job.h"
 #include "coordinator/kserve.h"
 
 enum { MAX_REQUESTS = 64 };
@@ -28,6 +31,7 @@ struct kserve_rpc {
     struct coordinator *coordinator;
     enum method method;
     struct rpc_call *rpc;
+    struct kserve_job *job;    /* that reads a message; NULL: none is read */
     struct kserve_call *calls; /* that have not ended */
     unsigned n_calls;
     bool answered, half_closed, allowed; /* allowed: its key was looked at */
@@ -39,6 +43,21 @@ struct kserve_call {
     struct kserve_call *prev, *next;
     struct front_call *front;
     struct kserve_answer answer;
+};
+
+/* What becomes of a message. */
+struct kserve_job {
+    struct front_job job;  /* first */
+    struct kserve_rpc *of; /* NULL: it is over */
+    enum method method;
+    int64_t arrived_ns;
+    /* written by `run` */
+    struct wire_kserve_infer_request *message; /* owned; NULL: it is none */
+    int code;                                  /* why it is of no use; 0 = it is */
+    struct err why;
+    uint64_t timeout_us;
+    struct kserve_answer answer;
+    struct front_prepared prepared;
 };
 
 static void finish(struct kserve_rpc *k, const struct front_end *end)
@@ -54,14 +73,26 @@ static void finish_ok(struct kserve_rpc *k)
     finish(k, &(struct front_end){.status = RPC_OK});
 }
 
-/* Reads on while there is room for requests that run, and for answers that wait to be read. */
+/* Reads on while there is room for requests that run, and for answers that wait to be read; long
+ * texts one by one, so that a stream has no more of the threads than a call has. */
 static void pace(struct kserve_rpc *k)
 {
     size_t most = (size_t)k->coordinator->config->coordinator.limits.max_stream_bytes;
-    if (k->n_calls >= MAX_REQUESTS || rpc_queued_bytes(k->rpc) > most)
+    if (k->job || k->n_calls >= MAX_REQUESTS || rpc_queued_bytes(k->rpc) > most)
         rpc_pause(k->rpc);
     else
         rpc_resume(k->rpc);
+}
+
+/* A request was refused or has ended: room for another one, or the end of the RPC. */
+static void go_on(struct kserve_rpc *k)
+{
+    if (k->answered) /* also when the RPC is over: nothing more may be asked of it */
+        return;
+    if (k->half_closed && k->n_calls == 0 && !k->job)
+        finish_ok(k);
+    else
+        pace(k);
 }
 
 /* ---- requests that run ---- */
@@ -84,18 +115,15 @@ static void call_free(struct kserve_call *c)
     free(c);
 }
 
-/* The request has ended: room for another one, or the end of the stream. */
 static void call_over(struct kserve_call *c)
 {
     struct kserve_rpc *k = c->of;
     call_unlink(c);
     call_free(c);
-    if (k->answered) /* also when the RPC is over: nothing more may be asked of it */
-        return;
-    if (k->method == INFER || (k->half_closed && k->n_calls == 0))
+    if (k->method == INFER)
         finish_ok(k);
     else
-        pace(k);
+        go_on(k);
 }
 
 /* A stream goes on when one of its requests fails. */
@@ -144,56 +172,134 @@ static size_t unsent(void *user)
 
 static const struct front_ops ops = {.message = on_news, .end = on_end, .unsent = unsent};
 
-/* NULL: refused. */
-static struct kserve_call *call_open(struct kserve_rpc *k, const struct kserve_request *q,
-                                     const char *id, struct front_end *ret_refused)
-{
-    struct coordinator *c = k->coordinator;
-    struct front_origin origin = front_grpc_origin(k->rpc);
-    struct kserve_call *call = calloc(1, sizeof *call);
-    if (!call || kserve_answer_init(&call->answer, q, id) < 0) {
-        free(call);
-        front_refuse(c, -ENOMEM, "out of memory", ret_refused);
-        return NULL;
-    }
-    if (q->timeout_us) {
-        int64_t deadline = clock_now_ns() + (int64_t)q->timeout_us * NSEC_PER_USEC;
-        origin.deadline_ns = origin.deadline_ns ? MIN(origin.deadline_ns, deadline) : deadline;
-    }
-    call->of = k;
-    call->front = front_generate(c, &origin, &q->generate, &ops, call, ret_refused);
-    if (!call->front) {
-        call_free(call);
-        return NULL;
-    }
-    call->next = k->calls;
-    if (k->calls)
-        k->calls->prev = call;
-    k->calls = call;
-    k->n_calls++;
-    return call;
-}
+/* ---- messages: any thread ---- */
 
-static void on_infer(struct kserve_rpc *k, const struct wire_kserve_infer_request *w)
+static int read_request(struct kserve_job *j)
 {
     struct kserve_request q;
-    struct front_end refused;
-    struct err e = ERR_INIT;
-    struct kserve_call *call = NULL;
-    int r = kserve_read(w, &q, &e);
-    if (r == 0 && q.stream && k->method == INFER)
-        r = err_set(&e, -EINVAL, "stream: ModelInfer has one answer; use ModelStreamInfer");
-    if (r < 0)
-        front_refuse(k->coordinator, r, e.message, &refused);
-    else
-        call = call_open(k, &q, w->id, &refused);
+    int r = kserve_read(j->message, &q, &j->why);
+    if (r == 0 && q.stream && j->method == INFER)
+        r = err_set(&j->why, -EINVAL, "stream: ModelInfer has one answer; use ModelStreamInfer");
+    if (r == 0 && kserve_answer_init(&j->answer, &q, j->message->id) < 0)
+        r = err_set(&j->why, -ENOMEM, "out of memory");
+    if (r == 0) {
+        j->timeout_us = q.timeout_us;
+        front_prepare_generate(j->job.coordinator, &q.generate, &j->prepared);
+    }
     kserve_request_deinit(&q);
-    if (call)
+    return r;
+}
+
+static void run(struct front_job *job)
+{
+    struct kserve_job *j = (struct kserve_job *)job;
+    j->code = wire_unpack_kserve_infer_request((const uint8_t *)job->input.data, job->input.size,
+                                               &j->message, &j->why);
+    if (j->code == 0)
+        j->code = read_request(j);
+}
+
+/* ---- messages: the loop ---- */
+
+static void job_free(struct kserve_job *j)
+{
+    wire_free_kserve_infer_request(j->message);
+    kserve_answer_deinit(&j->answer);
+    front_prepared_deinit(&j->prepared);
+    buf_deinit(&j->job.input);
+    free(j);
+}
+
+/* False: refused. */
+static bool call_open(struct kserve_rpc *k, struct kserve_job *j, struct front_end *ret_refused)
+{
+    struct front_origin origin = front_grpc_origin(k->rpc);
+    struct kserve_call *c = calloc(1, sizeof *c);
+    if (!c) {
+        front_refuse(k->coordinator, -ENOMEM, "out of memory", ret_refused);
+        return false;
+    }
+    origin.arrived_ns = j->arrived_ns;
+    if (j->timeout_us) {
+        int64_t deadline = j->arrived_ns + (int64_t)j->timeout_us * NSEC_PER_USEC;
+        origin.deadline_ns = origin.deadline_ns ? MIN(origin.deadline_ns, deadline) : deadline;
+    }
+    c->of = k;
+    c->answer = j->answer;
+    j->answer = (struct kserve_answer){0};
+    c->front = front_open(k->coordinator, &origin, &j->prepared, &ops, c, ret_refused);
+    if (!c->front) {
+        call_free(c);
+        return false;
+    }
+    c->next = k->calls;
+    if (k->calls)
+        k->calls->prev = c;
+    k->calls = c;
+    k->n_calls++;
+    return true;
+}
+
+static void take(struct kserve_rpc *k, struct kserve_job *j)
+{
+    struct front_end refused;
+    if (j->code == -ECANCELED)
+        front_refuse(k->coordinator, j->code, front_job_refusal(j->code), &refused);
+    else if (j->code < 0)
+        front_refuse(k->coordinator, j->code, j->why.message, &refused);
+    if (j->code == 0 && call_open(k, j, &refused))
         coordinator_pump(k->coordinator);
+    else if (j->message || j->code == -ECANCELED)
+        tell_error(k, j->message ? j->message->id : "", &refused);
     else
-        tell_error(k, w->id, &refused);
-    if (!k->answered)
-        pace(k);
+        finish(k, &refused); /* what is no message at all ends the RPC */
+}
+
+static void on_read(struct front_job *job)
+{
+    struct kserve_job *j = (struct kserve_job *)job;
+    struct kserve_rpc *k = j->of;
+    if (k) {
+        k->job = NULL;
+        take(k, j);
+        go_on(k);
+    }
+    job_free(j);
+}
+
+/* It was not read: for once its id is looked for here. */
+static void tell_unread(struct kserve_rpc *k, const uint8_t *data, size_t size, int code)
+{
+    struct wire_kserve_infer_request *w = NULL;
+    struct front_end refused;
+    front_refuse(k->coordinator, code, front_job_refusal(code), &refused);
+    if (k->method == STREAM_INFER)
+        wire_unpack_kserve_infer_request(data, size, &w, NULL);
+    tell_error(k, w ? w->id : "", &refused);
+    wire_free_kserve_infer_request(w);
+}
+
+static void read_message(struct kserve_rpc *k, const uint8_t *data, size_t size)
+{
+    struct kserve_job *j = calloc(1, sizeof *j);
+    int r = j ? buf_append(&j->job.input, data, size) : -ENOMEM;
+    if (r == 0) {
+        j->job.run = run;
+        j->job.done = on_read;
+        j->of = k;
+        j->method = k->method;
+        j->arrived_ns = clock_now_ns();
+        j->code = -ECANCELED; /* unless it is run */
+        k->job = j;
+        r = front_job_start(k->coordinator, &j->job);
+    }
+    if (r < 0) {
+        k->job = NULL;
+        if (j)
+            job_free(j);
+        tell_unread(k, data, size, r);
+    }
+    go_on(k);
 }
 
 /* ---- the server and its model ---- */
@@ -314,19 +420,13 @@ static void on_message(struct rpc_call *rpc, const uint8_t *data, size_t size)
 {
     struct kserve_rpc *k = rpc_user(rpc);
     struct err e = ERR_INIT;
-    if (k->answered || (k->n_calls && k->method != STREAM_INFER) || !is_allowed(k))
+    if (k->answered || ((k->n_calls || k->job) && k->method != STREAM_INFER) || !is_allowed(k))
         return;
-    int r;
     if (k->method == INFER || k->method == STREAM_INFER) {
-        struct wire_kserve_infer_request *w;
-        r = wire_unpack_kserve_infer_request(data, size, &w, &e);
-        if (r == 0) {
-            on_infer(k, w);
-            wire_free_kserve_infer_request(w);
-        }
-    } else {
-        r = answer_at_once(k, data, size, &e);
+        read_message(k, data, size);
+        return;
     }
+    int r = answer_at_once(k, data, size, &e);
     if (r < 0) {
         struct front_end refused;
         front_refuse(k->coordinator, r, e.message, &refused);
@@ -338,7 +438,7 @@ static void on_half_close(struct rpc_call *rpc)
 {
     struct kserve_rpc *k = rpc_user(rpc);
     k->half_closed = true;
-    if (k->n_calls)
+    if (k->n_calls || k->job)
         return;
     if (k->method == STREAM_INFER)
         finish_ok(k);
@@ -374,6 +474,8 @@ static void on_done(struct rpc_call *rpc, enum rpc_status status, const char *me
     (void)status;
     (void)message;
     k->answered = true;
+    if (k->job)
+        k->job->of = NULL;
     while (k->calls) {
         struct kserve_call *c = k->calls;
         /* clang 14's analyzer does not see that call_unlink moves k->calls on. */

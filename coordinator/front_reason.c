@@ -25,6 +25,10 @@ const char *front_reason_refused(int code)
         return "KEY_QUOTA";
     case -ENOBUFS:
         return "QUEUE_FULL";
+    case -EBUSY:
+        return "SERVER_FULL";
+    case -ECANCELED:
+        return "STOPPING";
     case -ENOMEM:
         return "OUT_OF_MEMORY";
     default:

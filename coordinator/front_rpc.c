@@ -1,5 +1,9 @@
 /* front_rpc.c: the client API over gRPC: calls in, messages of inference.proto out. What a call
- * does between the two is front.c's business. */
+ * does between the two is front.c's business.
+ *
+ *   on_message -> key -> job (front_job.h): unpack, tokenize, admit -> answer
+ *                                                                   -> front_open -> on_news ...
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +13,7 @@
 #include "coordinator/coordinator.h"
 #include "coordinator/front_grpc.h"
 #include "coordinator/front_internal.h"
+#include "coordinator/front_job.h"
 
 const char *const front_services[] = {"glmd.v1.Inference", "glmd.v1.Cluster", "glmd.v1.Worker",
                                       "inference.GRPCInferenceService"};
@@ -21,9 +26,23 @@ struct rpc_front {
     struct coordinator *coordinator;
     enum method method;
     struct rpc_call *rpc;
+    struct rpc_job *job;     /* that reads its message; NULL: none does */
     struct front_call *call; /* a generation that has not ended */
     bool told;               /* a message of its output was sent */
     bool answered;           /* rpc_finish was called */
+};
+
+/* What becomes of its message: of every method but ListModels. */
+struct rpc_job {
+    struct front_job job;    /* first */
+    struct rpc_front *front; /* NULL: the RPC is over */
+    enum method method;
+    int64_t arrived_ns;
+    /* written by `run` */
+    int code; /* why the message is of no use; 0 = it is */
+    struct err why;
+    struct front_prepared prepared; /* of a generation */
+    struct buf answer;              /* of the others: packed */
 };
 
 bool front_rpc_allowed(struct coordinator *c, struct rpc_call *rpc, enum auth_need need)
@@ -44,6 +63,19 @@ static void answer_end(struct rpc_front *f, const struct front_end *end)
         return;
     f->answered = true;
     front_grpc_finish(f->rpc, end);
+}
+
+static void answer(struct rpc_front *f, const struct buf *message)
+{
+    rpc_send(f->rpc, message->data, message->size);
+    answer_end(f, &(struct front_end){.status = RPC_OK});
+}
+
+static void refuse(struct rpc_front *f, int code, const char *why)
+{
+    struct front_end refused;
+    front_refuse(f->coordinator, code, why, &refused);
+    answer_end(f, &refused);
 }
 
 /* ---- generations ---- */
@@ -83,57 +115,52 @@ static size_t unsent(void *user)
 
 static const struct front_ops ops = {.message = on_news, .end = on_end, .unsent = unsent};
 
-static int open_generate(struct rpc_front *f, const struct front_origin *o, const uint8_t *data,
-                         size_t size, struct front_end *refused, struct err *e)
+static void open_generation(struct rpc_front *f, struct rpc_job *j)
+{
+    struct front_origin origin = front_grpc_origin(f->rpc);
+    struct front_end refused;
+    origin.arrived_ns = j->arrived_ns;
+    f->call = front_open(f->coordinator, &origin, &j->prepared, &ops, f, &refused);
+    if (f->call)
+        coordinator_pump(f->coordinator);
+    else
+        answer_end(f, &refused);
+}
+
+/* ---- messages: any thread ---- */
+
+static int read_generate(struct rpc_job *j, const uint8_t *data, size_t size)
 {
     struct wire_generate_request *w;
-    int r = wire_unpack_generate_request(data, size, &w, e);
+    int r = wire_unpack_generate_request(data, size, &w, &j->why);
     if (r < 0)
         return r;
-    f->call = front_generate(f->coordinator, o, w, &ops, f, refused);
+    front_prepare_generate(j->job.coordinator, w, &j->prepared);
     wire_free_generate_request(w);
     return 0;
 }
 
-static int open_fill(struct rpc_front *f, const struct front_origin *o, const uint8_t *data,
-                     size_t size, struct front_end *refused, struct err *e)
+static int read_fill(struct rpc_job *j, const uint8_t *data, size_t size)
 {
     struct wire_fill_request *w;
-    int r = wire_unpack_fill_request(data, size, &w, e);
+    int r = wire_unpack_fill_request(data, size, &w, &j->why);
     if (r < 0)
         return r;
-    f->call = front_fill(f->coordinator, o, w, &ops, f, refused);
+    front_prepare_fill(j->job.coordinator, w, &j->prepared);
     wire_free_fill_request(w);
     return 0;
 }
 
-static int open_score(struct rpc_front *f, const struct front_origin *o, const uint8_t *data,
-                      size_t size, struct front_end *refused, struct err *e)
+static int read_score(struct rpc_job *j, const uint8_t *data, size_t size)
 {
     struct wire_score_request *w;
-    int r = wire_unpack_score_request(data, size, &w, e);
+    int r = wire_unpack_score_request(data, size, &w, &j->why);
     if (r < 0)
         return r;
-    f->call = front_score(f->coordinator, o, w, &ops, f, refused);
+    front_prepare_score(j->job.coordinator, w, &j->prepared);
     wire_free_score_request(w);
     return 0;
 }
-
-static int open_generation(struct rpc_front *f, const uint8_t *data, size_t size, struct err *e)
-{
-    const struct front_origin origin = front_grpc_origin(f->rpc);
-    struct front_end refused;
-    int r = f->method == GENERATE ? open_generate(f, &origin, data, size, &refused, e)
-            : f->method == FILL   ? open_fill(f, &origin, data, size, &refused, e)
-                                  : open_score(f, &origin, data, size, &refused, e);
-    if (r == 0 && !f->call)
-        answer_end(f, &refused);
-    else if (r == 0)
-        coordinator_pump(f->coordinator);
-    return r;
-}
-
-/* ---- calls that are answered at once ---- */
 
 static int pack_tokens(const struct coordinator *c, const struct token_list *ids, struct buf *out)
 {
@@ -153,41 +180,111 @@ static int pack_tokens(const struct coordinator *c, const struct token_list *ids
     return r;
 }
 
-static int on_tokenize(struct coordinator *c, const uint8_t *data, size_t size, struct buf *out,
-                       struct err *e)
+static int read_tokenize(struct rpc_job *j, const uint8_t *data, size_t size)
 {
+    const struct coordinator *c = j->job.coordinator;
     struct wire_tokenize_request *w;
-    int r = wire_unpack_tokenize_request(data, size, &w, e);
+    int r = wire_unpack_tokenize_request(data, size, &w, &j->why);
     if (r < 0)
         return r;
     struct token_list ids = {0};
-    r = admit_tokenize(&c->admit, w, &ids, e);
+    r = admit_tokenize(&c->admit, w, &ids, &j->why);
     if (r == 0)
-        r = pack_tokens(c, &ids, out);
+        r = pack_tokens(c, &ids, &j->answer);
     token_list_deinit(&ids);
     wire_free_tokenize_request(w);
     return r;
 }
 
-static int on_detokenize(struct coordinator *c, const uint8_t *data, size_t size, struct buf *out,
-                         struct err *e)
+static int read_detokenize(struct rpc_job *j, const uint8_t *data, size_t size)
 {
+    const struct coordinator *c = j->job.coordinator;
     struct wire_detokenize_request *w;
-    int r = wire_unpack_detokenize_request(data, size, &w, e);
+    int r = wire_unpack_detokenize_request(data, size, &w, &j->why);
     if (r < 0)
         return r;
     struct buf text = {0};
-    r = admit_detokenize(&c->admit, w, &text, e);
+    r = admit_detokenize(&c->admit, w, &text, &j->why);
     if (r == 0)
         r = wire_pack_detokenize_response(&(struct wire_detokenize_response){.text = text.data},
-                                          out);
+                                          &j->answer);
     buf_deinit(&text);
     wire_free_detokenize_request(w);
     return r;
 }
 
-static int on_list_models(struct coordinator *c, const uint8_t *data, size_t size, struct buf *out,
-                          struct err *e)
+static void run(struct front_job *job)
+{
+    static int (*const readers[])(struct rpc_job * j, const uint8_t *data, size_t size) = {
+        [GENERATE] = read_generate,     [FILL] = read_fill,
+        [SCORE] = read_score,           [TOKENIZE] = read_tokenize,
+        [DETOKENIZE] = read_detokenize,
+    };
+    struct rpc_job *j = (struct rpc_job *)job;
+    j->code = readers[j->method](j, (const uint8_t *)job->input.data, job->input.size);
+    if (j->code == -EBADMSG)
+        j->code = err_set(&j->why, -EINVAL, "the request is not a valid message of this method");
+}
+
+/* ---- messages: the loop ---- */
+
+static bool is_generation(enum method m)
+{
+    return m == GENERATE || m == FILL || m == SCORE;
+}
+
+static void job_free(struct rpc_job *j)
+{
+    front_prepared_deinit(&j->prepared);
+    buf_deinit(&j->answer);
+    buf_deinit(&j->job.input);
+    free(j);
+}
+
+static void on_read(struct front_job *job)
+{
+    struct rpc_job *j = (struct rpc_job *)job;
+    struct rpc_front *f = j->front;
+    if (f) {
+        f->job = NULL;
+        if (j->code == -ECANCELED)
+            refuse(f, j->code, front_job_refusal(j->code));
+        else if (j->code < 0)
+            refuse(f, j->code, j->why.message);
+        else if (is_generation(j->method))
+            open_generation(f, j);
+        else
+            answer(f, &j->answer);
+    }
+    job_free(j);
+}
+
+static void read_message(struct rpc_front *f, const uint8_t *data, size_t size)
+{
+    struct rpc_job *j = calloc(1, sizeof *j);
+    int r = j ? buf_append(&j->job.input, data, size) : -ENOMEM;
+    if (r == 0) {
+        j->job.run = run;
+        j->job.done = on_read;
+        j->front = f;
+        j->method = f->method;
+        j->arrived_ns = clock_now_ns();
+        j->code = -ECANCELED; /* unless it is run */
+        f->job = j;
+        r = front_job_start(f->coordinator, &j->job);
+    }
+    if (r == 0)
+        return;
+    f->job = NULL;
+    if (j)
+        job_free(j);
+    refuse(f, r, front_job_refusal(r));
+}
+
+/* ---- calls that are answered at once ---- */
+
+static int list_models(const struct coordinator *c, const uint8_t *data, size_t size,
+                       struct buf *out, struct err *e)
 {
     struct wire_list_models_request *w;
     int r = wire_unpack_list_models_request(data, size, &w, e);
@@ -200,48 +297,49 @@ static int on_list_models(struct coordinator *c, const uint8_t *data, size_t siz
         &(struct wire_list_models_response){.models = &model, .n_models = 1}, out);
 }
 
-static int answer_at_once(struct rpc_front *f, const uint8_t *data, size_t size, struct err *e)
+static void answer_models(struct rpc_front *f, const uint8_t *data, size_t size)
 {
     struct buf out = {0};
-    struct coordinator *c = f->coordinator;
-    if (!front_rpc_allowed(c, f->rpc, AUTH_USER)) {
-        f->answered = true;
-        return 0;
-    }
-    int r = f->method == TOKENIZE     ? on_tokenize(c, data, size, &out, e)
-            : f->method == DETOKENIZE ? on_detokenize(c, data, size, &out, e)
-                                      : on_list_models(c, data, size, &out, e);
-    if (r == 0) {
-        rpc_send(f->rpc, out.data, out.size);
-        answer_end(f, &(struct front_end){.status = RPC_OK});
-    }
+    struct err e = ERR_INIT;
+    int r = list_models(f->coordinator, data, size, &out, &e);
+    if (r == 0)
+        answer(f, &out);
+    else
+        refuse(f, r, e.message);
     buf_deinit(&out);
-    return r;
 }
 
 /* ---- callbacks ---- */
 
+/* Before anything is made of its message. */
+static bool is_taken(struct rpc_front *f)
+{
+    struct front_end refused;
+    if (!is_generation(f->method)) {
+        f->answered = !front_rpc_allowed(f->coordinator, f->rpc, AUTH_USER);
+        return !f->answered;
+    }
+    if (front_takes(f->coordinator, rpc_metadata(f->rpc, "authorization"), &refused))
+        return true;
+    answer_end(f, &refused);
+    return false;
+}
+
 static void on_message(struct rpc_call *rpc, const uint8_t *data, size_t size)
 {
     struct rpc_front *f = rpc_user(rpc);
-    struct err e = ERR_INIT;
-    if (f->answered || f->call)
+    if (f->answered || f->call || f->job || !is_taken(f))
         return;
-    bool at_once = f->method == TOKENIZE || f->method == DETOKENIZE || f->method == LIST_MODELS;
-    int r = at_once ? answer_at_once(f, data, size, &e) : open_generation(f, data, size, &e);
-    if (r == -EBADMSG)
-        r = err_set(&e, -EINVAL, "the request is not a valid message of this method");
-    if (r < 0) {
-        struct front_end refused;
-        front_refuse(f->coordinator, r, e.message, &refused);
-        answer_end(f, &refused);
-    }
+    if (f->method == LIST_MODELS)
+        answer_models(f, data, size);
+    else
+        read_message(f, data, size);
 }
 
 static void on_half_close(struct rpc_call *rpc)
 {
     struct rpc_front *f = rpc_user(rpc);
-    if (!f->call)
+    if (!f->call && !f->job)
         answer_end(f, &(struct front_end){.status = RPC_INVALID_ARGUMENT,
                                           .reason = front_reason_refused(-EINVAL),
                                           .message = "the call brought no message"});
@@ -259,6 +357,8 @@ static void on_done(struct rpc_call *rpc, enum rpc_status status, const char *me
     struct rpc_front *f = rpc_user(rpc);
     (void)status;
     (void)message;
+    if (f->job)
+        f->job->front = NULL;
     if (f->call)
         front_gone(f->call);
     free(f);

@@ -52,49 +52,17 @@ static void refuse(struct http_front *f, int code, const struct err *e)
     http_front_refused(f, &end);
 }
 
-static int encode_tokens(struct http_front *f, const struct http_job *j, struct buf *out)
+static void on_tokens(struct http_front *f, struct http_job *j)
 {
-    const struct coordinator *c = f->server->coordinator;
-    const struct token_list *ids = &j->ids;
-    const char **pieces = alloc_array(ids->n, sizeof *pieces);
-    if (!pieces)
-        return -ENOMEM;
-    for (size_t i = 0; i != ids->n; i++)
-        pieces[i] = tokenizer_piece(c->tokenizer, ids->ids[i]);
-    const struct wire_tokenize_response w = {
-        .ids = ids->ids, .n_ids = (uint32_t)ids->n, .pieces = pieces, .n_pieces = (uint32_t)ids->n};
-    int code = openai_tokenize_encode(j->request, &w, model_dir_arch(c->model)->max_seq, out);
-    free(pieces);
-    return code;
-}
-
-static void on_tokenized(struct http_front *f, struct http_job *j)
-{
-    struct buf out = {0};
     if (j->code < 0)
         refuse(f, j->code, &j->why);
     else
-        answer(f, encode_tokens(f, j, &out), &out);
+        http_front_json(f, 200, &j->answer);
 }
 
-static void serve_tokenize(struct http_front *f)
+static void serve_tokens(struct http_front *f)
 {
-    http_job_start(f, on_tokenized);
-}
-
-static void on_detokenized(struct http_front *f, struct http_job *j)
-{
-    struct buf out = {0};
-    const struct wire_detokenize_response w = {.text = j->text.size ? j->text.data : ""};
-    if (j->code < 0)
-        refuse(f, j->code, &j->why);
-    else
-        answer(f, openai_detokenize_encode(&w, &out), &out);
-}
-
-static void serve_detokenize(struct http_front *f)
-{
-    http_job_start(f, on_detokenized);
+    http_job_start(f, on_tokens);
 }
 
 /* Evaluation harnesses look here before they count tokens with /tokenize. */
@@ -220,8 +188,8 @@ const struct http_route http_routes[] = {
     GENERATES("/v1/chat/completions", OPENAI_CHAT),
     GENERATES("/v1/fill", OPENAI_FILL),
     GENERATES("/generate", OPENAI_LEGACY),
-    {"POST", "/tokenize", AUTH_USER, false, true, OPENAI_TOKENIZE, serve_tokenize},
-    {"POST", "/detokenize", AUTH_USER, false, true, OPENAI_DETOKENIZE, serve_detokenize},
+    {"POST", "/tokenize", AUTH_USER, false, true, OPENAI_TOKENIZE, serve_tokens},
+    {"POST", "/detokenize", AUTH_USER, false, true, OPENAI_DETOKENIZE, serve_tokens},
     {"GET", "/tokenizer_info", AUTH_USER, false, false, 0, serve_tokenizer},
     {"GET", "/v1/models", AUTH_USER, false, false, 0, serve_models},
     {"GET", "/v1/models/*", AUTH_USER, false, false, 0, serve_model},

@@ -5,7 +5,7 @@
  * Everything that a request may say stands in two tables of kserve.c. Pure functions of their
  * input; no sockets.
  *
- *   kserve_read -> kserve_request.generate -> front_generate ... stream_message
+ *   kserve_read -> kserve_request.generate -> front_open ... stream_message
  *                                          -> kserve_take ... kserve_pack -> ModelInferResponse
  */
 #ifndef GLMD_COORDINATOR_KSERVE_H

@@ -148,8 +148,8 @@ int listen_open(struct coordinator *c, struct rpc_runtime *runtime, struct err *
 static void server_stopped(struct coordinator *c)
 {
     assert(c->n_servers > 0);
-    if (--c->n_servers == 0)
-        c->on_stopped(c->stopped_context);
+    c->n_servers--;
+    coordinator_part_stopped(c);
 }
 
 static void on_server_stopped(void *context)
@@ -170,7 +170,7 @@ void listen_close(struct coordinator *c, int64_t grace_ns)
     struct rpc_server *workers = c->worker_server != c->server ? c->worker_server : NULL;
     c->n_servers = (clients != NULL) + (admin != NULL) + (workers != NULL);
     if (c->n_servers == 0)
-        c->on_stopped(c->stopped_context);
+        coordinator_part_stopped(c);
     if (workers)
         rpc_server_shutdown(workers, grace_ns, on_other_stopped, c);
     if (admin)

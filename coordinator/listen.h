@@ -14,8 +14,8 @@ struct rpc_runtime;
  * listen_close. */
 int listen_open(struct coordinator *c, struct rpc_runtime *runtime, struct err *e);
 
-/* Takes them apart within grace_ns, then calls c->on_stopped: before this returns, when there is
- * none. */
+/* Takes them apart within grace_ns; coordinator_part_stopped for each, and before this returns when
+ * there is none. */
 void listen_close(struct coordinator *c, int64_t grace_ns);
 
 #endif

@@ -70,7 +70,10 @@ enum metrics_reject metrics_reject_of(int code)
 {
     switch (code) {
     case -ENOBUFS:
+    case -EBUSY:
         return METRICS_REJECT_QUEUE_FULL;
+    case -ECANCELED:
+        return METRICS_REJECT_DRAINING;
     case -E2BIG:
         return METRICS_REJECT_TOO_LONG;
     case -EINVAL:

@@ -1,7 +1,7 @@
 /* openai.h: the HTTP API as bytes: request bodies to plain structs of inference.proto, and what
  * comes back of them to JSON and server-sent events. No sockets, no scheduler, no tokenizer.
  *
- *   openai_parse(body) -> request -> front_generate(q->generate[i]) or front_fill(q->fill)
+ *   openai_parse(body) -> request -> front_prepare_generate(q->generate[i]) or ..._fill(q->fill)
  *   openai_reply_new(request) -> openai_reply_message(...) ... -> openai_reply_finish
  *                                                              -> openai_reply_fail
  *
