@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/cpus.h"
 #include "base/util.h"
 
 #define AT(field) offsetof(struct config, field)
@@ -225,6 +226,10 @@ static const struct conf_option options[] = {
      "Which CPUs a rank's threads stay on. auto: one each, where the rank has as many threads as "
      "CPUs it may use. on: the first of the CPUs it may use, one per core before a core's second; "
      "where no other rank has the same. off: as the kernel places them."},
+    {"worker.cpus", CONF_STRING, AT(worker.cpus), "", 0, 1023, NULL,
+     "CPUs that a rank computes on, as 0-7,16-23. Empty: those that the process may use; spawned "
+     "ranks on a host with several NUMA nodes get those of a node each, or share nodes, so that "
+     "memory is near. Not used by ranks on GPUs."},
     {"worker.slots", CONF_UINT, AT(worker.slots), "32", 1, 1024, NULL,
      "Sequences at once: a request takes one for each choice or beam."},
     {"worker.kv_bytes", CONF_SIZE, AT(worker.kv_bytes), "0", 0, 64 * TIB, NULL,
@@ -446,6 +451,15 @@ static int check_listeners(const struct config *c, struct err *e)
     return 0;
 }
 
+static int check_cpus(const struct config *c, struct err *e)
+{
+    struct cpus cpus;
+    struct err why = ERR_INIT;
+    if (cpus_parse(c->worker.cpus, &cpus, &why) < 0)
+        return conf_error(&config_table, &c->origin, "worker.cpus", e, "%s", why.message);
+    return 0;
+}
+
 int config_check(const struct config *c, struct err *e)
 {
     int r = check_pair(c, &c->coordinator.tls, "coordinator.tls.cert", "coordinator.tls.key", e);
@@ -463,6 +477,9 @@ int config_check(const struct config *c, struct err *e)
         return conf_error(&config_table, &c->origin, "coordinator.tls.ca", e,
                           "needs coordinator.tls.cert and coordinator.tls.key: without them the "
                           "server speaks plaintext");
+    r = check_cpus(c, e);
+    if (r < 0)
+        return r;
     if (c->deadlines.lease < 4 * c->deadlines.heartbeat)
         return conf_error(&config_table, &c->origin, "deadlines.lease", e,
                           "expected at least four heartbeats (deadlines.heartbeat is %lld ms), "

@@ -111,6 +111,7 @@ struct config {
         uint64_t library_rows;
         bool warpgroups;
         int pin; /* enum k_pin */
+        char *cpus;
         uint64_t threads;
         uint64_t slots;
         uint64_t kv_bytes;

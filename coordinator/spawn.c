@@ -12,13 +12,14 @@
 #include <uv.h>
 
 #include "base/clock.h"
+#include "base/cpus.h"
 #include "base/log.h"
 #include "base/util.h"
 
 enum {
     PERMANENT_FIRST = 64, /* exit codes that a restart will hardly change: configuration, */
     PERMANENT_LAST = 65,  /* weights */
-    MAX_ARGS = 16 + 2 * CONF_MAX_LIST,
+    MAX_ARGS = 18 + 2 * CONF_MAX_LIST,
 };
 /* A rank that lived this long starts with the short pause again. */
 #define LONG_LIFE_NS (60 * NSEC_PER_SEC)
@@ -83,11 +84,30 @@ static unsigned threads_per_rank(const struct options *o)
     return MAX((unsigned)n / (config_group_ranks(c) * (unsigned)c->group.replicas), 1u);
 }
 
+/* "worker.cpus=...": the NUMA nodes of the index-th rank of this host. False: it may run anywhere.
+ */
+static bool near_cpus(const struct spawn *s, uint32_t index, char *out, size_t size)
+{
+    static const char key[] = "worker.cpus=";
+    struct cpus allowed, near;
+    if (*s->config.options->config.worker.cpus)
+        return false; /* the operator has said */
+    cpus_allowed(&allowed);
+    cpus_near(CPUS_NODES, &allowed, index, s->n, &near);
+    if (near.n == allowed.n || size < sizeof key)
+        return false;
+    if (cpus_bind(&allowed) < 0)
+        return false; /* it changes nothing, but where it is forbidden ranks could not do it either
+                       */
+    memcpy(out, key, sizeof key);
+    return cpus_print(&near, out + sizeof key - 1, size - sizeof key + 1) == 0;
+}
+
 /* The arguments point into `texts` and the options. */
 struct arguments {
     char *argv[MAX_ARGS];
     size_t n;
-    char rank[16], threads[48], group[CONFIG_MAX_GROUP_NAME + 24];
+    char rank[16], threads[48], group[CONFIG_MAX_GROUP_NAME + 24], cpus[CPUS_TEXT_BYTES + 16];
 };
 
 static void add(struct arguments *a, const char *text)
@@ -119,6 +139,10 @@ static void make_arguments(const struct child *k, struct arguments *a)
     add(a, a->threads);
     add(a, "--set");
     add(a, a->group);
+    if (near_cpus(s, (uint32_t)(k - s->children), a->cpus, sizeof a->cpus)) {
+        add(a, "--set");
+        add(a, a->cpus);
+    }
     add(a, "--rank");
     add(a, a->rank);
     add(a, "--device");

@@ -443,6 +443,9 @@ static void make_session(struct worker *w)
 static int start_runner(struct worker *w, struct err *e)
 {
     const struct config *c = &w->options->config;
+    int parsed = cpus_parse(c->worker.cpus, &w->cpus, e);
+    if (parsed < 0)
+        return parsed;
     const struct runner_config config = {
         .engine = {.model = w->model,
                    .tp_size = (uint32_t)c->group.tensor_parallel,
@@ -454,6 +457,7 @@ static int start_runner(struct worker *w, struct err *e)
                    .mode = (enum k_mode)c->worker.activations,
                    .n_threads = (uint32_t)c->worker.threads,
                    .pin = (enum k_pin)c->worker.pin,
+                   .cpus = &w->cpus,
                    .n_slots = (uint32_t)c->worker.slots,
                    .kv_type = (enum k_kv_type)c->worker.kv_cache,
                    .kv_bytes = c->worker.kv_bytes,

@@ -56,6 +56,7 @@ struct worker { /* must not move */
     void *ops_context;
     const char *listen_addresses[1];
     uint32_t stage_layers[CONFIG_MAX_STAGES];
+    struct cpus cpus; /* worker.cpus */
     /* state */
     bool exit_asked; /* for the driver: worker_stop is due, from the loop */
     int exit_code;

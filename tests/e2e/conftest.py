@@ -86,10 +86,10 @@ def model(tmp_path_factory):
 
 class Cluster:
     """A coordinator and its ranks. `workers` = "spawn" or "external" (started here, one by one).
-    With tp 0 no rank is started: groups come later."""
+    With tp 0 no rank is started: groups come later. `within`: a command that runs the coordinator's."""
 
-    def __init__(self, folder, api, model_dir, tp=1, workers="spawn", **settings):
-        self.folder, self.api, self.tp = folder, api, tp
+    def __init__(self, folder, api, model_dir, tp=1, workers="spawn", within=(), **settings):
+        self.folder, self.api, self.tp, self.within = folder, api, tp, within
         self.model_dir, self.workers = model_dir, workers
         self.processes = {}
         self.port_file, self.http_port_file = folder / "port", folder / "http-port"
@@ -122,7 +122,7 @@ class Cluster:
     def start_coordinator(self):
         self.port_file.unlink(missing_ok=True)
         self.http_port_file.unlink(missing_ok=True)
-        self.spawn("coordinator", BIN / "glmd-coordinator", "--port-file", self.port_file,
+        self.spawn("coordinator", *self.within, BIN / "glmd-coordinator", "--port-file", self.port_file,
                    "--http-port-file", self.http_port_file, *self.sets)
         self.wait(lambda: self.port_file.exists() and self.port_file.read_text().strip(),
                   "the coordinator's port file", "coordinator")

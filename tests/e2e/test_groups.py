@@ -4,6 +4,7 @@ drained, lost and found again, and no stream notices."""
 import json
 import os
 import signal
+import subprocess
 import threading
 
 import grpc
@@ -251,3 +252,25 @@ def test_a_lost_stage_ends_its_epoch_and_no_stream(weights, cluster, api):
     for i, tokens in enumerate(results):
         assert len(tokens) == 100
         assert Stream(c, api, f"river {i}", max_tokens=100).result() == tokens
+
+
+def test_spawned_ranks_compute_near_their_memory(weights, cluster, api, tmp_path):
+    """On a machine whose kernel tells of two NUMA nodes; here a folder stands in for its files."""
+    cpus = sorted(os.sched_getaffinity(0))
+    over_nodes = ["unshare", "-m", "sh", "-c",
+                  'mount --bind "$0" /sys/devices/system/node && exec "$@"', tmp_path]
+    if len(cpus) < 2 or subprocess.run([*over_nodes, "true"], capture_output=True).returncode:
+        pytest.skip("expected two CPUs and the right to mount")
+    halves = [set(cpus[:len(cpus) // 2]), set(cpus[len(cpus) // 2:])]
+    (tmp_path / "online").write_text("0-1\n")
+    for i, half in enumerate(halves):
+        (tmp_path / f"node{i}").mkdir()
+        (tmp_path / f"node{i}/cpulist").write_text(",".join(map(str, sorted(half))) + "\n")
+    c = cluster(weights, tp=2, within=over_nodes)
+    engines = {}
+    for rank in c.status().groups[0].ranks:
+        for task in os.scandir(f"/proc/{rank.pid}/task"):
+            with open(f"{task.path}/comm", encoding="utf-8") as name:
+                if name.read().strip() == "engine":
+                    engines[rank.rank] = os.sched_getaffinity(int(task.name))
+    assert engines == dict(enumerate(halves))

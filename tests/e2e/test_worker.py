@@ -346,9 +346,26 @@ def test_sigterm_finishes_what_runs_and_a_second_one_does_not_wait(coordinator, 
         (["--listen", "192.0.2.1:0"], 69, "192.0.2.1"),
         (["--listen", "nonsense"], 64, "HOST:PORT"),
         (["--health-listen", "192.0.2.1:0"], 69, "192.0.2.1"),
+        (["--set", "worker.cpus=1-"], 64, "worker.cpus"),
+        (["--set", "worker.cpus=4095"], 64, "CPUs 4095: expected some that this process may use"),
     ],
 )
 def test_exit_codes(worker, flags, code, message):
     p = worker(0, 1, *flags)
     ends_with(p, code)
     assert message in p.log.read_text()
+
+
+def test_a_rank_computes_where_it_was_told_to(coordinator, worker, api):
+    last = max(os.sched_getaffinity(0))
+    p = worker(0, 1, "--set", f"worker.cpus={last}", "--threads", "4")
+    streams = coordinator.ranks(1)
+    coordinator.grant(streams, 1, api.COMM_KIND_SELF)
+    coordinator.generate(streams, 1)
+    where = {}
+    for task in os.scandir(f"/proc/{p.pid}/task"):
+        with open(f"{task.path}/comm", encoding="utf-8") as name:
+            where.setdefault(name.read().strip(), set()).update(os.sched_getaffinity(int(task.name)))
+    assert where["engine"] == {last}
+    assert where.get("kernels", {last}) == {last}
+    assert where["glmd-worker"] == os.sched_getaffinity(0)  # its loop goes where there is room

@@ -92,6 +92,20 @@ static int set_layers(struct glm *m, const struct engine_config *c, const struct
     return 0;
 }
 
+/* Before there are threads: the pool's and the loader's descend from this one. */
+static int bind_thread(const struct cpus *cpus, struct err *e)
+{
+    int r = cpus && cpus->n ? cpus_bind(cpus) : 0;
+    if (r == 0)
+        return 0;
+    char wanted[CPUS_TEXT_BYTES], found[CPUS_TEXT_BYTES];
+    struct cpus allowed;
+    cpus_allowed(&allowed);
+    return err_set(e, r, "CPUs %s: expected some that this process may use (%s): %s",
+                   cpus_print(cpus, wanted, sizeof wanted) == 0 ? wanted : "...",
+                   cpus_print(&allowed, found, sizeof found) == 0 ? found : "...", err_name(r));
+}
+
 static int open_device(struct engine *g, const struct engine_config *c, const struct arch *a,
                        struct err *e)
 {
@@ -116,7 +130,10 @@ static int open_device(struct engine *g, const struct engine_config *c, const st
                               .library_rows = c->library_rows,
                               .no_warpgroups = c->no_warpgroups,
                               .no_graphs = c->no_graphs};
-    int r = ops->open(&p, &m->ctx, message, sizeof message);
+    int r = cuda ? 0 : bind_thread(c->cpus, e);
+    if (r < 0)
+        return r;
+    r = ops->open(&p, &m->ctx, message, sizeof message);
     if (r < 0)
         return err_set(e, r, "device %s: %s", c->device, message);
     m->ops = ops;

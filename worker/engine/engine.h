@@ -20,6 +20,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/cpus.h"
 #include "base/err.h"
 #include "kernels/comm.h"
 #include "kernels/kernels.h"
@@ -43,8 +44,11 @@ struct engine_config {
     const char *device; /* "cpu", "cuda:N", "fake[:KEY=VALUE,...]" (fake.h) */
     enum k_mode mode;
     uint32_t
-        n_threads;   /* 0 = allowed CPUs / ranks on this host is the caller's business: 0 = all */
-    enum k_pin pin;  /* of the CPU threads */
+        n_threads;  /* 0 = allowed CPUs / ranks on this host is the caller's business: 0 = all */
+    enum k_pin pin; /* of the CPU threads */
+    /* NULL or empty = where the caller may run. Otherwise engine_open binds its thread, and with it
+     * all those that compute and load, to these. Used on CPUs only. */
+    const struct cpus *cpus;
     const char *isa; /* NULL = best; tests */
     uint32_t n_slots;
     uint32_t n_kv_blocks; /* 0 = as many as kv_bytes allows */

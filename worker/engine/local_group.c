@@ -40,6 +40,7 @@ struct local_rank {
     struct engine *engine; /* owned */
     struct comm *comm;     /* owned */
     char device[32];
+    struct cpus cpus; /* near to each other */
     pthread_t thread;
 };
 
@@ -85,6 +86,12 @@ static int open_rank(struct local_rank *rank, struct err *e)
     c.stage = idx / c.tp_size;
     c.device = rank->device;
     c.n_threads = threads_per_rank(g);
+    if (g->n_ranks > 1 && !c.cpus) {
+        struct cpus allowed;
+        cpus_allowed(&allowed);
+        cpus_near(CPUS_NODES, &allowed, idx, g->n_ranks, &rank->cpus);
+        c.cpus = &rank->cpus;
+    }
     if (idx)
         c.on_progress = NULL;
     return engine_open(&c, &rank->engine, e);

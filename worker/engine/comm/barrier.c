@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "worker/engine/comm/futex.h"
@@ -13,8 +14,8 @@ enum { SPINS = 500 };
 
 uint32_t comm_barrier_spins(int size)
 {
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) < 0)
+    cpu_set_t allowed; /* the process's: the calling thread may be bound to its rank's share */
+    if (sched_getaffinity(getpid(), sizeof allowed, &allowed) < 0)
         return 0;
     return CPU_COUNT(&allowed) >= size ? SPINS : 0;
 }
