@@ -6,13 +6,17 @@
  * arithmetic allow for that row. Before and after each product both ceilings are measured for a
  * moment with the same threads, and the share is the median over these groups: whatever else the
  * machine does meets all of them. Weights are random; several copies are used in turn so that none
- * stays in the cache.
+ * stays in the cache. With --order the product is measured by turns with one that is free to add
+ * up in any order, instead.
  */
 #include "cpu-ceilings.h"
+#include "cpu-order.h"
+#include "cpu-svg.h"
 #include "kernels/cpu/cpu.h"
 
 #include <assert.h>
 #include <getopt.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +26,7 @@ enum {
     COPY_BYTES = 320 << 20,
     MAX_SAMPLES = 1000,
     MAX_LIST = 16,
+    MAX_POINTS = 1024,
 };
 
 /* Whole matrices, out x in. A rank has a part of the rows, or of the columns. */
@@ -57,6 +62,8 @@ struct settings {
     enum k_mode mode;
     enum k_weight weight;
     const char *isa, *only; /* only: one matrix, or NULL */
+    const char *svg;        /* file, or NULL */
+    bool order;             /* against products in any order, not against ceilings */
     const struct model *model;
     uint32_t n_threads, group_cols; /* group_cols 0: one group per row */
     double seconds;                 /* per row of the table */
@@ -119,6 +126,9 @@ struct bench {
     struct k_linear *copies[64];
     uint32_t n_copies, rows, cols, n_groups, n_threads;
     float *x, *y;
+    struct cpu_kernels free_order;
+    struct svg_point *points; /* [MAX_POINTS] */
+    uint32_t n_points;
 };
 
 static int make_copies(struct bench *b)
@@ -164,7 +174,7 @@ static double median(double *values, int n)
 
 /* Products and ceilings take turns: the share of a row is the median over neighbours. With
  * `best`, the least time is held against the highest ceilings of the row. */
-static void measure_batch(struct bench *b, const char *name, uint32_t tp, uint32_t batch)
+static int measure_batch(struct bench *b, const char *name, uint32_t tp, uint32_t batch)
 {
     static double times[MAX_SAMPLES], shares[MAX_SAMPLES], read[MAX_SAMPLES], peak[MAX_SAMPLES];
     const uint32_t threads = b->n_threads;
@@ -200,6 +210,68 @@ static void measure_batch(struct bench *b, const char *name, uint32_t tp, uint32
            operations / typical / 1e9, typical_read, typical_peak, share, best,
            by_memory * 2 > n ? "memory" : "arithmetic");
     fflush(stdout);
+    if (b->n_points < MAX_POINTS)
+        b->points[b->n_points++] = (struct svg_point){
+            name, tp, b->rows, b->cols, batch, share, by_memory * 2 > n,
+        };
+    return 0;
+}
+
+/* Seconds of one product with these kernels. */
+static double time_product(struct bench *b, const struct cpu_kernels *kernels, int copy,
+                           uint32_t batch)
+{
+    const struct cpu_kernels *own = b->c->kernels;
+    b->c->kernels = kernels;
+    double t = bench_now(b->n_threads);
+    b->ops->linear(b->c, b->copies[(uint32_t)copy % b->n_copies], b->x, batch, b->y);
+    t = bench_now(b->n_threads) - t;
+    b->c->kernels = own;
+    return t;
+}
+
+/* Sum of the last product, and of its magnitudes. */
+static double sum_of(const struct bench *b, uint32_t batch, double *ret_magnitude)
+{
+    double sum = 0;
+    *ret_magnitude = 0;
+    for (size_t i = 0; i < (size_t)batch * b->rows; i++) {
+        sum += (double)b->y[i];
+        *ret_magnitude += fabs((double)b->y[i]);
+    }
+    return sum;
+}
+
+/* Both orders by turns, each first every other time; the cost is the median over such pairs. */
+static int measure_order(struct bench *b, const char *name, uint32_t tp, uint32_t batch)
+{
+    static double fixed[MAX_SAMPLES], any[MAX_SAMPLES], ratios[MAX_SAMPLES];
+    const struct cpu_kernels *own = b->c->kernels;
+    double start = now();
+    int n = 0;
+    double magnitude;
+    time_product(b, own, 0, batch);
+    double difference = sum_of(b, batch, &magnitude);
+    time_product(b, &b->free_order, 0, batch);
+    difference -= sum_of(b, batch, &magnitude);
+    if (!(fabs(difference) <= 1e-5 * magnitude)) {
+        fprintf(stderr, "cpu-speed: sums of %s differ by %g of %g\n", name, difference, magnitude);
+        return -1;
+    }
+    while ((now() - start < b->s->seconds || n < 8) && n < MAX_SAMPLES) {
+        double first = time_product(b, n % 2 ? own : &b->free_order, 2 * n, batch);
+        double second = time_product(b, n % 2 ? &b->free_order : own, 2 * n + 1, batch);
+        fixed[n] = n % 2 ? first : second;
+        any[n] = n % 2 ? second : first;
+        ratios[n] = fixed[n] / any[n];
+        n++;
+    }
+    double ratio = median(ratios, n), typical = median(fixed, n), typical_any = median(any, n);
+    printf("%-6s %3u %6u x %-6u %5u %10.3f %10.3f %10.3f %10.3f %+7.1f %+7.1f %6d\n", name, tp,
+           b->rows, b->cols, batch, fixed[0] * 1e3, typical * 1e3, any[0] * 1e3, typical_any * 1e3,
+           (ratio - 1) * 100, (fixed[0] / any[0] - 1) * 100, n);
+    fflush(stdout);
+    return 0;
 }
 
 static int measure_shape(struct bench *b, const char *name, uint32_t tp, uint32_t rows,
@@ -208,21 +280,24 @@ static int measure_shape(struct bench *b, const char *name, uint32_t tp, uint32_
     b->rows = rows;
     b->cols = cols;
     int e = make_copies(b);
-    for (int i = 0; !e && b->s->batch[i]; i++)
-        measure_batch(b, name, tp, b->s->batch[i]);
-    while (b->n_copies)
-        b->ops->linear_free(b->c, b->copies[--b->n_copies]);
     if (e)
         fprintf(stderr, "cpu-speed: not enough memory for %u x %u: use a larger --tp\n", rows,
                 cols);
+    for (int i = 0; !e && b->s->batch[i]; i++)
+        e = (b->s->order ? measure_order : measure_batch)(b, name, tp, b->s->batch[i]);
+    while (b->n_copies)
+        b->ops->linear_free(b->c, b->copies[--b->n_copies]);
     return e;
 }
 
 static int measure_all(struct bench *b)
 {
     int e = 0;
-    printf("matrix  tp     out x in     batch    best ms  median ms     GB/s     Gop/s  of GB/s  "
-           "of Gop/s   share   best of the nearer ceiling\n");
+    printf(b->s->order
+               ? "matrix  tp     out x in     batch    best ms  median ms   any: best    median  "
+                 "cost, %%    best  pairs\n"
+               : "matrix  tp     out x in     batch    best ms  median ms     GB/s     Gop/s  of "
+                 "GB/s  of Gop/s   share   best of the nearer ceiling\n");
     for (int i = 0; !e && b->s->tp[i]; i++) {
         uint32_t tp = b->s->tp[i];
         for (const struct matrix *m = b->s->model->matrices; !e && m->name; m++)
@@ -247,7 +322,10 @@ static void usage(void)
            "  --threads N           0 = the CPUs this process may use (0)\n"
            "  --tp N[,N...]         tensor-parallel degrees (1,4,8)\n"
            "  --batch N[,N...]      rows of x (1,2,4,8,16,64)\n"
-           "  --seconds S           per row of the table (0.3)\n");
+           "  --seconds S           per row of the table (0.3)\n"
+           "  --svg FILE            plot of the shares\n"
+           "  --order               what batch invariance costs: by turns with products whose\n"
+           "                        blocks are added up in any order (avx512gfni)\n");
 }
 
 /* Positive numbers; list[MAX_LIST - 1] stays 0. */
@@ -288,7 +366,8 @@ static int parse_options(int argc, char **argv, struct settings *s)
         {"mode", 1, NULL, 'm'},  {"weights", 1, NULL, 'w'}, {"group", 1, NULL, 'g'},
         {"isa", 1, NULL, 'i'},   {"threads", 1, NULL, 't'}, {"tp", 1, NULL, 'p'},
         {"batch", 1, NULL, 'b'}, {"seconds", 1, NULL, 's'}, {"help", 0, NULL, 'h'},
-        {"model", 1, NULL, 'M'}, {"only", 1, NULL, 'o'},    {NULL, 0, NULL, 0},
+        {"model", 1, NULL, 'M'}, {"only", 1, NULL, 'o'},    {"svg", 1, NULL, 'S'},
+        {"order", 0, NULL, 'O'}, {NULL, 0, NULL, 0},
     };
     static const char *const modes[] = {"fp32", "fp16", "a8", NULL};
     static const char *const weights[] = {"f16", "i8", "i4", NULL};
@@ -323,6 +402,12 @@ static int parse_options(int argc, char **argv, struct settings *s)
         case 'o':
             s->only = optarg;
             break;
+        case 'S':
+            s->svg = optarg;
+            break;
+        case 'O':
+            s->order = true;
+            break;
         case 'M':
             s->model = NULL;
             for (int i = 0; i < N_MODELS; i++)
@@ -348,6 +433,16 @@ static int parse_options(int argc, char **argv, struct settings *s)
     return bad || optind != argc ? -1 : 0;
 }
 
+static int write_plot(const struct bench *b)
+{
+    char title[192];
+    snprintf(title, sizeof title, "%s: share of the nearer ceiling", b->ops->describe(b->c));
+    int e = svg_write(b->s->svg, title, b->points, b->n_points);
+    if (e)
+        fprintf(stderr, "cpu-speed: %s: %s\n", b->s->svg, strerror(-e));
+    return e;
+}
+
 static int run(const struct settings *s)
 {
     char message[512] = "";
@@ -362,14 +457,20 @@ static int run(const struct settings *s)
         fprintf(stderr, "cpu-speed: %s\n", message);
         return 1;
     }
+    if (!order_free(b.c->kernels, &b.free_order) && s->order) {
+        fprintf(stderr, "cpu-speed: --order is for avx512gfni, not for %s\n", b.c->kernels->name);
+        ops->close(b.c);
+        return 1;
+    }
     int e = pool_new(s->n_threads, K_PIN_AUTO, &pool);
+    b.points = calloc(MAX_POINTS, sizeof *b.points);
     if (!e) {
         b.n_threads = pool_threads(pool);
         b.probes = probes_new(pool, cpu_kernels_find(s->isa)->name);
     }
     b.x = ops->alloc(b.c, (size_t)max_rows * 32768 * sizeof(float));
     b.y = ops->alloc(b.c, (size_t)max_rows * (s->only ? 150528 : 65536) * sizeof(float));
-    if (!e && b.probes && b.x && b.y) {
+    if (!e && b.probes && b.x && b.y && b.points) {
         for (size_t i = 0; i < (size_t)max_rows * 32768; i++)
             b.x[i] = (float)((i * 7919) % 2001) / 1000.0f - 1.0f;
         printf("%s, %u-bit weights, group %u (0 = row)\n", ops->describe(b.c), bits_of(s->weight),
@@ -380,12 +481,15 @@ static int run(const struct settings *s)
                : s->mode == K_MODE_FP16 ? "16-bit dots"
                                         : "8-bit dots");
         e = measure_all(&b);
+        if (!e && s->svg && !s->order)
+            e = write_plot(&b);
     } else {
         fprintf(stderr, "cpu-speed: out of memory\n");
         e = -1;
     }
     ops->free(b.c, b.x);
     ops->free(b.c, b.y);
+    free(b.points);
     ops->close(b.c);
     probes_free(b.probes);
     pool_free(pool);

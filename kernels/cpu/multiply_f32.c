@@ -33,7 +33,7 @@ VEC_FN vf step_column(const uint8_t *step, int type, int k, vf scale)
 /* Adds blocks [block, block + B), which have the same length, to the totals. B > 1 gives a short
  * tile enough independent sums to keep the multipliers busy. */
 VEC_FN void add_blocks(const struct tile *t, uint32_t block, int type, int R, int P, int B,
-                       vf (*total)[TILE_PANELS])
+                       vf (*total)[TILE_ROWS][TILE_PANELS])
 {
     const struct pack_shape *s = &t->j->l->shape;
     const uint8_t *w[4][TILE_PANELS];
@@ -54,7 +54,8 @@ VEC_FN void add_blocks(const struct tile *t, uint32_t block, int type, int R, in
             const uint8_t *panel = t->panel + (size_t)p * s->panel_bytes;
             scale[b][p] = type == K_WEIGHT_F16 ? vf_zero() : tile_scale(panel, at.group);
             w[b][p] = step_address(panel + s->scale_bytes, type, at.k0);
-            TILE_UNROLL for (int r = 0; r < R; r++) sum[b][r][p] = vf_zero();
+            TILE_UNROLL for (int r = 0; r < R; r++) sum[b][r][p] =
+                TILE_F32_ORDERS == 1 ? vf_zero() : total[b][r][p];
         }
     }
     for (uint32_t k = 0; k < len; k += 8) {
@@ -77,7 +78,13 @@ VEC_FN void add_blocks(const struct tile *t, uint32_t block, int type, int R, in
         }
     }
     TILE_UNROLL for (int b = 0; b < B; b++) TILE_UNROLL for (int r = 0; r < R; r++)
-        TILE_UNROLL for (int p = 0; p < P; p++) total[r][p] = vf_add(total[r][p], sum[b][r][p]);
+        TILE_UNROLL for (int p = 0; p < P; p++)
+    {
+        if (TILE_F32_ORDERS == 1)
+            total[0][r][p] = vf_add(total[0][r][p], sum[b][r][p]);
+        else
+            total[b][r][p] = sum[b][r][p];
+    }
 }
 
 /* How many blocks, from the first on, have one length. */
@@ -91,9 +98,9 @@ static uint32_t equal_blocks(const struct pack_shape *s)
 VEC_FN void multiply_tile(const struct tile *t, int type, int R, int P)
 {
     const struct pack_shape *s = &t->j->l->shape;
-    vf total[TILE_ROWS][TILE_PANELS];
-    TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int p = 0; p < P; p++) total[r][p] =
-        vf_zero();
+    vf total[TILE_F32_ORDERS][TILE_ROWS][TILE_PANELS];
+    TILE_UNROLL for (int i = 0; i < TILE_F32_ORDERS; i++) TILE_UNROLL for (int r = 0; r < R; r++)
+        TILE_UNROLL for (int p = 0; p < P; p++) total[i][r][p] = vf_zero();
     uint32_t block = 0;
     if (R * P <= 2) {
         const int B = R * P == 1 ? 4 : 2;
@@ -103,8 +110,11 @@ VEC_FN void multiply_tile(const struct tile *t, int type, int R, int P)
     }
     for (; block < s->n_blocks; block++)
         add_blocks(t, block, type, R, P, 1, total);
+    TILE_UNROLL for (int i = 1; i < TILE_F32_ORDERS; i++) TILE_UNROLL for (int r = 0; r < R; r++)
+        TILE_UNROLL for (int p = 0; p < P; p++) total[0][r][p] =
+            vf_add(total[0][r][p], total[i][r][p]);
     TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int p = 0; p < P; p++)
-        tile_store(t, (uint32_t)r, (uint32_t)p, total[r][p]);
+        tile_store(t, (uint32_t)r, (uint32_t)p, total[0][r][p]);
 }
 
 #define TILE(type, R)                                                                              \

@@ -62,8 +62,8 @@ enum { PREFETCH_BYTES = 4096 };
 /* What the rows of a tile have so far. Touched once a block, so it stays in memory: the registers
  * are for the sums of the block. */
 struct tile_sums {
-    float part[TILE_INT_ROWS][TILE_INT_PANELS][PACK_LANES];  /* of the group */
-    float total[TILE_INT_ROWS][TILE_INT_PANELS][PACK_LANES]; /* of the groups before */
+    float part[TILE_ORDERS][TILE_INT_ROWS][TILE_INT_PANELS][PACK_LANES]; /* of the group */
+    float total[TILE_INT_ROWS][TILE_INT_PANELS][PACK_LANES];             /* of the groups before */
 };
 
 /* The compiler forgets where `sums` points to, and with it what it could keep in registers. */
@@ -77,9 +77,13 @@ VEC_FN void end_group(const struct tile *t, uint32_t group, int R, int P, struct
         vf scale = tile_scale(t->panel + (size_t)p * t->j->l->shape.panel_bytes, group);
         TILE_UNROLL for (int r = 0; r < R; r++)
         {
-            float *total = sums->total[r][p], *part = sums->part[r][p];
-            vf_store(total, vf_fma(vf_load(part), scale, vf_load(total)));
-            vf_store(part, vf_zero());
+            float *total = sums->total[r][p];
+            vf part = vf_load(sums->part[0][r][p]);
+            for (int i = 1; i < TILE_ORDERS; i++)
+                part = vf_add(part, vf_load(sums->part[i][r][p]));
+            vf_store(total, vf_fma(part, scale, vf_load(total)));
+            for (int i = 0; i < TILE_ORDERS; i++)
+                vf_store(sums->part[i][r][p], vf_zero());
         }
     }
 }
@@ -122,7 +126,8 @@ VEC_FN void multiply_tile(const struct tile *t, int format, int type, int R, int
     struct tile_sums area __attribute__((aligned(64))), *sums = &area;
     TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int p = 0; p < P; p++)
     {
-        vf_store(sums->part[r][p], vf_zero());
+        for (int i = 0; i < TILE_ORDERS; i++)
+            vf_store(sums->part[i][r][p], vf_zero());
         vf_store(sums->total[r][p], vf_zero());
     }
     TILE_IN_MEMORY(sums);
@@ -158,7 +163,7 @@ VEC_FN void multiply_tile(const struct tile *t, int format, int type, int R, int
             {
                 TILE_UNROLL for (int n = 1; n < N; n++) sum[r][p][0] =
                     vi_add(sum[r][p][0], sum[r][p][n]);
-                float *part = sums->part[r][p];
+                float *part = sums->part[left / PACK_BLOCK % TILE_ORDERS][r][p];
                 vf_store(part,
                          vf_fma(vf_from_int(sum[r][p][0]), vf_set1(x_scale[r]), vf_load(part)));
             }

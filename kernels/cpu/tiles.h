@@ -6,6 +6,14 @@
 
 #include "isa.h"
 
+/* Chains that the sums of blocks are added up in. One: ascending order, the same for every batch
+ * and cut. bench/cpu-speed --order asks what that costs, with kernels that are free of it. */
+#ifdef CPU_FREE_ORDER
+enum { TILE_ORDERS = 2, TILE_F32_ORDERS = 4 };
+#else
+enum { TILE_ORDERS = 1, TILE_F32_ORDERS = 1 };
+#endif
+
 /* One tile: rows [row0, row0 + rows) times the panels from `panel` on. */
 struct tile {
     const struct cpu_product *j;
