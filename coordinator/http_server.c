@@ -25,6 +25,8 @@
 #include "coordinator/http_internal.h"
 
 #define SWEEP_MS 100
+/* RFC 8996. GnuTLS's own default still takes both. */
+#define TLS_PRIORITIES "NORMAL:-VERS-TLS1.0:-VERS-TLS1.1"
 
 enum {
     SPARE_CONNECTIONS = 64,    /* to tell those who are too many */
@@ -344,21 +346,27 @@ int http_server_new(const struct http_config *config, struct http_server **ret)
     return 0;
 }
 
+/* ret: what TLS needs, up to MHD_OPTION_END. */
+static void set_tls(const struct http_server *s, struct MHD_OptionItem ret[4])
+{
+    const char *trust = http_certs_trust(s->certs);
+    const struct MHD_OptionItem all[] = {
+        {MHD_OPTION_HTTPS_CERT_CALLBACK, 0, (void *)(uintptr_t)http_certs_callback},
+        {MHD_OPTION_HTTPS_PRIORITIES, 0, (void *)(uintptr_t)TLS_PRIORITIES},
+        {trust ? MHD_OPTION_HTTPS_MEM_TRUST : MHD_OPTION_END, 0, (void *)(uintptr_t)trust},
+        {MHD_OPTION_END, 0, NULL},
+    };
+    memcpy(ret, all, sizeof all);
+}
+
 static int start_daemon(struct http_server *s, int fd, struct err *e)
 {
     const struct http_limits *l = &s->limits;
     unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG;
-    struct MHD_OptionItem tls[3] = {{MHD_OPTION_END, 0, NULL}};
+    struct MHD_OptionItem tls[4] = {{MHD_OPTION_END, 0, NULL}};
     if (s->certs) {
         flags |= MHD_USE_TLS;
-        tls[0] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_CERT_CALLBACK, 0,
-                                         (void *)(uintptr_t)http_certs_callback};
-        tls[1] = (struct MHD_OptionItem){MHD_OPTION_END, 0, NULL};
-        if (http_certs_trust(s->certs)) {
-            tls[1] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_MEM_TRUST, 0,
-                                             (void *)(uintptr_t)http_certs_trust(s->certs)};
-            tls[2] = (struct MHD_OptionItem){MHD_OPTION_END, 0, NULL};
-        }
+        set_tls(s, tls);
     }
     s->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, http_on_access, s, MHD_OPTION_EXTERNAL_LOGGER, on_mhd_log, NULL,

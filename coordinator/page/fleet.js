@@ -163,9 +163,12 @@ async function ask() {
 export function startFleet() {
   onLanguage(show);
   const round = async () => {
-    if (!document.hidden)
-      await ask();
-    setTimeout(round, PERIOD_MS);
+    try {
+      if (!document.hidden)
+        await ask();
+    } finally { // whatever one answer is like, there is a next one
+      setTimeout(round, PERIOD_MS);
+    }
   };
   round();
 }

@@ -64,7 +64,7 @@ const listeners = [];
 
 /** The text of a word, with {name} replaced from values. */
 export function t(word, values = {}) {
-  const text = words[language][word] ?? word;
+  const text = Object.hasOwn(words[language], word) ? words[language][word] : word;
   return text.replace(/\{(\w+)\}/g, (all, name) => (name in values ? values[name] : all));
 }
 

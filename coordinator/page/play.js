@@ -99,8 +99,8 @@ function showTip(at, text, p, rows) {
   tip.hidden = false;
   const box = at.getBoundingClientRect();
   tip.style.left = `${Math.max(4, Math.min(box.left, innerWidth - tip.offsetWidth - 8))}px`;
-  const below = box.bottom + 6;
-  tip.style.top = `${below + tip.offsetHeight > innerHeight ? box.top - tip.offsetHeight - 6 : below}px`;
+  const below = box.bottom + 6, lowest = innerHeight - tip.offsetHeight - 4;
+  tip.style.top = `${Math.max(4, Math.min(below > lowest ? box.top - tip.offsetHeight - 6 : below, lowest))}px`;
 }
 
 function hideTip() {
@@ -252,6 +252,8 @@ function showMode() {
 }
 
 function choose(name) {
+  if (name !== mode)
+    running?.abort(); // its answer has no place in the other tab
   prompts[mode] = find('prompt').value;
   mode = name;
   find('prompt').value = prompts[mode];
@@ -324,6 +326,7 @@ export function startPlay() {
       find('panel').requestSubmit();
   });
   find('stop').addEventListener('click', () => running?.abort());
+  addEventListener('pagehide', () => running?.abort()); // a page that may come back goes on else
   find('clear').addEventListener('click', clear);
   find('copy').addEventListener('click', copy);
   find('curl-box').addEventListener('toggle', showCurl);

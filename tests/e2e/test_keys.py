@@ -4,12 +4,13 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import subprocess
 
 import grpc
 import pytest
 
-from conftest import BIN, glmd
+from conftest import BIN, SOURCE, glmd
 
 USER, OPS, STRANGER = "glmd-user", "glmd-ops", "glmd-stranger"
 
@@ -99,6 +100,46 @@ def test_every_call_asks_for_the_right_key(keyed):
     assert "request 1 " in logs, "the log is not at level debug"
     for key in (USER, OPS, STRANGER):
         assert key not in logs and hashlib.sha256(key.encode()).hexdigest() not in logs
+
+
+def methods_of_the_services():
+    """Every method of every service that a .proto file of ours describes."""
+    found = set()
+    for file in (SOURCE / "proto").rglob("*.proto"):
+        text = file.read_text()
+        package = re.search(r"^package (\S+);", text, re.M)[1]
+        for service, body in re.findall(r"^service (\w+) \{(.*?)^\}", text, re.M | re.S):
+            found |= {f"/{package}.{service}/{rpc}" for rpc in re.findall(r"^ *rpc (\w+)", body, re.M)}
+    return found
+
+
+def test_what_is_not_listed_is_denied(keyed):
+    c = keyed(line("user", USER), line("ops", OPS, "admin"))
+    s = grpc.StatusCode
+    rows = [row.split() for row in (SOURCE / "tests/e2e/grpc_routes.txt").read_text().splitlines()
+            if not row.startswith("#")]
+    needs = dict(rows)
+    assert len(rows) == len(needs) and set(needs) == methods_of_the_services()
+
+    def code(method, key):
+        answers = c.channel.stream_stream(method)(iter([b""]), timeout=3, metadata=bearer(key))
+        try:
+            next(answers, None)
+            answers.cancel()
+            return s.OK
+        except grpc.RpcError as e:
+            return e.code()
+
+    denied = {s.UNAUTHENTICATED, s.PERMISSION_DENIED, s.UNIMPLEMENTED}
+    for method, need in needs.items():
+        found = [code(method, key) for key in (None, STRANGER, USER, OPS)]
+        if need in ("public", "worker"):
+            assert not denied & set(found), (method, found)
+        else:
+            assert found[:2] == [s.UNAUTHENTICATED] * 2 and found[3] not in denied, (method, found)
+            assert (found[2] == s.PERMISSION_DENIED) == (need == "admin"), (method, found)
+    for method in ("/glmd.v1.Inference/Other", "/glmd.v1.Other/Status", "/glmd.v1.Cluster/status", "/"):
+        assert code(method, OPS) == s.UNIMPLEMENTED, method
 
 
 def test_limits_of_a_key(keyed):

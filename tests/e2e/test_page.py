@@ -183,6 +183,109 @@ def test_blanks_light_up_as_they_are_filled(page):
     page.picture("fill")
 
 
+def test_another_tab_ends_the_answer(page, server):
+    before = server.status().requests.cancelled
+    page.type("prompt", "The history of the river begins")
+    page.open("controls")
+    page.type("f-max_tokens", "2000")
+    page.type("f-temperature", "0")  # goes round in circles
+    page.click("run")
+    page.wait(lambda: len(page.all("#answer .token")) > 3, "some tokens")
+    page.click("tab-fill")
+    page.wait(lambda: page.find("run").is_enabled(), "the end of the answer")
+    server.wait(lambda: server.status().requests.cancelled == before + 1, "the request's end")
+    assert page.find("prompt").get_attribute("value").count("[MASK]") == 2
+    assert page.find("answer").get_attribute("textContent") == ""
+    server.wait(lambda: server.status().groups[0].running == 0, "free ranks")
+
+
+# What a hostile model, client or host could put into answers: markup, quotes, no place to break.
+HOSTILE = r"""
+const bad = '<img src=x onerror="window.hit=1"><script>window.hit=1</' + 'script>"\'&' + 'W'.repeat(400);
+const spoil = (v) => typeof v === 'string' ? v + bad
+  : Array.isArray(v) ? v.map(spoil)
+  : v && typeof v === 'object' ? Object.fromEntries(Object.entries(v).map(([k, x]) => [k, spoil(x)])) : v;
+const events = (...list) => new Response(
+  list.map((x) => `data: ${JSON.stringify(x)}\n\n`).join('') + 'data: [DONE]\n\n',
+  {headers: {'Content-Type': 'text/event-stream'}});
+const usage = {completion_tokens: 1};
+const answers = {
+  '/v1/completions': () => events({choices: [{text: bad, logprobs: {tokens: [bad], token_logprobs: [-0.1],
+    top_logprobs: [{[bad]: -0.1, b: -3}]}}], usage}),
+  '/v1/chat/completions': () => events({choices: [{delta: {content: bad}}], usage}),
+  '/v1/fill': () => events({blanks: [{index: 0, text: bad, finish_reason: 'stop'}], usage}),
+};
+const real = window.fetch.bind(window);
+window.refused = false;
+window.fetch = async (path, options) => {
+  if (path === '/status')
+    return Response.json(spoil(await (await real(path, options)).json()));
+  return window.refused ? Response.json({error: {message: bad}}, {status: 400}) : answers[path]();
+};
+"""
+
+
+def check_harmless(page):
+    assert page.driver.execute_script("return window.hit") is None
+    assert page.driver.execute_script("return [document.images.length, document.scripts.length]") == [1, 1]
+
+
+def test_markup_in_answers_is_text(page):
+    page.driver.set_window_size(500, 900)
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+        "width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True})
+    try:
+        page.driver.execute_script(HOSTILE)
+        page.wait(lambda: "<img" in page.text("groups") and "<img" in page.text("model"), "such a state")
+        page.open("curl-box")
+        for tab in ("continue", "fill", "chat"):
+            page.click(f"tab-{tab}")
+            page.type("prompt", "<img src=x onerror='window.hit=1'> [MASK]")
+            page.run()
+            assert "<img src=x onerror=" in page.find("answer").get_attribute("textContent"), tab
+            check_harmless(page)
+        page.click("tab-continue")
+        page.run()
+        page.driver.execute_script("document.querySelector('#answer .token').focus()")
+        assert "<img" in page.text("tip")
+        box = page.driver.execute_script(
+            "const b = document.getElementById('tip').getBoundingClientRect();"
+            "return [b.left, b.top, innerWidth - b.right, innerHeight - b.bottom]")
+        assert min(box) >= 0, f"the tooltip sticks out: {box}"
+        page.driver.execute_script("window.refused = true")
+        page.type("prompt", "a")
+        page.click("run")
+        page.wait(lambda: "<img" in page.text("error"), "the error")
+        check_harmless(page)
+        width = page.driver.execute_script("return document.documentElement.scrollWidth")
+        assert width <= 360, width
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        page.driver.refresh()
+
+
+def test_a_strange_answer_does_not_end_the_picture(page):
+    page.driver.execute_script("""
+        const real = window.fetch.bind(window);
+        window.n = 0;
+        window.fetch = async (path, options) =>
+          ++window.n > 2 ? real(path, options) : Response.json({groups: [{state: 'constructor'}]});
+        document.getElementById('tiles').replaceChildren();""")
+    page.wait(lambda: page.driver.execute_script("return window.n") > 2, "the next question")
+    page.wait(lambda: page.all(".tile"), "the picture")
+
+
+def test_both_languages_have_every_word():
+    text = (SOURCE / "coordinator/page/i18n.js").read_text()
+    words = {name: set(re.findall(r"(?:^|, |\{ ?|\n +)(\w+): '", block))
+             for name, block in re.findall(r"^  (en|zh): \{(.*?)^  \},", text, re.M | re.S)}
+    assert words["en"] == words["zh"] and len(words["en"]) > 60
+    sources = {p.name: p.read_text() for p in (SOURCE / "coordinator/page").iterdir()}
+    asked = {w for s in sources.values()
+             for w in re.findall(r"""\bt\('(\w+)'|data-t="(\w+)"|'data-t': '(\w+)'""", s) for w in w if w}
+    assert len(asked) > 30 and asked <= words["en"], asked - words["en"]
+
+
 def test_masks_are_inserted_at_the_cursor(page):
     page.click("tab-fill")
     page.find("prompt").clear()
@@ -219,6 +322,18 @@ def test_stop_cancels_within_the_server(page, server):
     server.wait(lambda: server.status().requests.cancelled == before + 1, "the request's end")
     server.wait(lambda: server.status().groups[0].running == 0, "free ranks")
     assert page.find("run").is_enabled() and not page.find("stop").is_enabled()
+
+
+def test_leaving_the_page_cancels(page, server):
+    before = server.status().requests.cancelled
+    page.type("prompt", "The history of the river begins")
+    page.open("controls")
+    page.type("f-max_tokens", "2000")
+    page.type("f-temperature", "0")  # goes round in circles
+    page.click("run")
+    page.wait(lambda: len(page.all("#answer .token")) > 3, "some tokens")
+    page.driver.get("about:blank")
+    server.wait(lambda: server.status().requests.cancelled == before + 1, "the request's end")
 
 
 def test_errors_are_shown(page):
@@ -293,6 +408,23 @@ def test_text_can_be_read(page, theme):
     page.open("curl-box")
     page.wait(lambda: len(page.all("tr[data-rank]")) == 2, "the ranks")
     assert page.driver.execute_script(CONTRAST) == []
+    # and what comes with answers: tokens and what else they could have been, blanks, turns, errors
+    page.type("f-max_tokens", "6")
+    page.run()
+    page.driver.execute_script("document.querySelector('#answer .token').focus()")
+    assert page.find("tip").is_displayed() and page.driver.execute_script(CONTRAST) == []
+    page.click("tab-fill")
+    page.run()
+    page.driver.execute_script("document.querySelector('.blank').classList.add('lit')")
+    assert page.driver.execute_script(CONTRAST) == []
+    page.click("tab-chat")
+    page.type("prompt", "Where is the river?")
+    page.run()
+    page.type("f-max_tokens", "4000")
+    page.type("prompt", "And?")
+    page.click("run")
+    page.wait(lambda: page.find("error").is_displayed(), "the error")
+    assert page.all(".turn") and page.driver.execute_script(CONTRAST) == []
 
 
 def test_names_for_those_who_do_not_see_it(page):
@@ -302,6 +434,28 @@ def test_names_for_those_who_do_not_see_it(page):
                 if e.is_displayed() and not e.accessible_name]
     assert nameless == []
     assert all(e.get_attribute("aria-label") for e in page.all(".plot svg"))
+
+
+def test_the_keyboard_reaches_everything(page):
+    page.open("controls")
+    page.open("curl-box")
+    page.wait(lambda: len(page.all("tr[data-rank]")) == 2, "the ranks")
+    wanted = set(page.driver.execute_script("""
+        const all = [...document.querySelectorAll('input, select, textarea, button, a, summary, pre, .scroll')]
+          .filter(e => e.checkVisibility() && !e.disabled && !(e.role === 'tab' && e.tabIndex < 0));
+        all.forEach((e, i) => { e.dataset.n = i; });
+        return all.map(e => e.dataset.n);"""))
+    seen = set()
+    page.driver.execute_script("document.activeElement.blur()")
+    for _ in range(2 * len(wanted)):
+        webdriver.ActionChains(page.driver).send_keys(Keys.TAB).perform()
+        at = page.driver.switch_to.active_element
+        seen.add(at.get_attribute("data-n"))
+        style = page.driver.execute_script(
+            "return getComputedStyle(arguments[0]).outlineStyle", at)
+        assert at.tag_name == "body" or style == "solid", f"{at.get_attribute('outerHTML')[:80]}: no outline"
+    assert wanted <= seen, [page.all(f"[data-n='{n}']")[0].get_attribute("outerHTML")[:80]
+                            for n in wanted - seen]
 
 
 def test_the_keyboard_is_enough(page):

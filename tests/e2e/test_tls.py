@@ -6,6 +6,7 @@ import http.client
 import os
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import time
@@ -123,6 +124,32 @@ def test_clients_with_keys_instead(cluster, model, api, certs, tmp_path):
     assert set(left) == {"grpc", "workers", "http"}, left
     end = ssl.cert_time_to_seconds(ssl._ssl._test_decode_cert(str(certs / "server.crt"))["notAfter"])
     assert all(abs(float(s) - (end - time.time())) < 5 for s in left.values()), (left, end)
+
+
+def agreed(port, certs, version):
+    """The version that both agree on when the client wants this one; None: they do not."""
+    context = ssl.create_default_context(cafile=str(certs / "ca.crt"))
+    context.check_hostname = False
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")  # else this side would refuse the old ones
+    context.minimum_version = context.maximum_version = version
+    context.load_cert_chain(certs / "client.crt", certs / "client.key")
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
+            with context.wrap_socket(plain) as tls:
+                return tls.version()
+    except (ssl.SSLError, ConnectionError):
+        return None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_old_versions_of_tls_are_refused(cluster, model, certs):
+    c = cluster(model("ckpt-fp16-tp1"), 1, ready=False, **settings(certs))
+    ready(c)
+    ports = {"gRPC": int(c.target.rpartition(":")[2]), "HTTP": c.http_port}
+    for name, port in ports.items():
+        found = {v: agreed(port, certs, v) for v in (
+            ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)}
+        assert list(found.values()) == [None, None, "TLSv1.2", "TLSv1.3"], f"{name}: {found}"
 
 
 def test_new_certificates_while_it_runs(cluster, model, api, certs, tmp_path):
