@@ -212,17 +212,17 @@ struct k_ops {
      * of these or none:
      *
      *   n = begin_decode(c, &step);               instead of begin_step
-     *   for (bool go = graph_begin(c); go; go = graph_end(c))
-     *       enqueue operations on n rows;         always the same ones, with the same buffers
+     *   for (bool go = graph_begin(c, kind); go; go = graph_end(c))
+     *       enqueue operations on n rows;         for a kind the same ones, with the same buffers
      *
      * n is at least step.n_rows and depends on that and on max_rows alone: the same on all ranks.
      * The rows behind step.n_rows are padding: they leave no trace in the cache and mean nothing.
      * 0: steps of so many rows are not recorded, and nothing was announced. Nothing in the loop
-     * may wait or touch the host's memory: operations and sums of k_ops.comm, which all come to an
-     * end with k_comm_ops.close. When recording fails the operations are enqueued once more, and
-     * as they are from then on (graph_stats says why). */
+     * may wait or touch the host's memory: operations, k_sample_ops.launch, sums and gatherings of
+     * k_ops.comm, which all come to an end with k_comm_ops.close. When recording fails the
+     * operations are enqueued once more, and as they are from then on (graph_stats says why). */
     uint32_t (*begin_decode)(struct k_ctx *c, const struct k_step *s);
-    bool (*graph_begin)(struct k_ctx *c);
+    bool (*graph_begin)(struct k_ctx *c, uint32_t kind);
     bool (*graph_end)(struct k_ctx *c);
     void (*graph_stats)(struct k_ctx *c, struct k_graph_stats *ret);
 

@@ -2,10 +2,10 @@
  * (k_ops.sample; NULL where the host samples). The rules, and every bit of the results, are those
  * of kernels/sampling.h and of the host's sampler.
  *
- * A k_sampler is scratch for up to max_rows rows at a time. `begin` copies what it is given,
- * enqueues and returns; `end` waits and has the results. Between them nothing is allocated and
- * nothing waits: a device sees the rows' parameters in memory of its own, at the same place in
- * every call.
+ * A k_sampler is scratch for up to max_rows rows at a time. `begin` (or `send` and `launch`) copies
+ * what it is given, enqueues and returns; `end` waits and has the results. Between them nothing is
+ * allocated and nothing waits: a device sees the rows' parameters in memory of its own, at the same
+ * place in every call.
  */
 #ifndef GLMD_KERNELS_SAMPLE_H
 #define GLMD_KERNELS_SAMPLE_H
@@ -114,6 +114,16 @@ struct k_sample_ops {
      * on all ranks: such a row takes `begin`. */
     void (*begin_shard)(struct k_ctx *c, struct k_sampler *s, const struct k_sample_ranks *ranks,
                         void *logits, const struct k_sample_row *rows, uint32_t n_rows);
+    /* begin (whole logits of one part) or, with n_ranks, begin_shard in two halves, for steps that
+     * are recorded (k_ops.graph_begin). `send`, in front of the record, brings the parameters of
+     * n_rows rows, padded to n_padded <= max_rows, to their places on the device, and says which
+     * kind of launches they take: the same on all ranks, from 1 on. `launch`, in the record:
+     * launches that follow from n_padded and kind alone; what a row takes of them it reads from its
+     * parameters. `end` has the results of n_rows. */
+    uint32_t (*send)(struct k_ctx *c, struct k_sampler *s, const struct k_sample_row *rows,
+                     uint32_t n_rows, uint32_t n_padded);
+    void (*launch)(struct k_ctx *c, struct k_sampler *s, const struct k_sample_ranks *ranks,
+                   void *logits, uint32_t n_padded, uint32_t kind);
     /* Waits. ret [n_rows] of the last begin; meaningless after a device error (k_ops.sync). */
     void (*end)(struct k_ctx *c, struct k_sampler *s, struct k_sample_result *ret);
 };

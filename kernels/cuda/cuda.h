@@ -62,7 +62,7 @@ struct cuda_step {
 
 /* Launches of decode steps, recorded (graph.c). */
 struct cuda_graph {
-    uint32_t rows, tiles;
+    uint32_t rows, tiles, kind;
     struct CUgraphExec_st *exec; /* owned; NULL: such a step was seen, and no more */
     uint64_t used;               /* when, in steps */
 };
@@ -166,7 +166,7 @@ uint32_t cuda_step_rows(struct k_ctx *c, const struct k_seq *seqs, uint32_t n_se
 
 /* ---- graph.c ---- */
 
-bool cuda_graph_begin(struct k_ctx *c);
+bool cuda_graph_begin(struct k_ctx *c, uint32_t kind);
 bool cuda_graph_end(struct k_ctx *c);
 void cuda_graph_stats(struct k_ctx *c, struct k_graph_stats *ret);
 /* Drops all records, one that is being made, too, and makes none until it is released: the sums in

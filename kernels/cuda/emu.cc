@@ -243,7 +243,19 @@ namespace
 std::mutex recording; /* guards `records` */
 std::map<const struct CUstream_st *, std::unique_ptr<emu_record>> records;
 std::atomic<int (*)(void)> record_hook;
+std::atomic<uint64_t> n_launches;
+thread_local bool from_record;
 } // namespace
+
+uint64_t emu_n_launches(void)
+{
+    return n_launches;
+}
+
+void emu_count_launch(void)
+{
+    n_launches += !from_record;
+}
 
 void emu_record_begin(struct CUstream_st *stream)
 {
@@ -282,9 +294,11 @@ int emu_record_add(struct CUstream_st *stream, std::function<int()> what)
 int emu_record_run(const struct emu_record *r)
 {
     int e = 0;
+    from_record = true;
     for (const std::function<int()> &what : r->all)
         if ((e = what()) != 0)
             break;
+    from_record = false;
     return e;
 }
 

@@ -112,6 +112,9 @@ struct emu_call {
     size_t allowed; /* bytes of dynamic shared memory; 0: what there is without asking */
 };
 
+/* Launches that were not run from a record; what dev_run and dev_run_together count. */
+uint64_t emu_n_launches(void);
+void emu_count_launch(void);
 /* All calls at once, in one schedule: 0, or -1 with what went wrong in emu_message(). */
 int emu_run(const struct emu_call *calls, unsigned n);
 /* dev_allow_shared, and what it allowed `function`; 0: it was never asked. */
@@ -151,6 +154,7 @@ static inline cudaError_t dev_run(const struct dev_launch &at, void (*kernel)(P)
     if (emu_recording(at.stream))
         return (cudaError_t)emu_record_add(at.stream,
                                            [=] { return (int)dev_run(at, kernel, params); });
+    emu_count_launch();
     if (emu_try_launch(at, kernel, params) != 0)
         emu_die();
     return cudaSuccess;
@@ -170,6 +174,7 @@ static inline cudaError_t dev_run_together(uint64_t key, unsigned size, const st
     if (emu_recording(at.stream))
         return (cudaError_t)emu_record_add(
             at.stream, [=] { return (int)dev_run_together(key, size, at, kernel, params); });
+    emu_count_launch();
     emu_kernel<P> k = {kernel};
     struct emu_call call = {at, emu_kernel<P>::run, &k, &params,
                             emu_allowed_shared(reinterpret_cast<const void *>(kernel))};

@@ -1,9 +1,10 @@
 /* graph.c: decode steps as CUDA graphs (contract: kernels.h, begin_decode).
  *
- * Launches of a decode step depend on two numbers: its rows and the tiles of keys of its longest
- * sequence, both padded to a few values (step.c). The first step of a kind is enqueued as it is,
- * which also loads its kernels and lets NCCL connect; the second is recorded, and runs as a record
- * like all that follow. What is not used for longest makes room.
+ * Launches of a decode step depend on three numbers: its rows and the tiles of keys of its longest
+ * sequence, both padded to a few values (step.c), and what the caller enqueues behind the layers
+ * (`kind`). The first step of a sort is enqueued as it is, which also loads its kernels and lets
+ * NCCL connect; the second is recorded, and runs as a record like all that follow. What is not used
+ * for longest makes room.
  *
  * A failure to record or to run a record ends recording for good, not the step: its operations,
  * none of which has run, are enqueued; when it is the device that is broken, they say so.
@@ -13,11 +14,15 @@
 #include <assert.h>
 #include <stdio.h>
 
-static struct cuda_graph *find(struct cuda_graphs *g, uint32_t rows, uint32_t tiles)
+static struct cuda_graph *find(struct k_ctx *c, uint32_t kind)
 {
-    for (uint32_t i = 0; i < g->n; i++)
-        if (g->all[i].rows == rows && g->all[i].tiles == tiles)
-            return &g->all[i];
+    struct cuda_graphs *g = &c->graphs;
+    for (uint32_t i = 0; i < g->n; i++) {
+        struct cuda_graph *one = &g->all[i];
+        if (one->rows == c->step.decode_rows && one->tiles == c->step.decode_tiles &&
+            one->kind == kind)
+            return one;
+    }
     return NULL;
 }
 
@@ -50,8 +55,8 @@ static void give_up(struct k_ctx *c, int error, const char *what)
     drop_all(c);
 }
 
-/* A place for a kind of step that comes for the first time. */
-static void note_kind(struct k_ctx *c, uint64_t now)
+/* A place for a sort of step that comes for the first time. */
+static void note_new(struct k_ctx *c, uint32_t kind, uint64_t now)
 {
     struct cuda_graphs *g = &c->graphs;
     struct cuda_graph *place = &g->all[0];
@@ -63,7 +68,7 @@ static void note_kind(struct k_ctx *c, uint64_t now)
         drop(c, place);
     }
     *place = (struct cuda_graph){
-        .rows = c->step.decode_rows, .tiles = c->step.decode_tiles, .used = now};
+        .rows = c->step.decode_rows, .tiles = c->step.decode_tiles, .kind = kind, .used = now};
 }
 
 /* True: it runs. */
@@ -78,7 +83,7 @@ static bool run(struct k_ctx *c, struct cuda_graph *g)
     return true;
 }
 
-bool cuda_graph_begin(struct k_ctx *c)
+bool cuda_graph_begin(struct k_ctx *c, uint32_t kind)
 {
     struct cuda_graphs *g = &c->graphs;
     assert(c->step.decode_rows && !g->recording);
@@ -87,14 +92,14 @@ bool cuda_graph_begin(struct k_ctx *c)
         g->n_enqueued++;
         return true;
     }
-    struct cuda_graph *kind = find(g, c->step.decode_rows, c->step.decode_tiles);
-    if (!kind) {
-        note_kind(c, now);
+    struct cuda_graph *seen = find(c, kind);
+    if (!seen) {
+        note_new(c, kind, now);
         g->n_enqueued++;
         return true;
     }
-    kind->used = now;
-    if (kind->exec && run(c, kind))
+    seen->used = now;
+    if (seen->exec && run(c, seen))
         return false;
     if (g->off) { /* since just now */
         g->n_enqueued++;
@@ -107,7 +112,7 @@ bool cuda_graph_begin(struct k_ctx *c)
         return true;
     }
     g->recording = true;
-    g->current = kind;
+    g->current = seen;
     return true;
 }
 

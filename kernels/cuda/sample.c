@@ -211,14 +211,15 @@ static void put(struct k_ctx *c, struct k_sampler *s, size_t at, const float *lo
     cuda_upload_bytes(c, (float *)buffer(s) + at, logits, n * sizeof *logits);
 }
 
-/* The parameters of all rows to the device. */
+/* The parameters of all rows to the device; rows from n_rows to n_padded are nobody's. */
 static struct sample_needs send_rows(struct k_ctx *c, struct k_sampler *s,
                                      const struct k_sample_row *rows, uint32_t n_rows,
-                                     bool in_shard, struct sample_params *ret)
+                                     uint32_t n_padded, bool in_shard)
 {
+    cuda_enter(c);
     if (s->in_flight)
         cuda_check(c, c->driver->event_wait(s->copied), "the sampling before");
-    const size_t rows_bytes = n_rows * sizeof(struct sample_row);
+    const size_t rows_bytes = n_padded * sizeof(struct sample_row);
     struct sample_row *to = (struct sample_row *)s->stage;
     struct writer w = {.words = (uint32_t *)(s->stage + rows_bytes),
                        .cap = (uint32_t)((s->layout.stage_bytes - rows_bytes) / sizeof(uint32_t))};
@@ -227,22 +228,26 @@ static struct sample_needs send_rows(struct k_ctx *c, struct k_sampler *s,
         to[i] = write_row(s, &rows[i], in_shard, &w);
         note_needs(&to[i], &needs);
     }
-    ret->rows = (const struct sample_row *)s->device;
-    ret->lists = (const uint32_t *)(s->device + rows_bytes);
+    for (uint32_t i = n_rows; i < n_padded; i++)
+        to[i] = (struct sample_row){.kind = SAMPLE_NONE};
     const size_t bytes = rows_bytes + w.n * sizeof *w.words;
     cuda_check(c, c->driver->copy(s->device, s->stage, bytes, c->stream), "sampling parameters");
     cuda_check(c, c->driver->event_record(s->copied, c->stream), "sampling parameters");
     s->in_flight = true;
+    s->n_rows = n_rows;
     return needs;
 }
 
-/* Where everything lies, for logits in n_parts of `cols` each. ranks NULL: alone. */
+/* Where everything lies, for logits in n_parts of `cols` each, and n_rows as they were sent, with
+ * the padding. ranks NULL: alone. */
 static struct sample_params places(const struct k_sampler *s, const struct k_sample_ranks *ranks,
                                    float *logits, uint32_t n_parts, uint32_t cols, uint32_t n_rows)
 {
     const struct sample_layout *l = &s->layout;
     const uint32_t part_tiles = (cols + SAMPLE_TILE - 1) / SAMPLE_TILE;
     return (struct sample_params){
+        .rows = (const struct sample_row *)s->device,
+        .lists = (const uint32_t *)(s->device + n_rows * sizeof(struct sample_row)),
         .states = (struct sample_state *)(s->device + l->states),
         .results = (struct k_sample_result *)(s->device + l->results),
         .logits = logits,
@@ -275,10 +280,11 @@ static void place_exchanges(const struct k_sampler *s, const struct sample_needs
 }
 
 /* All kernels, with what ranks tell each other in between. */
-static void enqueue(struct k_ctx *c, struct k_sampler *s, const struct sample_params *p,
+static void enqueue(struct k_ctx *c, struct k_sampler *s, struct sample_params *p,
                     const struct sample_needs *needs, const struct k_sample_ranks *ranks)
 {
     const struct sample_layout *l = &s->layout;
+    place_exchanges(s, needs, p);
     const size_t cleared = l->states - l->cleared + p->n_rows * sizeof *p->states;
     cuda_check(c, c->driver->clear(s->device + l->cleared, cleared, c->stream), "sampling");
     for (int i = 0; i <= SAMPLE_EXCHANGES; i++) {
@@ -291,7 +297,6 @@ static void enqueue(struct k_ctx *c, struct k_sampler *s, const struct sample_pa
     cuda_check(c,
                c->driver->copy(s->results, p->results, p->n_rows * sizeof *s->results, c->stream),
                "sampled tokens");
-    s->n_rows = p->n_rows;
 }
 
 static void begin(struct k_ctx *c, struct k_sampler *s, void *logits, uint32_t n_parts,
@@ -300,27 +305,61 @@ static void begin(struct k_ctx *c, struct k_sampler *s, void *logits, uint32_t n
 {
     assert(n_rows && n_rows <= k_sampler_whole_rows(&s->params) && first + n_rows <= part_rows);
     assert(n_parts && n_parts <= SAMPLE_MAX_PARTS && s->params.vocab % n_parts == 0);
-    cuda_enter(c);
+    const struct sample_needs needs = send_rows(c, s, rows, n_rows, n_rows, false);
     const uint32_t cols = s->params.vocab / n_parts;
     struct sample_params p =
         places(s, NULL, (float *)logits + (size_t)first * cols, n_parts, cols, n_rows);
     p.part_rows = part_rows;
-    const struct sample_needs needs = send_rows(c, s, rows, n_rows, false, &p);
-    place_exchanges(s, &needs, &p);
     enqueue(c, s, &p, &needs, NULL);
+}
+
+/* Of n_padded rows that were sent; ranks NULL: alone. */
+static void enqueue_own(struct k_ctx *c, struct k_sampler *s, const struct k_sample_ranks *ranks,
+                        void *logits, uint32_t n_padded, const struct sample_needs *needs)
+{
+    const uint32_t size = ranks ? ranks->size : 1;
+    assert(size == (s->params.n_ranks > 1 ? s->params.n_ranks : 1));
+    assert(!ranks || ranks->rank < size);
+    struct sample_params p = places(s, ranks, logits, 1, s->params.vocab / size, n_padded);
+    p.part_rows = n_padded;
+    enqueue(c, s, &p, needs, ranks);
 }
 
 static void begin_shard(struct k_ctx *c, struct k_sampler *s, const struct k_sample_ranks *ranks,
                         void *logits, const struct k_sample_row *rows, uint32_t n_rows)
 {
-    assert(n_rows && n_rows <= s->params.max_rows && ranks->size > 1 &&
-           ranks->size == s->params.n_ranks && ranks->rank < ranks->size);
+    assert(n_rows && n_rows <= s->params.max_rows && ranks->size > 1);
+    const struct sample_needs needs = send_rows(c, s, rows, n_rows, n_rows, true);
+    enqueue_own(c, s, ranks, logits, n_rows, &needs);
+}
+
+/* ---- a call in two halves ---- */
+
+/* Few kinds, so that few records are kept: what rows choose by, and whether any shows the best
+ * tokens. A kernel that no row needs costs its launch. */
+enum launch_kind { LAUNCH_GREEDY = 1, LAUNCH_DRAW, LAUNCH_ALL, LAUNCH_KINDS };
+
+static const struct sample_needs launch_needs[LAUNCH_KINDS] = {
+    [LAUNCH_GREEDY] = {0},
+    [LAUNCH_DRAW] = {.draw = true, .rank = true, .mass = true, .cut = true},
+    [LAUNCH_ALL] = {.draw = true, .rank = true, .mass = true, .cut = true, .top = true},
+};
+
+static uint32_t send(struct k_ctx *c, struct k_sampler *s, const struct k_sample_row *rows,
+                     uint32_t n_rows, uint32_t n_padded)
+{
+    assert(n_rows && n_rows <= n_padded && n_padded <= s->params.max_rows);
+    const struct sample_needs needs =
+        send_rows(c, s, rows, n_rows, n_padded, s->params.n_ranks > 1);
+    return needs.top ? LAUNCH_ALL : needs.draw ? LAUNCH_DRAW : LAUNCH_GREEDY;
+}
+
+static void launch(struct k_ctx *c, struct k_sampler *s, const struct k_sample_ranks *ranks,
+                   void *logits, uint32_t n_padded, uint32_t kind)
+{
+    assert(kind && kind < LAUNCH_KINDS && n_padded <= s->params.max_rows);
     cuda_enter(c);
-    struct sample_params p = places(s, ranks, logits, 1, s->params.vocab / ranks->size, n_rows);
-    p.part_rows = n_rows;
-    const struct sample_needs needs = send_rows(c, s, rows, n_rows, true, &p);
-    place_exchanges(s, &needs, &p);
-    enqueue(c, s, &p, &needs, ranks);
+    enqueue_own(c, s, ranks, logits, n_padded, &launch_needs[kind]);
 }
 
 static void end(struct k_ctx *c, struct k_sampler *s, struct k_sample_result *ret)
@@ -338,5 +377,7 @@ const struct k_sample_ops cuda_sample_ops = {
     .put = put,
     .begin = begin,
     .begin_shard = begin_shard,
+    .send = send,
+    .launch = launch,
     .end = end,
 };

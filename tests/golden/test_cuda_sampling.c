@@ -280,7 +280,177 @@ static void test_ranks(void **state)
 #endif
 }
 
+/* ---- in the step ---- */
+
+/* Decode steps all of whose rows choose a token sample as a part of what is recorded. Greedy rows,
+ * rows that draw, rows that show the best tokens; 6 rows are padded to 8, 3 to 4: six sorts of
+ * steps, in turn, four times. */
+enum { N_KINDS = 3, N_SIZES = 2, N_SORTS = N_KINDS * N_SIZES, N_ROUNDS = 4 };
+
+struct choices {
+    uint32_t n;
+    struct choice {
+        int32_t token;
+        float logprob;
+        uint32_t n_top;
+        struct result_logprob top[PLAN_MAX_TOP_LOGPROBS];
+    } all[N_ROUNDS * N_KINDS * (N_SAMPLES + N_SAMPLES / 2)];
+};
+
+static struct plan_sampling sampling_of(uint32_t kind, uint32_t slot, uint32_t index)
+{
+    struct plan_sampling p = samplings[slot];
+    p.output_index = index;
+    if (kind == 0)
+        p.top_k = 1;
+    if (kind != 2)
+        p.n_top_logprobs = 0;
+    return p;
+}
+
+/* `beside`: a row that shows its logits, too, with which nothing is sampled in the step.
+ * fail_at: the step of which a call of sampling's fails; -1: of none. */
+static void choose(struct golden_engine *g, bool beside, int fail_at, struct choices *ret)
+{
+    struct sequences q;
+    struct plan_item items[N_SAMPLES + 1];
+    uint32_t length[N_SAMPLES + 1], step = 0;
+    sequences_init(&q);
+    for (uint32_t i = 0; i != N_SAMPLES + 1; i++) {
+        items[i] = item_of(&q, i, 0, SHORT, PLAN_OUTPUT_NONE);
+        length[i] = SHORT;
+    }
+    golden_step(g, items, N_SAMPLES + 1, NULL, 0, NULL, 0);
+    ret->n = 0;
+    for (uint32_t round = 0; round != N_ROUNDS; round++)
+        for (uint32_t kind = 0; kind != N_KINDS; kind++)
+            for (uint32_t size = N_SAMPLES; size; size = size == N_SAMPLES ? N_SAMPLES / 2 : 0) {
+                for (uint32_t i = 0; i != size; i++) {
+                    uint32_t s = (step + i) % N_SAMPLES;
+                    items[i] = item_of(&q, s, length[s]++, 1, PLAN_OUTPUT_SAMPLE);
+                    items[i].sampling = sampling_of(kind, s, step);
+                }
+                items[size] = item_of(&q, SLOT_LOGITS, length[SLOT_LOGITS], 1, PLAN_OUTPUT_LOGITS);
+                length[SLOT_LOGITS] += beside;
 #ifndef ON_A_GPU
+                if ((int)step == fail_at) {
+                    emulated_driver_state()->fail = "clear";
+                    emulated_driver_state()->error = EMULATED_OUT_OF_MEMORY;
+                }
+#else
+                assert_true(fail_at < 0);
+#endif
+                step++;
+                const struct step_result *r =
+                    golden_step(g, items, size + beside, NULL, 0, NULL, 0);
+                for (uint32_t i = 0; i != size; i++) {
+                    const struct result_item *it = &r->items[i];
+                    struct choice *c = &ret->all[ret->n++];
+                    *c = (struct choice){it->token, it->logprob, it->n_top, {{0}}};
+                    for (uint32_t j = 0; j != it->n_top; j++)
+                        c->top[j] = it->top[j];
+                }
+            }
+}
+
+static void same_choices(const struct choices *got, const struct choices *want)
+{
+    assert_int_equal(got->n, want->n);
+    for (uint32_t i = 0; i != want->n; i++) {
+        const struct choice *a = &got->all[i], *b = &want->all[i];
+        same("sample in the step", i, a->token, a->logprob, b->token, b->logprob);
+        assert_int_equal(a->n_top, b->n_top);
+        for (uint32_t j = 0; j != b->n_top; j++)
+            same("top", i, a->top[j].token, a->top[j].logprob, b->top[j].token, b->top[j].logprob);
+    }
+}
+
+static void open_in_step(struct golden_engine *g, const struct golden_options *options,
+                         bool no_graphs)
+{
+    struct golden_options o = *options;
+    o.mode = K_MODE_FP16;
+    o.device = device;
+    o.n_slots = N_SLOTS;
+    o.no_graphs = no_graphs;
+    golden_open(g, &o);
+}
+
+static void test_in_step(void **state)
+{
+    (void)state;
+    static const struct golden_options cases[] = {
+        {.model = "int4-tp1", .tp = 1},
+#ifndef ON_A_GPU
+        {.model = "int4-tp4", .tp = 4, .collectives = K_COMM_PEER},
+        {.model = "int4-tp2", .tp = 2, .collectives = K_COMM_NCCL},
+        {.model = "int4-tp2", .tp = 2, .pp = 2, .collectives = K_COMM_PEER},
+        {.model = "int4-tp2", .tp = 2, .collectives = K_COMM_HOST},
+#endif
+    };
+    for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
+        const struct golden_options *o = &cases[i];
+        struct golden_engine g;
+        static struct choices want, got, again;
+        open_in_step(&g, o, true);
+        choose(&g, true, -1, &want);
+        golden_close(&g);
+        open_in_step(&g, o, true); /* in the step, enqueued */
+        choose(&g, false, -1, &got);
+        same_choices(&got, &want);
+        golden_close(&g);
+        open_in_step(&g, o, false);
+        choose(&g, false, -1, &again);
+        same_choices(&again, &want);
+        for (uint32_t r = 0; r != o->tp * MAX(o->pp, 1u); r++) {
+            const bool last = r + o->tp >= o->tp * MAX(o->pp, 1u);
+            const uint32_t sorts = o->collectives == K_COMM_HOST ? 0 : last ? N_SORTS : N_SIZES;
+            struct k_graph_stats s;
+            engine_graphs(local_group_engine(g.group, r), &s);
+            assert_int_equal(s.n_graphs, sorts);
+            assert_int_equal(s.n_enqueued, sorts);
+            assert_int_equal(s.n_replays, sorts ? N_ROUNDS * N_SORTS - sorts : 0);
+        }
+        if (o->tp > 1 && o->pp < 2)
+            check_ways(&g, o);
+        golden_close(&g);
+    }
+}
+
+#ifndef ON_A_GPU
+
+/* Sampling cannot be recorded, on one rank of the group: its steps are enqueued, with the same
+ * bits. */
+static void test_recording_fails(void **state)
+{
+    (void)state;
+    static const struct golden_options cases[] = {
+        {.model = "int4-tp1", .tp = 1},
+        {.model = "int4-tp2", .tp = 2, .collectives = K_COMM_PEER},
+    };
+    for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
+        static struct choices want, got;
+        struct golden_engine g;
+        open_in_step(&g, &cases[i], true);
+        choose(&g, true, -1, &want);
+        golden_close(&g);
+        open_in_step(&g, &cases[i], false);
+        choose(&g, false, N_SORTS, &got); /* the first sort's second time */
+        same_choices(&got, &want);
+        uint32_t n_off = 0;
+        for (uint32_t r = 0; r != cases[i].tp; r++) {
+            struct k_graph_stats s;
+            engine_graphs(local_group_engine(g.group, r), &s);
+            n_off += s.off != NULL;
+            if (s.off && !strstr(s.off, "(cudaErrorMemoryAllocation), first seen at sampling"))
+                fail_msg("off: \"%s\"", s.off);
+        }
+        assert_int_equal(n_off, 1);
+        golden_close(&g);
+        assert_int_equal(emulated_driver_state()->allocated, 0);
+        emulated_driver_reset();
+    }
+}
 
 static void test_stages(void **state)
 {
@@ -299,8 +469,9 @@ static void test_stages(void **state)
     golden_close(&g);
 }
 
-/* A step in steady state: the parameters go down in one copy, the tokens come back in one; it waits
- * for the device at its end alone, and allocates nothing. */
+/* A step in steady state is two copies, of its arrays and of the parameters of sampling, and a
+ * graph, which brings the tokens back; it waits for the device at its end alone, and allocates
+ * nothing. */
 static void test_steady_state(void **state)
 {
     (void)state;
@@ -313,6 +484,7 @@ static void test_steady_state(void **state)
     struct sequences q;
     sequences_init(&q);
     struct plan_item items[2];
+    uint64_t n_launches = 0;
     struct emulated_driver before = {0}, *d = emulated_driver_state();
     static const int32_t previous_token[] = {PLAN_TOKEN_PREVIOUS};
     for (uint32_t step = 0; step != 6; step++) {
@@ -327,10 +499,13 @@ static void test_steady_state(void **state)
         if (step >= 4) {
             assert_int_equal(d->n_allocs, before.n_allocs);
             assert_int_equal(d->n_event_waits, before.n_event_waits);
-            assert_int_equal(d->n_copies, before.n_copies + 3); /* the step's arrays, these two */
+            assert_int_equal(d->n_copies, before.n_copies + 2);
+            assert_int_equal(d->n_graph_runs, before.n_graph_runs + 1);
+            assert_int_equal(emulated_driver_launches(), n_launches);
             assert_int_equal(d->n_waits, before.n_waits + 2); /* the tokens; that nothing is left */
         }
         before = *d;
+        n_launches = emulated_driver_launches();
     }
     golden_close(&g);
 }
@@ -348,10 +523,10 @@ int main(void)
         return 77;
 #endif
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_rank),
-        cmocka_unit_test(test_ranks),
+        cmocka_unit_test(test_one_rank),        cmocka_unit_test(test_ranks),
+        cmocka_unit_test(test_in_step),
 #ifndef ON_A_GPU
-        cmocka_unit_test(test_stages),
+        cmocka_unit_test(test_recording_fails), cmocka_unit_test(test_stages),
         cmocka_unit_test(test_steady_state),
 #endif
     };

@@ -154,7 +154,7 @@ static void test_steps(void **state)
             random_rows(&w, n, &r);
             uint32_t rows = cuda_begin_decode(w.c, &step);
             assert_int_equal(rows, n == 1 ? 1 : n == 2 ? 2 : n == 3 ? 4 : 8);
-            for (bool go = cuda_graph_begin(w.c); go; go = cuda_graph_end(w.c))
+            for (bool go = cuda_graph_begin(w.c, 0); go; go = cuda_graph_end(w.c))
                 enqueue(&w, &step);
             take(&w, got, n);
             cuda_begin_step(w.c, &step);
@@ -215,7 +215,7 @@ static void test_room(void **state)
             for (int again = 0; again < 2; again++) {
                 s->decode_rows = kind;
                 s->decode_tiles = 4;
-                for (bool go = cuda_graph_begin(w.c); go; go = cuda_graph_end(w.c))
+                for (bool go = cuda_graph_begin(w.c, 0); go; go = cuda_graph_end(w.c))
                     cuda_halves_from_floats(w.c, buffer, w.c->stage_device, 4);
                 struct k_graph_stats stats;
                 cuda_graph_stats(w.c, &stats);
@@ -229,7 +229,7 @@ static void test_room(void **state)
                      2 * (CUDA_MAX_GRAPHS + 3)); /* in turn: none is found again */
     cuda_graph_hold(w.c);                        /* as a comm that ends */
     assert_int_equal(emulated_driver_state()->n_graphs, 0);
-    assert_true(cuda_graph_begin(w.c));
+    assert_true(cuda_graph_begin(w.c, 0));
     assert_false(w.c->graphs.recording);
     cuda_upload(w.c, buffer, x, 4);
     cuda_graph_release(w.c);

@@ -485,6 +485,11 @@ void emulated_driver_set_order(uint64_t seed)
     emu_set_options(&o);
 }
 
+uint64_t emulated_driver_launches(void)
+{
+    return emu_n_launches();
+}
+
 bool emulated_driver_works(void)
 {
     if (!emu_works())

@@ -53,6 +53,8 @@ struct emulated_driver {
 
 /* The state, to read and to change; one for the process. */
 struct emulated_driver *emulated_driver_state(void);
+/* Kernels launched so far, other than by running graphs. */
+uint64_t emulated_driver_launches(void);
 /* False where kernels cannot be emulated (ThreadSanitizer), which is printed: a test skips then. */
 bool emulated_driver_works(void);
 /* Eight devices of 1 GiB, of the emulated architecture; nothing fails. */

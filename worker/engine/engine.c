@@ -438,6 +438,7 @@ static int run_plan(struct engine *g, const struct plan *p, struct err *e)
     begin_results(g, p);
     if (g->batch.n_rows == 0)
         return 0;
+    const struct glm_tail tail = outputs_tail(&g->outputs, p);
     struct glm_batch batch = {.ids = g->batch.ids,
                               .positions = g->batch.positions,
                               .n_rows = g->batch.n_rows,
@@ -446,7 +447,8 @@ static int run_plan(struct engine *g, const struct plan *p, struct err *e)
                               .n_whole_rows = g->batch.n_whole_rows,
                               .n_whole_seqs = g->batch.n_whole_seqs,
                               .slice_begin = p->layer_begin,
-                              .slice_end = p->layer_end};
+                              .slice_end = p->layer_end,
+                              .tail = is_last_stage(g) ? &tail : NULL};
     int r = glm_forward(m, &batch, g->comm, e);
     if (r == 0 && is_last_stage(g) && g->batch.n_outputs) /* waits for what it reads */
         return outputs_produce(&g->outputs, p, g->comm, e);

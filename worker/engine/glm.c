@@ -320,12 +320,16 @@ static int replay_layers(struct glm *m, const struct glm_batch *batch, uint32_t 
                         : receive_rows(m, batch->n_rows, comm, e);
     if (r < 0)
         return r;
+    const struct glm_tail *tail = is_last(m) ? batch->tail : NULL;
+    const uint32_t kind = tail ? tail->prepare(tail->context, n_rows) : 0;
     m->recording = true;
-    for (bool go = m->ops->graph_begin(m->ctx); go; go = m->ops->graph_end(m->ctx)) {
+    for (bool go = m->ops->graph_begin(m->ctx, kind); go; go = m->ops->graph_end(m->ctx)) {
         r = is_first(m) ? embed(m, batch, n_rows, comm, e) : 0;
         for (uint32_t layer = m->layer_begin; layer != m->layer_end && r == 0; layer++)
             r = run_layer(m, batch, layer, n_rows, batch->n_seqs, comm, e);
         assert(r == 0); /* nothing in it waits */
+        if (kind)
+            tail->enqueue(tail->context, n_rows, kind);
     }
     m->recording = false;
     return 0;

@@ -44,6 +44,15 @@ struct glm {                 /* one rank of the model on a device; owned by the 
     uint64_t sum_ns;       /* in sums over ranks through the host; likewise */
 };
 
+/* What the last stage does with the rows of a decode step behind its layers, as part of what the
+ * device may have recorded (k_ops.graph_begin): n_rows of them, with the padding, in ws.a. */
+struct glm_tail {
+    void *context;
+    /* Before the step's operations: the kind of those that `enqueue` enqueues, 0 = none. */
+    uint32_t (*prepare)(void *context, uint32_t n_rows);
+    void (*enqueue)(void *context, uint32_t n_rows, uint32_t kind);
+};
+
 /* The tokens of one step, [n_rows] each; seqs says which rows belong together. */
 struct glm_batch {
     const int32_t *ids;
@@ -53,6 +62,7 @@ struct glm_batch {
     uint32_t n_seqs;
     uint32_t n_whole_rows, n_whole_seqs; /* the others are sliced */
     uint32_t slice_begin, slice_end;     /* layers; 0, 0 without sliced rows */
+    const struct glm_tail *tail;         /* of a step that can be recorded; NULL: there is none */
 };
 
 /* Rotary tables as the original computes them. */

@@ -24,17 +24,22 @@ static uint32_t share_of(uint32_t n_rows, uint32_t tp_size)
     return (n_rows + tp_size - 1) / tp_size;
 }
 
+/* Of one head call. */
+static uint32_t head_rows(const struct plan_limits *l)
+{
+    return MIN((uint32_t)WORKSPACE_HEAD_ROWS, l->max_tokens);
+}
+
 static struct k_sampler_params device_params(uint32_t tp_size, const struct plan_limits *l)
 {
-    return (struct k_sampler_params){
-        .vocab = l->vocab,
-        .max_rows = MIN((uint32_t)WORKSPACE_HEAD_ROWS, l->max_tokens),
-        .n_ranks = tp_size,
-        .buffer_rows = tp_size > 1 ? MIN((uint32_t)WORKSPACE_HEAD_ROWS, l->max_tokens) : 0,
-        .max_history = l->max_seq,
-        .max_bias = PLAN_MAX_BIAS,
-        .max_forbidden = PLAN_MAX_RANGES,
-        .max_banned = PLAN_MAX_BANNED};
+    return (struct k_sampler_params){.vocab = l->vocab,
+                                     .max_rows = head_rows(l),
+                                     .n_ranks = tp_size,
+                                     .buffer_rows = tp_size > 1 ? head_rows(l) : 0,
+                                     .max_history = l->max_seq,
+                                     .max_bias = PLAN_MAX_BIAS,
+                                     .max_forbidden = PLAN_MAX_RANGES,
+                                     .max_banned = PLAN_MAX_BANNED};
 }
 
 uint64_t outputs_bytes(const struct plan_limits *l)
@@ -379,16 +384,17 @@ static void gather_parts(void *context, const void *own, size_t bytes, void *all
     m->sums.ops->gather(m->sums.comm, own, bytes, all);
 }
 
-/* All of the chunk, every rank from its part of the logits. Rows that are too wide for that are the
- * same ones on all ranks; their logits are computed again, and gathered. */
-static int sample_together(struct outputs *o, const struct chunk *c,
-                           const struct k_sample_row *rows, struct k_sample_result *ret,
-                           struct comm *comm, struct err *e)
+static struct k_sample_ranks ranks_of(struct glm *m)
+{
+    return (struct k_sample_ranks){m->tp_rank, m->tp_size, gather_parts, m};
+}
+
+/* The results of a chunk that every rank sampled from its part of the logits. Rows that are too
+ * wide for that are the same ones on all ranks; their logits are computed again, and gathered. */
+static int end_together(struct outputs *o, const struct chunk *c, const struct k_sample_row *rows,
+                        struct k_sample_result *ret, struct comm *comm, struct err *e)
 {
     struct glm *m = o->model;
-    const struct k_sample_ranks ranks = {m->tp_rank, m->tp_size, gather_parts, m};
-    own_logits(m, c);
-    m->ops->sample->begin_shard(m->ctx, o->device, &ranks, m->ws.head_out, rows, c->n);
     m->ops->sample->end(m->ctx, o->device, ret);
     int r = glm_wait(m, comm, e);
     if (r < 0)
@@ -406,6 +412,73 @@ static int sample_together(struct outputs *o, const struct chunk *c,
     return r;
 }
 
+static int sample_together(struct outputs *o, const struct chunk *c,
+                           const struct k_sample_row *rows, struct k_sample_result *ret,
+                           struct comm *comm, struct err *e)
+{
+    struct glm *m = o->model;
+    const struct k_sample_ranks ranks = ranks_of(m);
+    own_logits(m, c);
+    m->ops->sample->begin_shard(m->ctx, o->device, &ranks, m->ws.head_out, rows, c->n);
+    return end_together(o, c, rows, ret, comm, e);
+}
+
+/* ---- on the device, as a part of a decode step ---- */
+
+/* What was sampled with the step's layers. */
+static int sampled_in_step(struct outputs *o, const struct chunk *c,
+                           const struct k_sample_row *rows, struct k_sample_result *ret,
+                           struct comm *comm, struct err *e)
+{
+    struct glm *m = o->model;
+    if (m->tp_size > 1)
+        return end_together(o, c, rows, ret, comm, e);
+    m->ops->sample->end(m->ctx, o->device, ret);
+    return glm_wait(m, comm, e);
+}
+
+/* All rows of the step, in order, choose a token. */
+static bool all_sample(const struct batch *b, const struct plan *p)
+{
+    for (uint32_t i = 0; i != b->n_outputs; i++)
+        if (b->outputs[i].row != i || p->items[b->outputs[i].item].output != PLAN_OUTPUT_SAMPLE)
+            return false;
+    return b->n_outputs == b->n_rows;
+}
+
+static uint32_t prepare_tail(void *context, uint32_t n_rows)
+{
+    struct outputs *o = context;
+    const struct batch *b = o->batch;
+    if (!o->device || n_rows > head_rows(o->limits) || !all_sample(b, o->plan))
+        return 0;
+    struct k_sample_row rows[WORKSPACE_HEAD_ROWS];
+    for (uint32_t i = 0; i != b->n_rows; i++)
+        rows[i] = device_row(o, o->plan, &b->outputs[i]);
+    struct glm *m = o->model;
+    o->in_step = true;
+    return m->ops->sample->send(m->ctx, o->device, rows, b->n_rows, n_rows);
+}
+
+static void enqueue_tail(void *context, uint32_t n_rows, uint32_t kind)
+{
+    struct outputs *o = context;
+    struct glm *m = o->model;
+    const struct k_sample_ranks ranks = ranks_of(m);
+    m->ops->logits(m->ctx, glm_head_matrix(m), m->ws.a, n_rows, m->ws.head_out, NULL);
+    m->ops->sample->launch(m->ctx, o->device, m->tp_size > 1 ? &ranks : NULL, m->ws.head_out,
+                           n_rows, kind);
+}
+
+struct glm_tail outputs_tail(struct outputs *o, const struct plan *p)
+{
+    o->plan = p;
+    o->in_step = false;
+    return (struct glm_tail){o, prepare_tail, enqueue_tail};
+}
+
+/* ---- a chunk ---- */
+
 static int take_on_device(struct outputs *o, const struct plan *p, const struct chunk *c,
                           struct comm *comm, struct cursor *at, struct err *e)
 {
@@ -413,12 +486,13 @@ static int take_on_device(struct outputs *o, const struct plan *p, const struct 
     struct k_sample_result found[WORKSPACE_HEAD_ROWS + COMM_MAX_RANKS];
     for (uint32_t i = 0; i != c->n; i++)
         rows[i] = device_row(o, p, c->outputs[i]);
-    int r = o->model->tp_size == 1 ? sample_alone(o, c, rows, found, comm, e)
-            : o->model->sums.comm  ? sample_together(o, c, rows, found, comm, e)
-                                   : sample_share(o, c, rows, found, comm, e);
+    int r = o->in_step               ? sampled_in_step(o, c, rows, found, comm, e)
+            : o->model->tp_size == 1 ? sample_alone(o, c, rows, found, comm, e)
+            : o->model->sums.comm    ? sample_together(o, c, rows, found, comm, e)
+                                     : sample_share(o, c, rows, found, comm, e);
     for (uint32_t i = 0; i != c->n && r == 0; i++) {
         const uint32_t item = c->outputs[i]->item;
-        struct result_logprob top[PLAN_MAX_TOP_LOGPROBS];
+        struct result_logprob top[PLAN_MAX_TOP_LOGPROBS] = {{0}};
         for (uint32_t j = 0; j != rows[i].n_top; j++)
             top[j] = (struct result_logprob){found[i].top[j].token, found[i].top[j].logprob};
         if (rows[i].score) {

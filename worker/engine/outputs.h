@@ -31,6 +31,9 @@ struct outputs {
     /* so far: rows that the devices of several ranks chose together; that went through whole logits
      * after all */
     uint64_t n_shared_rows, n_wide_rows;
+    /* state */
+    const struct plan *plan; /* of the step, between outputs_tail and outputs_produce */
+    bool in_step;            /* its rows are sampled by what was enqueued with its layers */
     /* borrowed */
     struct glm *model;
     const struct batch *batch;
@@ -49,6 +52,10 @@ uint64_t outputs_device_bytes(const char *backend, uint32_t tp_size,
 
 /* PLAN_OUTPUT_LOGITS is for tools and tests: its memory is found when it is first asked for. */
 int outputs_reserve(struct outputs *o, const struct plan *p, struct err *e);
+
+/* The last stage, before glm_forward: head and sampling of a decode step all of whose rows choose a
+ * token on the device, up to WORKSPACE_HEAD_ROWS of them, as a part of it. */
+struct glm_tail outputs_tail(struct outputs *o, const struct plan *p);
 
 /* The last stage, after glm_forward: fills the results of the plan's items and groups. */
 int outputs_produce(struct outputs *o, const struct plan *p, struct comm *comm, struct err *e);
