@@ -192,6 +192,11 @@ static const struct metrics_family families[] = {
                                      C,
                                      "Time in collective operations, waiting for peers included.",
                                      {"group", "rank", "op"}},
+    [METRIC_RANK_SAMPLED] = {"glmd_rank_sampled_rows_total",
+                             C,
+                             "Rows sampled by the devices of several ranks, by the way of their "
+                             "logits.",
+                             {"group", "rank", "way"}},
     [METRIC_RANK_FENCED] = {"glmd_rank_fenced_messages_total",
                             C,
                             "Messages of older epochs that the rank dropped.",

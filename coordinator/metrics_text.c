@@ -282,6 +282,12 @@ static void put_collective_time(struct scrape *s, const struct rank_numbers *k)
     metrics_put(&s->w, seconds(k->beat->link_ns), k->group, k->rank, "link");
 }
 
+static void put_sampled(struct scrape *s, const struct rank_numbers *k)
+{
+    metrics_put_count(&s->w, k->beat->shared_rows, k->group, k->rank, "shared");
+    metrics_put_count(&s->w, k->beat->wide_rows, k->group, k->rank, "gathered");
+}
+
 static void put_fenced(struct scrape *s, const struct rank_numbers *k)
 {
     metrics_put_count(&s->w, k->beat->fenced_messages, k->group, k->rank);
@@ -322,6 +328,7 @@ static void put_ranks(struct scrape *s)
     put_ranks_of(s, METRIC_RANK_COMPUTE, put_compute, false);
     put_ranks_of(s, METRIC_RANK_COLLECTIVES, put_collectives, false);
     put_ranks_of(s, METRIC_RANK_COLLECTIVE_TIME, put_collective_time, false);
+    put_ranks_of(s, METRIC_RANK_SAMPLED, put_sampled, false);
     put_ranks_of(s, METRIC_RANK_FENCED, put_fenced, false);
     put_one(s, METRIC_FENCED, fleet_n_fenced(s->c->fleet));
     put_ranks_of(s, METRIC_RANK_MEMORY, put_memory, false);

@@ -44,7 +44,7 @@ struct runner {
     _Atomic int64_t busy_since; /* 0 = idle */
     _Atomic uint64_t counter;
     _Atomic uint64_t loaded_bytes, total_bytes;
-    _Atomic uint64_t steps, prefill_tokens, decode_tokens, compute_ns;
+    _Atomic uint64_t steps, prefill_tokens, decode_tokens, compute_ns, shared_rows, wide_rows;
     struct comm_watch_times comm_times;   /* through the host */
     struct comm_watch_times device_times; /* by the device; as of the last step */
     struct process_usage usage;           /* loop thread, as of usage_ns */
@@ -156,6 +156,8 @@ static void publish_stats(struct runner *r)
     atomic_store(&r->prefill_tokens, s.prefill_tokens);
     atomic_store(&r->decode_tokens, s.decode_tokens);
     atomic_store(&r->compute_ns, s.compute_ns);
+    atomic_store(&r->shared_rows, s.shared_rows);
+    atomic_store(&r->wide_rows, s.wide_rows);
     struct k_comm_times t;
     engine_collective_times(r->engine, &t);
     atomic_store(&r->device_times.n[COMM_WATCH_REDUCE], t.n_sums);
@@ -402,6 +404,8 @@ void runner_progress(struct runner *r, struct session_progress *ret)
         .link_ns = atomic_load(&t->ns[COMM_WATCH_LINK]),
         .cpu_ns = r->usage.cpu_ns,
         .resident_bytes = r->usage.resident_bytes,
+        .shared_rows = atomic_load(&r->shared_rows),
+        .wide_rows = atomic_load(&r->wide_rows),
     };
 }
 

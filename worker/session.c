@@ -428,6 +428,8 @@ int64_t session_tick(struct session *s, int64_t now, const struct session_progre
             .link_ns = p->link_ns,
             .cpu_ns = p->cpu_ns,
             .resident_bytes = p->resident_bytes,
+            .shared_rows = p->shared_rows,
+            .wide_rows = p->wide_rows,
         };
         send(s, &(struct wire_worker_message){.heartbeat = &beat});
         s->next_heartbeat = now + s->heartbeat_ns;

@@ -57,6 +57,7 @@ struct session_progress {
     /* calls of collectives and links, and the time in them */
     uint64_t all_reduces, all_reduce_ns, all_gathers, all_gather_ns, link_messages, link_ns;
     uint64_t cpu_ns, resident_bytes; /* of the process */
+    uint64_t shared_rows, wide_rows; /* as in engine_stats */
 };
 
 struct session {

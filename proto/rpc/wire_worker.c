@@ -122,7 +122,7 @@ static const struct wire_field heartbeat_fields[] = {
     F_VALUE(T, compute_ns),     F_VALUE(T, fenced_messages), F_VALUE(T, all_reduces),
     F_VALUE(T, all_reduce_ns),  F_VALUE(T, all_gathers),     F_VALUE(T, all_gather_ns),
     F_VALUE(T, link_messages),  F_VALUE(T, link_ns),         F_VALUE(T, cpu_ns),
-    F_VALUE(T, resident_bytes),
+    F_VALUE(T, resident_bytes), F_VALUE(T, shared_rows),     F_VALUE(T, wide_rows),
 };
 WIRE_MAP(heartbeat, heartbeat, T);
 #undef T

@@ -92,6 +92,7 @@ struct wire_heartbeat {
     uint64_t all_gathers, all_gather_ns;
     uint64_t link_messages, link_ns;
     uint64_t cpu_ns, resident_bytes;
+    uint64_t shared_rows, wide_rows;
 };
 
 struct wire_worker_message { /* exactly one */

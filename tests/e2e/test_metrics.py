@@ -198,6 +198,8 @@ def test_what_ranks_and_groups_say(server, api):
         assert value(samples, "glmd_rank_collective_seconds_total", group="0", rank=rank,
                      op="all_reduce") > 0
         assert value(samples, "glmd_rank_resident_memory_bytes", group="0", rank=rank) > 1 << 20
+        for way in ("shared", "gathered"):  # CPUs: the host samples
+            assert value(samples, "glmd_rank_sampled_rows_total", group="0", rank=rank, way=way) == 0
         assert value(samples, "glmd_rank_device_memory_bytes", group="0", rank=rank,
                      kind="weights") > 0
     phases = {p: value(samples, "glmd_time_to_ready_seconds", group="0", phase=p)
