@@ -1,8 +1,9 @@
 # Finds nvcc. The CUDA side is one shared object, libglmd_cuda.so, opened at run time; nothing
 # else in the tree depends on the toolkit.
 set(GLMD_CUDA_ARCHS "" CACHE STRING
-  "Architectures to build for, as 80;90a. Empty: that of this host's GPU; without one all that glmd \
-knows (75 80 86 89 90a 100 120, as far as nvcc does) with GLMD_CUDA=ON, and 90a with AUTO")
+  "Architectures to build for, as 80;90a. native: that of this host's GPU, without one 90a. Empty: \
+the same with GLMD_CUDA=AUTO; with ON, where there is no GPU, all that glmd knows (75 80 86 89 90a \
+100 120, as far as nvcc does)")
 set(GLMD_HAVE_CUDA OFF)
 if(GLMD_SANITIZE AND GLMD_CUDA STREQUAL "AUTO")
   # the host's half is tested with the emulated GPU; nvcc knows no sanitizers
@@ -30,7 +31,7 @@ if(GLMD_HAVE_CUDA)
   endif()
   enable_language(CUDA)
   set(cuda_archs ${GLMD_CUDA_ARCHS})
-  if(NOT cuda_archs)
+  if(NOT cuda_archs OR cuda_archs STREQUAL "native")
     execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
       OUTPUT_VARIABLE found RESULT_VARIABLE failed ERROR_QUIET)
     if(NOT failed)
@@ -38,7 +39,7 @@ if(GLMD_HAVE_CUDA)
       string(REPLACE "." "" cuda_archs "${found}")
       list(REMOVE_DUPLICATES cuda_archs)
       list(TRANSFORM cuda_archs REPLACE "^90$" "90a")
-    elseif(GLMD_CUDA STREQUAL "ON")
+    elseif(GLMD_CUDA STREQUAL "ON" AND NOT cuda_archs)
       set(cuda_archs 75 80 86 89 90a 100 120)
     else()
       set(cuda_archs 90a)
