@@ -90,7 +90,7 @@ static uint32_t last_char(const char *text)
 static bool joins(const struct openai_private *p, uint32_t prompt)
 {
     const char *text = p->prompts ? p->prompts[prompt] : NULL;
-    if (!p->join || !text)
+    if (!p->join || !text || !*text)
         return false;
     if (strstr(text, "[MASK]") || strstr(text, "[sMASK]") || strstr(text, "[gMASK]"))
         return false;
@@ -300,7 +300,9 @@ void openai_write_usage(struct json_out *o, const struct openai_reply *r)
     json_u64(o, r->n_completion_tokens);
     json_raw(o, ",\"total_tokens\":");
     json_u64(o, r->n_prompt_tokens + r->n_completion_tokens);
-    json_raw(o, "}");
+    json_raw(o, ",\"prompt_tokens_details\":{\"cached_tokens\":");
+    json_u64(o, r->n_cached_tokens);
+    json_raw(o, "}}");
 }
 
 /* The client's own stop ids are a reason; the model's end tokens are how outputs end. */
@@ -468,6 +470,7 @@ static int take_usage(struct openai_reply *r, struct openai_prompt *p, const str
         return 0;
     p->ended = true;
     r->n_prompt_tokens += u->prompt_tokens;
+    r->n_cached_tokens += u->cached_tokens;
     r->n_completion_tokens += u->completion_tokens;
     return 0;
 }

@@ -54,7 +54,7 @@ struct openai_reply {
     struct openai_tokens tokens_of;
     char *head;                    /* owned: of every object, up to its choices */
     struct openai_prompt *prompts; /* owned, [n_prompts] */
-    uint64_t n_prompt_tokens, n_completion_tokens;
+    uint64_t n_prompt_tokens, n_cached_tokens, n_completion_tokens;
     struct buf results; /* fills: the end of the body */
     struct buf scratch; /* text of a token */
     size_t n_gathered, max_bytes;

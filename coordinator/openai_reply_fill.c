@@ -126,6 +126,7 @@ static int take_results(struct openai_reply *r, const struct wire_fill_response 
         json_text(&o, w->n_results && w->results[0].text ? w->results[0].text : "");
     }
     r->n_prompt_tokens = w->usage->prompt_tokens;
+    r->n_cached_tokens = w->usage->cached_tokens;
     r->n_completion_tokens = w->usage->completion_tokens;
     r->prompts[0].ended = true;
     return o.error;

@@ -199,6 +199,7 @@ struct request {
     enum rpc_status status;
     char message[256];
     uint32_t n_prompt_tokens;
+    uint32_t n_cached_tokens; /* of these; before its first step */
     uint64_t n_completion_tokens;
     int64_t started_ns, first_token_ns, last_token_ns;
 };

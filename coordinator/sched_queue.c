@@ -356,6 +356,8 @@ static void start(struct sched *s, uint32_t group, struct request *r, int64_t no
         r->n_hit = 0;
         n_blocks = request_blocks(r, n_slots);
     }
+    if (!r->requeued) /* what it finds when it comes back is its own work */
+        r->n_cached_tokens = r->n_hit;
     bool ok = blocks_reserve(&g->blocks, &r->lease, (uint32_t)n_blocks);
     assert(ok);
     g->n_reserved_slots += n_slots;

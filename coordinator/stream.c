@@ -97,6 +97,7 @@ struct wire_usage stream_usage(const struct stream *s, const struct request *r)
         .prefill_seconds = seconds(r->arrived_ns, r->first_token_ns),
         .decode_seconds = seconds(r->first_token_ns, r->last_token_ns),
         .scored_tokens = s->n_scored,
+        .cached_tokens = r->n_cached_tokens,
     };
 }
 

@@ -114,7 +114,7 @@ WIRE_MAP(choice_delta, choice_delta, T);
 #define T struct wire_usage
 static const struct wire_field usage_fields[] = {
     F_VALUE(T, prompt_tokens),  F_VALUE(T, completion_tokens), F_VALUE(T, prefill_seconds),
-    F_VALUE(T, decode_seconds), F_VALUE(T, scored_tokens),
+    F_VALUE(T, decode_seconds), F_VALUE(T, scored_tokens),     F_VALUE(T, cached_tokens),
 };
 WIRE_MAP(usage, usage, T);
 #undef T

@@ -115,6 +115,7 @@ struct wire_usage {
     double prefill_seconds;
     double decode_seconds;
     uint32_t scored_tokens;
+    uint32_t cached_tokens;
 };
 
 struct wire_generate_response {

@@ -62,7 +62,9 @@ static void delta(struct rig *g, uint32_t prompt, struct wire_choice_delta d)
 
 static void usage(struct rig *g, uint32_t prompt, uint32_t n_prompt, uint32_t n_new)
 {
-    const struct wire_usage u = {.prompt_tokens = n_prompt, .completion_tokens = n_new};
+    const struct wire_usage u = {.prompt_tokens = n_prompt,
+                                 .completion_tokens = n_new,
+                                 .cached_tokens = n_prompt == 4 ? 3 : 0};
     generate(g, prompt, &(struct wire_generate_response){.usage = &u});
 }
 
@@ -116,7 +118,8 @@ static void a_completion_streams(void **state)
     expect(&g, "");
     finish(&g);
     expect(&g, "data: " TEXT_HEAD ",\"choices\":[],\"usage\":{\"prompt_tokens\":4,"
-               "\"completion_tokens\":3,\"total_tokens\":7}}\n\ndata: [DONE]\n\n");
+               "\"completion_tokens\":3,\"total_tokens\":7,\"prompt_tokens_details\":{\"cached_"
+               "tokens\":3}}}\n\ndata: [DONE]\n\n");
     rig_close(&g);
 }
 
@@ -154,7 +157,8 @@ static void prompts_and_choices_are_numbered(void **state)
            "\"stop_reason\":9},"
            "{\"index\":3,\"text\":\"4\",\"logprobs\":null,\"finish_reason\":\"length\","
            "\"stop_reason\":null}],"
-           "\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":6,\"total_tokens\":9}}");
+           "\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":6,\"total_tokens\":9,\"prompt_"
+           "tokens_details\":{\"cached_tokens\":0}}}");
     rig_close(&g);
 }
 
@@ -245,7 +249,8 @@ static void tokens_have_logprobs_and_places(void **state)
                      "{\" is\":-0.25,\"bytes:\\\\xe4\":-1.5,\"人\":-2},{\"\\t\":-9999}],"
                      "\"text_offset\":[0,3,4]},\"finish_reason\":\"length\",\"stop_reason\":null,"
                      "\"token_ids\":[1,3,6],\"prompt_token_ids\":null}],"
-                     "\"usage\":{\"prompt_tokens\":0,\"completion_tokens\":0,\"total_tokens\":0}}");
+                     "\"usage\":{\"prompt_tokens\":0,\"completion_tokens\":0,\"total_tokens\":0,"
+                     "\"prompt_tokens_details\":{\"cached_tokens\":0}}}");
     rig_close(&g);
     rig_open(&g, OPENAI_COMPLETIONS,
              "{\"prompt\":\"It \",\"logprobs\":0,\"return_tokens_as_token_ids\":true}");
@@ -261,7 +266,8 @@ static void tokens_have_logprobs_and_places(void **state)
                      "\"tokens\":[\"token_id:1\",\"token_id:10\",\"token_id:50\"],"
                      "\"token_logprobs\":[-1,-2,-3],\"top_logprobs\":null,\"text_offset\":[0,2,5]},"
                      "\"finish_reason\":\"length\",\"stop_reason\":null}],"
-                     "\"usage\":{\"prompt_tokens\":0,\"completion_tokens\":0,\"total_tokens\":0}}");
+                     "\"usage\":{\"prompt_tokens\":0,\"completion_tokens\":0,\"total_tokens\":0,"
+                     "\"prompt_tokens_details\":{\"cached_tokens\":0}}}");
     rig_close(&g);
 }
 
@@ -294,7 +300,8 @@ static void an_echo_scores_the_prompt(void **state)
         "\"token_logprobs\":[null,-1,-0.5,-4],"
         "\"top_logprobs\":[null,{\".\":-0.5,\" Paris\":-1},{\".\":-0.5},{\".\":-0.5,\" is\":-4}],"
         "\"text_offset\":[0,4,9,10]},\"finish_reason\":\"length\",\"stop_reason\":null}],"
-        "\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":1,\"total_tokens\":6}}");
+        "\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":1,\"total_tokens\":6,\"prompt_tokens_"
+        "details\":{\"cached_tokens\":0}}}");
     rig_close(&g);
 }
 
@@ -336,7 +343,8 @@ static void a_prompt_alone_is_scored(void **state)
            ",\"choices\":[{\"index\":0,\"text\":\"<1><2>\",\"logprobs\":{"
            "\"tokens\":[\" is\",\".\"],\"token_logprobs\":[null,-0.5],\"top_logprobs\":null,"
            "\"text_offset\":[0,2]},\"finish_reason\":\"length\",\"stop_reason\":null}],"
-           "\"usage\":{\"prompt_tokens\":2,\"completion_tokens\":0,\"total_tokens\":2}}");
+           "\"usage\":{\"prompt_tokens\":2,\"completion_tokens\":0,\"total_tokens\":2,\"prompt_"
+           "tokens_details\":{\"cached_tokens\":0}}}");
     rig_close(&g);
     rig_open(&g, OPENAI_COMPLETIONS,
              "{\"prompt\":\"is.\",\"echo\":true,\"max_tokens\":0,\"stream\":true,\"n\":2}");
@@ -417,7 +425,8 @@ static void a_chat_has_tokens_with_bytes(void **state)
                                             ",\"finish_reason\":\"length\","
                                             "\"stop_reason\":null,\"token_ids\":[3]}],\"usage\":{"
                                             "\"prompt_tokens\":9,"
-                                            "\"completion_tokens\":1,\"total_tokens\":10}}");
+                                            "\"completion_tokens\":1,\"total_tokens\":10,\"prompt_"
+                                            "tokens_details\":{\"cached_tokens\":0}}}");
     rig_close(&g);
 }
 
@@ -478,7 +487,9 @@ static void blanks_stream(void **state)
                                                               "\"blanks\":[\"x\",\"y\"],\"score\":-"
                                                               "0.5}],\"seed\":-1,\"usage\":{"
                                                               "\"prompt_tokens\":5,\"completion_"
-                                                              "tokens\":2,\"total_tokens\":7}}\n\n"
+                                                              "tokens\":2,\"total_tokens\":7,"
+                                                              "\"prompt_tokens_details\":{\"cached_"
+                                                              "tokens\":0}}}\n\n"
                                                               "data: [DONE]\n\n");
     rig_close(&g);
 }
@@ -500,7 +511,7 @@ static void blanks_are_gathered(void **state)
                     "\"token_ids\":[1,2]}],\"calls\":[{\"input\":[7],\"outputs\":[[7,3]]}],"
                     "\"seed\":-1,"
                     "\"text\":\"a x b y\",\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":2,"
-                    "\"total_tokens\":7}}");
+                    "\"total_tokens\":7,\"prompt_tokens_details\":{\"cached_tokens\":0}}}");
     rig_close(&g);
 }
 

@@ -98,12 +98,16 @@ static void submit(struct rig *t, struct request *r)
 static uint32_t run(struct rig *t, struct request *r)
 {
     struct buf expected = {0}, found = {0};
+    struct sched_stats before, after;
     reference_run(&arch, r, &expected);
+    sched_stats(t->s, &before);
     t->n_prefill = 0;
     submit(t, r);
     while (step(t))
         ;
     assert_int_equal(r->status, RPC_OK);
+    sched_stats(t->s, &after);
+    assert_int_equal(r->n_cached_tokens, after.n_hit_tokens - before.n_hit_tokens);
     reference_describe(r, &found);
     assert_string_equal(found.data, expected.data);
     buf_deinit(&expected);
