@@ -89,7 +89,7 @@ void http_server_shutdown(struct http_server *s, int64_t grace_ns,
 void http_set_user(struct http_call *c, void *user);
 void *http_user(const struct http_call *c);
 const char *http_method(const struct http_call *c);
-const char *http_path(const struct http_call *c); /* decoded, without the query */
+const char *http_path(const struct http_call *c); /* decoded; neither host nor query */
 /* The first parameter or field of that name, or NULL; names of fields in any case. */
 const char *http_query(const struct http_call *c, const char *name);
 const char *http_header(const struct http_call *c, const char *name);
@@ -99,6 +99,9 @@ const char *http_body(const struct http_call *c, size_t *ret_size); /* a NUL byt
 void http_take_body(struct http_call *c, struct buf *ret);
 bool http_crowded(const struct http_call *c); /* there are more connections than there should be */
 
+/* In on_head: 0, or the status that the user answers with at once, and why: the head is no good, or
+ * its client shows no certificate. */
+unsigned http_bad_head(const struct http_call *c, const char **ret_why);
 /* In on_head: a longer body is answered with 413 (see http_oversized) and not read. */
 void http_set_max_body(struct http_call *c, size_t bytes);
 /* In on_head: the head promises a longer body than max_body. In on_request: the body was longer;

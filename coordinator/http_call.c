@@ -104,6 +104,12 @@ bool http_crowded(const struct http_call *c)
     return c->conn->crowded;
 }
 
+unsigned http_bad_head(const struct http_call *c, const char **ret_why)
+{
+    *ret_why = c->bad_why;
+    return c->bad_head;
+}
+
 void http_set_max_body(struct http_call *c, size_t bytes)
 {
     c->max_body = bytes;
@@ -300,22 +306,6 @@ static enum MHD_Result decide(struct http_call *c)
 
 /* ---- requests from MHD ---- */
 
-/* A request that the user never hears of. */
-static enum MHD_Result refuse(struct http_call *c, unsigned status, const char *why)
-{
-    struct buf body = {0};
-    c->told = true;
-    if (buf_printf(&body,
-                   "{\"error\":{\"message\":\"%s\",\"type\":\"invalid_request_error\","
-                   "\"param\":null,\"code\":null}}\n",
-                   why) < 0)
-        return MHD_NO;
-    http_set_header(c, "Connection", "close");
-    http_respond(c, status, "application/json", body.data, body.size);
-    buf_deinit(&body);
-    return queue_answer(c);
-}
-
 static struct http_call *call_new(struct http_server *s, struct http_conn *conn, const char *path,
                                   const char *method)
 {
@@ -324,7 +314,7 @@ static struct http_call *call_new(struct http_server *s, struct http_conn *conn,
         return NULL;
     c->server = s;
     c->conn = conn;
-    c->path = path;
+    c->path = http_origin_path(path);
     c->method = method;
     c->max_body = s->limits.max_body_bytes;
     conn->call = c;
@@ -334,23 +324,28 @@ static struct http_call *call_new(struct http_server *s, struct http_conn *conn,
     return c;
 }
 
+static void check_head(struct http_call *c, const char *version)
+{
+    const struct http_server *s = c->server;
+    uint64_t length;
+    c->bad_head =
+        http_check_head(c->conn->mhd, version, s->limits.max_head_bytes, &length, &c->bad_why);
+    if (!c->bad_head && s->certs && http_certs_trust(s->certs) &&
+        !http_certs_client_ok(s->certs, c->conn->mhd)) {
+        c->bad_head = 403;
+        c->bad_why = "a client certificate is needed";
+    }
+    c->promised = c->bad_head ? 0 : length;
+    http_set_max_body(c, c->max_body);
+}
+
 static enum MHD_Result take_head(struct http_call *c, const char *version)
 {
-    const char *why = "";
-    uint64_t length;
-    unsigned status =
-        http_check_head(c->conn->mhd, version, c->server->limits.max_head_bytes, &length, &why);
-    if (status)
-        return refuse(c, status, why);
-    if (c->server->certs && http_certs_trust(c->server->certs) &&
-        !http_certs_client_ok(c->server->certs, c->conn->mhd))
-        return refuse(c, 403, "a client certificate is needed");
-    c->promised = length;
-    http_set_max_body(c, c->max_body);
+    check_head(c, version);
     c->server->handler->on_head(c, c->server->context);
     if (c->answer != HTTP_ANSWER_NONE)
         return queue_answer(c);
-    return c->cancelled ? MHD_NO : MHD_YES;
+    return c->cancelled || c->bad_head ? MHD_NO : MHD_YES;
 }
 
 static enum MHD_Result take_body(struct http_call *c, const char *data, size_t size)

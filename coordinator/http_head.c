@@ -117,3 +117,14 @@ unsigned http_check_head(struct MHD_Connection *mhd, const char *version, size_t
         *ret_length = UINT64_MAX;
     return 0;
 }
+
+const char *http_origin_path(const char *target)
+{
+    const char *authority = strncasecmp(target, "http://", 7) == 0    ? target + 7
+                            : strncasecmp(target, "https://", 8) == 0 ? target + 8
+                                                                      : NULL;
+    if (!authority)
+        return target;
+    const char *path = strchr(authority, '/');
+    return path ? path : "/";
+}

@@ -51,6 +51,8 @@ struct http_call {
     uint64_t promised;  /* bytes of the body by its head; UINT64_MAX = not said */
     uint64_t discarded; /* bytes of a body that is too long */
     bool oversized;
+    unsigned bad_head; /* the status to refuse it with; 0 = it is good */
+    const char *bad_why;
 
     enum http_answer answer;
     unsigned status;
@@ -119,6 +121,9 @@ void http_server_resume(struct http_server *s, struct http_conn *conn);
  * = there is none but a body comes. */
 unsigned http_check_head(struct MHD_Connection *mhd, const char *version, size_t max_bytes,
                          uint64_t *ret_length, const char **ret_why);
+
+/* The path of a request's target, which may be absolute: "http://host/path", "http://host". */
+const char *http_origin_path(const char *target);
 
 /* http_listen.c */
 int http_listen_socket(const char *address, int *ret_fd, int *ret_port, char **ret_path,

@@ -228,10 +228,10 @@ const struct http_route *http_route_find(const char *method, const char *path,
         if (strcmp(page_files[i].path, path) == 0)
             found = &file;
     }
-    *ret_allow = found ? found->method : NULL;
+    bool get = found && strcmp(found->method, "GET") == 0;
+    *ret_allow = get ? "GET, HEAD" : found ? found->method : NULL;
     if (!found)
         return NULL;
-    bool get = strcmp(found->method, "GET") == 0;
     bool same = strcmp(method, found->method) == 0 || (get && strcmp(method, "HEAD") == 0);
     return same ? found : NULL;
 }

@@ -24,7 +24,7 @@ struct http_route {
 extern const struct http_route http_routes[];
 extern const size_t http_n_routes;
 
-/* NULL: no such path (*ret_allow = NULL), or not by this method (*ret_allow = the one that is
+/* NULL: no such path (*ret_allow = NULL), or not by this method (*ret_allow = those that are
  * allowed). */
 const struct http_route *http_route_find(const char *method, const char *path,
                                          const char **ret_allow);

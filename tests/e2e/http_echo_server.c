@@ -115,8 +115,12 @@ static void start_stream(struct http_call *c)
 
 static void on_head(struct http_call *c, void *context)
 {
+    const char *why;
+    unsigned bad = http_bad_head(c, &why);
     (void)context;
-    if (http_crowded(c))
+    if (bad)
+        text(c, bad, why);
+    else if (http_crowded(c))
         text(c, 503, "crowded\n");
     else if (is(c, "/early"))
         text(c, 401, "not you\n");

@@ -141,6 +141,17 @@ def test_head_is_told(server):
     assert r.headers["X-Echo"] == "one; two"
 
 
+@pytest.mark.parametrize("target, path", [
+    ("http://test/info", "/info"), ("HTTP://127.0.0.1:8000/info?q=1", "/info"),
+    ("https://test/info", "/info"), ("http://test", "/"), ("http://test/", "/"),
+    ("ftp://test/info", "ftp://test/info"), ("http:/info", "http:/info"),
+])
+def test_absolute_target(server, target, path):
+    """As proxies send it; servers must take it (RFC 9112, 3.2.2)."""
+    data = server.raw(get(target, "Connection: close"))
+    assert f"GET|{path}|".encode() in data, data
+
+
 def test_chunked_body(server):
     data = server.raw(get("/echo", "Transfer-Encoding: chunked", "Connection: close", method="POST")
                       + b"5\r\nhello\r\n7;x=y\r\n, world\r\n0\r\nTrailer: x\r\n\r\n")

@@ -38,7 +38,12 @@ static void on_head(struct http_call *c, void *context)
     http_set_user(c, &head);
     world.n_open++;
     assert(http_method(c) && http_path(c) && http_peer(c));
-    if (strcmp(http_path(c), "/refused") == 0)
+    const char *why;
+    unsigned bad = http_bad_head(c, &why);
+    if (bad) {
+        assert(bad >= 400 && bad < 600 && *why);
+        http_respond(c, bad, "text/plain", why, strlen(why));
+    } else if (strcmp(http_path(c), "/refused") == 0)
         http_respond(c, 401, "text/plain", "no", 2);
     else if (http_oversized(c) && !http_forgets(c))
         http_respond(c, 413, "text/plain", "no", 2);

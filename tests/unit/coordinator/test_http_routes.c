@@ -66,16 +66,16 @@ static void expect(const char *method, const char *path, bool served, const char
 static void test_what_is_not_listed_is_not_served(void **state)
 {
     (void)state;
-    expect("GET", "/health", true, "GET");
-    expect("HEAD", "/health", true, "GET");
-    expect("POST", "/health", false, "GET");
+    expect("GET", "/health", true, "GET, HEAD");
+    expect("HEAD", "/health", true, "GET, HEAD");
+    expect("POST", "/health", false, "GET, HEAD");
     expect("POST", "/v1/completions", true, "POST");
     expect("GET", "/v1/completions", false, "POST");
     expect("HEAD", "/v1/completions", false, "POST");
     expect("OPTIONS", "/v1/completions", false, "POST");
     expect("post", "/v1/completions", false, "POST");
-    expect("GET", "/v1/models/glm-130b", true, "GET");
-    expect("GET", "/v1/models/a/b", true, "GET");
+    expect("GET", "/v1/models/glm-130b", true, "GET, HEAD");
+    expect("GET", "/v1/models/a/b", true, "GET, HEAD");
     expect("GET", "/v1/models/", false, NULL);
     expect("GET", "/v1/modelsx", false, NULL);
     expect("GET", "/v1/completions/", false, NULL);
