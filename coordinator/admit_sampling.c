@@ -14,6 +14,9 @@ enum {
     MAX_TOP_K = 1 << 20,
     MAX_STOP_IDS = 64,
 };
+/* JSON's readers are sure of so many bits of a number, and who was told a seed may ask for it. */
+#define MAX_DRAWN_SEED ((UINT64_C(1) << 53) - 1)
+
 static const float default_top_p = 0.7f;
 
 static int check_number(const char *name, double v, double min, double max, struct err *e)
@@ -99,7 +102,7 @@ static int take_beam(const struct wire_sampling_parameters *w, struct request_pa
         return err_set(e, -EINVAL, "beam.no_repeat_ngram_size: expected at most %d, found %u",
                        MAX_NGRAM, p->no_repeat_ngram);
     if (w->logprobs || w->top_logprobs)
-        return err_set(e, -EINVAL, "logprobs are there for sampling only, not for beams");
+        return err_set(e, -EINVAL, "logprobs: they are there for sampling only, not for beams");
     if (w->n_stop)
         return err_set(e, -EINVAL,
                        "stop: stop texts are there for sampling only, not for beams; "
@@ -111,7 +114,7 @@ static int take_beam(const struct wire_sampling_parameters *w, struct request_pa
                        "found %u",
                        max_ids, w->n_stop_token_ids);
     if (w->min_p != 0)
-        return err_set(e, -EINVAL, "min_p is there for sampling only, not for beams");
+        return err_set(e, -EINVAL, "min_p: it is there for sampling only, not for beams");
     /* Beams rank the model's own probabilities: nothing is scaled or cut, as published. */
     p->temperature = 1;
     p->top_k = 0;
@@ -127,6 +130,7 @@ static int take_seed(const struct wire_sampling_parameters *w, struct request_pa
         return 0;
     if (random_bytes(&p->seed, sizeof p->seed) < 0)
         return err_set(e, -EIO, "no random numbers from the system");
+    p->seed &= MAX_DRAWN_SEED;
     return 0;
 }
 
@@ -172,7 +176,8 @@ static int take_stop_ids(const struct admit *a, const struct wire_sampling_param
                            a->arch->vocab - 1, id);
         if (is_forbidden(p, id))
             return err_set(e, -EINVAL, "stop_token_ids: %d is forbidden and can never come%s", id,
-                           w->invalid_ids ? "" : ": it is no text; set invalid_ids to allow it");
+                           w->invalid_ids ? ""
+                                          : ": it is no text (gRPC: invalid_ids can allow it)");
     }
     if (n == 0)
         return 0;

@@ -222,6 +222,20 @@ bool front_allowed(struct coordinator *c, const char *key, enum auth_need need,
     return code == 0;
 }
 
+/* As much of a length that the client left to the server as its key allows in any case. */
+static void bound_by_key(struct request *r, const struct auth_key *key)
+{
+    const struct auth_limits *l = &key->limits;
+    uint64_t n_prompt = r->prompt.ids.n, room = r->params.max_new;
+    if (l->context)
+        room = MIN(room, l->context - MIN(n_prompt, (uint64_t)l->context));
+    if (l->tokens_per_minute)
+        room = MIN(room, (l->tokens_per_minute - MIN(n_prompt, l->tokens_per_minute)) /
+                             MAX(r->params.n_choices, 1u));
+    if (room) /* else it is refused as it is */
+        r->params.max_new = (uint32_t)room;
+}
+
 /* Takes what r (and the score of its prompt in front of it) may need from the client's key. */
 static int take_cost(struct front_call *f, const struct request *r, const struct request *next,
                      struct auth_key *key, int64_t *ret_retry_ns, struct err *e)
@@ -296,6 +310,8 @@ static struct front_call *submit(const struct opening *o, struct request *r, str
     int64_t retry_ns = 0;
     assert(r);
     struct front_call *f = call_new(o->c, o->ops, o->user);
+    if (o->origin->open_ended && o->key)
+        bound_by_key(next ? next : r, o->key);
     int code =
         f ? take_cost(f, r, next, o->key, &retry_ns, &e) : err_set(&e, -ENOMEM, "out of memory");
     if (code == 0)

@@ -51,6 +51,7 @@ struct front_origin {
     int64_t deadline_ns;     /* of the client, monotonic; 0 = deadlines.request from now */
     int64_t arrived_ns;      /* monotonic; 0 = now */
     const char *traceparent; /* value of that header (W3C); NULL or "" = none */
+    bool open_ended; /* Generate: max_tokens is the server's, and bends to the key's limits */
 };
 
 /* Whether generations of the client with this "authorization" are taken at all, asked before its

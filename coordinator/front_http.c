@@ -116,6 +116,8 @@ struct openai_settings http_front_settings(const struct http_front *f)
     return (struct openai_settings){
         .model = f->server->coordinator->model_name,
         .dialogue = &f->server->dialogue,
+        .max_tokens =
+            (uint32_t)f->server->coordinator->config->coordinator.limits.max_tokens_per_request,
         .max_body_bytes = max_body(f->server->coordinator),
     };
 }
@@ -164,6 +166,13 @@ static bool is_json(const struct http_call *c)
            strchr("; \t", type[sizeof json - 1]) != NULL;
 }
 
+/* Nothing is inflated here: it has no bound. */
+static bool is_plain(const struct http_call *c)
+{
+    const char *coding = http_header(c, "content-encoding");
+    return !coding || !*coding || strcasecmp(coding, "identity") == 0;
+}
+
 static bool is_allowed(struct http_front *f)
 {
     struct front_end refused;
@@ -184,7 +193,12 @@ static void refuse_long(struct http_front *f)
 
 static void look_at_head(struct http_front *f)
 {
-    const char *allow;
+    const char *allow, *why;
+    unsigned bad = http_bad_head(f->http, &why);
+    if (bad) {
+        refuse(f, (int)bad, 0, why);
+        return;
+    }
     f->route = http_route_find(http_method(f->http), http_path(f->http), &allow);
     if (!f->route && allow) {
         http_set_header(f->http, "Allow", allow);
@@ -197,6 +211,8 @@ static void look_at_head(struct http_front *f)
         return;
     } else if (f->route->json && !is_json(f->http)) {
         refuse(f, 415, 0, "expected Content-Type: application/json");
+    } else if (f->route->json && !is_plain(f->http)) {
+        refuse(f, 415, 0, "Content-Encoding: bodies are taken as they are, not compressed");
     } else if (!set_deadline(f)) {
         refuse(f, 400, 0, "X-Request-Timeout: expected seconds");
     } else {

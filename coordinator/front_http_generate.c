@@ -158,6 +158,7 @@ static bool open_pieces(struct http_front *f, struct http_job *j, struct front_e
         .traceparent = http_header(f->http, "traceparent"),
         .deadline_ns = f->deadline_ns,
         .arrived_ns = f->arrived_ns,
+        .open_ended = f->request->open_ended,
     };
     assert(j->n_prepared <= f->n_pieces);
     for (uint32_t i = 0; i != j->n_prepared; i++) {

@@ -94,6 +94,7 @@ struct openai_request {
     bool stream;
     bool include_usage;
     bool echo;
+    bool open_ended;        /* a chat that names no number of tokens */
     uint32_t n_choices;     /* of each prompt */
     const char *request_id; /* of the body; "" = none. Also in the calls, unless a header had one */
     bool token_strs;        /* /tokenize: the pieces are wanted, too */

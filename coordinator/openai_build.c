@@ -251,7 +251,7 @@ static int take_prompt(struct openai_private *p, const json_t *v, struct wire_ge
     bool suffix = p->v.suffix && *p->v.suffix;
     if (json_is_string(v)) {
         w->text = json_string_value(v);
-        if (!*w->text)
+        if (!*w->text && !suffix)
             return openai_refuse(p, "prompt", "prompt: expected at least one character");
         return suffix ? with_suffix(p, w->text, &w->text) : 0;
     }

@@ -205,6 +205,7 @@ int openai_build_chat(struct openai_private *p)
     const struct openai_int *max = &p->v.max_completion_tokens;
     if (!max->set)
         max = &p->v.max_tokens;
+    p->public.open_ended = !max->set;
     p->generate[0].text = text;
     p->generate[0].max_tokens = max->set ? (uint32_t)max->v : p->settings->max_tokens;
     return 0;

@@ -119,8 +119,16 @@ static const char *reason(const json_error_t *e)
 
 static int load(struct openai_private *p, const char *body, size_t size)
 {
+    static const char mark[] = "\xef\xbb\xbf"; /* of byte order: some editors put it there */
     json_error_t error;
+    if (size >= 3 && memcmp(body, mark, 3) == 0) {
+        body += 3;
+        size -= 3;
+    }
     p->root = json_loadb(body, size, JSON_REJECT_DUPLICATES, &error);
+    if (!p->root && json_error_code(&error) == json_error_numeric_overflow)
+        /* Legal, and perhaps in a field that nobody reads: whoever does will find it too large. */
+        p->root = json_loadb(body, size, JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, &error);
     if (!p->root && json_error_code(&error) == json_error_out_of_memory) {
         openai_error_set(p->error, 500, NULL, "out of memory");
         return -ENOMEM;

@@ -84,7 +84,8 @@ static void test_generate_defaults(void **state)
     assert_true(p->temperature == 1.0f && p->top_k == 0 && p->top_p == 0.7f);
     assert_int_equal(p->n_choices, 1);
     assert_false(p->beam);
-    assert_true(p->seed != other->params.seed); /* drawn: equal once in 2^64 */
+    assert_true(p->seed != other->params.seed); /* drawn: equal once in 2^53 */
+    assert_true(p->seed < UINT64_C(1) << 53 && other->params.seed < UINT64_C(1) << 53);
     /* "[gMASK]" and sop are appended; everything but sop sees everything */
     const struct token_list *ids = &r->prompt.ids;
     assert_int_equal(ids->ids[ids->n - 1], 516);

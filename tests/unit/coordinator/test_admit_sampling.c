@@ -198,7 +198,7 @@ static void test_stops_have_limits(void **state)
     ids[63] = 640;
     refuse(&w, "stop_token_ids: expected ids from 0 to 639, found 640");
     ids[63] = 515; /* eod: no text, so that nobody would ever see it */
-    refuse(&w, "515 is forbidden and can never come: it is no text; set invalid_ids");
+    refuse(&w, "stop_token_ids: 515 is forbidden and can never come: it is no text");
     static const struct wire_id_ranges any = {NULL, 0};
     w.sampling.invalid_ids = &any;
     request_free(accept(&w));
@@ -229,7 +229,7 @@ static void test_what_beams_do_not_take(void **state)
     refuse(&w, "not ignore_end");
     w.sampling.n_stop_token_ids = 0;
     w.sampling.min_p = 0.1f;
-    refuse(&w, "min_p is there for sampling only");
+    refuse(&w, "min_p: it is there for sampling only");
     w.sampling.min_p = 0;
     w.wire.best_of = 3;
     refuse(&w, "beams have num_beams");

@@ -65,6 +65,9 @@ static void a_suffix_makes_a_blank(void **state)
     static const struct row rows[] = {
         {"{\"prompt\":\"a \",\"suffix\":\" c\"}", "1 | text=\"a [MASK] c\" max=16 ids"},
         {"{\"prompt\":\"a\",\"suffix\":\"\"}", "1 | text=\"a\" max=16 ids"},
+        {"{\"prompt\":\"\",\"suffix\":\"c\"}", "1 | text=\"[MASK]c\" max=16 ids"},
+        {"{\"prompt\":\"\",\"suffix\":\"\"}",
+         "400 prompt: prompt: expected at least one character"},
         {"{\"prompt\":\"a [gMASK]\",\"suffix\":\"c\"}",
          "400 suffix: suffix: it puts a blank between prompt and suffix; neither may have one of "
          "its own (POST /v1/fill fills several)"},
@@ -119,7 +122,8 @@ static void sampling_has_openais_defaults(void **state)
         {"{\"prompt\":\"a\",\"seed\":9223372036854775807}",
          "1 seed=9223372036854775807 | text=\"a\" max=16 ids"},
         {"{\"prompt\":\"a\",\"seed\":9223372036854775808}",
-         "400 -: the body is not valid JSON: line 1, column 40: a number is too large"},
+         "400 seed: seed: expected a whole number from -9223372036854775808 to "
+         "9223372036854775807, found 9.2233720368547758e+18"},
         {"{\"prompt\":\"a\",\"seed\":0,\"max_tokens\":7.0,\"min_tokens\":3,\"ignore_eos\":true}",
          "1 seed=0 min=3 ignore_end | text=\"a\" max=7 ids"},
         {"{\"prompt\":\"a\",\"logit_bias\":{\"5\":-100,\"17\":2.5}}",
@@ -412,7 +416,23 @@ static void texts_and_ids(void **state)
     EXPECT_ROWS(OPENAI_DETOKENIZE, detokenize);
 }
 
-/* ---- hostile bodies ---- */
+/* ---- unusual bodies, and hostile ones ---- */
+
+static void unusual_json(void **state)
+{
+    (void)state;
+    static const struct row rows[] = {
+        {"\xef\xbb\xbf{\"prompt\":\"a\"}", "1 | text=\"a\" max=16 ids"},
+        {" \t\r\n{ \"prompt\" :\n\"a\" , \"\\u006e\" : 2.0E0 } ", "1 | text=\"a\" max=16 n=2 ids"},
+        {"{\"prompt\":\"\\/\\ud83d\\ude00\"}", "1 | text=\"/\xf0\x9f\x98\x80\" max=16 ids"},
+        {"{\"prompt\":\"a\",\"metadata\":{\"id\":123456789012345678901234567890}}",
+         "1 unknown=1(metadata) | text=\"a\" max=16 ids"},
+        {"{\"prompt\":\"a\",\"seed\":18446744073709551615}",
+         "400 seed: seed: expected a whole number from -9223372036854775808 to "
+         "9223372036854775807, found 1.8446744073709552e+19"},
+    };
+    EXPECT_ROWS(OPENAI_COMPLETIONS, rows);
+}
 
 static void broken_json(void **state)
 {
@@ -558,6 +578,7 @@ int main(void)
         cmocka_unit_test(fills),
         cmocka_unit_test(the_published_servers_requests),
         cmocka_unit_test(texts_and_ids),
+        cmocka_unit_test(unusual_json),
         cmocka_unit_test(broken_json),
         cmocka_unit_test(size_depth_and_counts_are_bounded),
         cmocka_unit_test(errors_hold_nothing_of_the_client),
