@@ -174,13 +174,19 @@ static const struct front_ops ops = {.message = on_news, .end = on_end, .unsent 
 
 /* ---- messages: any thread ---- */
 
+static const char *piece_of(const void *tokenizer, int32_t id)
+{
+    return tokenizer_piece(tokenizer, id);
+}
+
 static int read_request(struct kserve_job *j)
 {
     struct kserve_request q;
     int r = kserve_read(j->message, &q, &j->why);
     if (r == 0 && q.stream && j->method == INFER)
         r = err_set(&j->why, -EINVAL, "stream: ModelInfer has one answer; use ModelStreamInfer");
-    if (r == 0 && kserve_answer_init(&j->answer, &q, j->message->id) < 0)
+    if (r == 0 && kserve_answer_init(&j->answer, &q, j->message->id, piece_of,
+                                     j->job.coordinator->tokenizer) < 0)
         r = err_set(&j->why, -ENOMEM, "out of memory");
     if (r == 0) {
         j->timeout_us = q.timeout_us;

@@ -507,7 +507,7 @@ static int settle(struct reader *in)
     if (r->timeout_us > INT64_MAX / NSEC_PER_USEC / 2)
         return err_set(in->e, -EINVAL, "timeout: expected microseconds");
     r->sampling.logprobs = r->sampling.logprobs || r->outputs[KSERVE_LOGPROB];
-    r->generate.return_token_ids = r->outputs[KSERVE_OUTPUT_TOKENS];
+    r->generate.return_token_ids = true; /* the first one tells where a word begins */
     return 0;
 }
 

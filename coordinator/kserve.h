@@ -16,6 +16,7 @@
 #include "base/buf.h"
 #include "base/err.h"
 #include "coordinator/request.h"
+#include "model/text_join.h"
 #include "proto/rpc/wire_inference.h"
 #include "proto/rpc/wire_kserve.h"
 
@@ -61,14 +62,17 @@ void kserve_request_deinit(struct kserve_request *r);
 
 struct kserve_choice {
     struct buf text;
-    const char *finish; /* "" = not finished */
-    double logprob;     /* of its tokens together */
-    uint32_t n_tokens;  /* since the last answer */
+    struct text_join join; /* streams: what is not settled is not told */
+    const char *finish;    /* "" = not finished */
+    double logprob;        /* of its tokens together */
+    uint32_t n_tokens;     /* since the last answer */
 };
 
 /* What is to be answered, collected from the request's messages. */
 struct kserve_answer {
-    char *id, *prompt; /* owned; prompt NULL: not echoed */
+    char *id, *prompt;                                     /* owned; prompt NULL: not echoed */
+    const char *(*piece)(const void *context, int32_t id); /* of a token */
+    const void *piece_context;                             /* borrowed */
     bool stream, raw;
     bool outputs[KSERVE_N_OUTPUTS];
     struct kserve_choice *choices; /* owned, [n_choices] */
@@ -77,8 +81,10 @@ struct kserve_answer {
     bool last; /* the last message was taken */
 };
 
-/* From a request that was read; `id` is the client's. -ENOMEM, with nothing to undo. */
-int kserve_answer_init(struct kserve_answer *a, const struct kserve_request *r, const char *id);
+/* From a request that was read; `id` is the client's, `piece` looks a token up. -ENOMEM, with
+ * nothing to undo. */
+int kserve_answer_init(struct kserve_answer *a, const struct kserve_request *r, const char *id,
+                       const char *(*piece)(const void *context, int32_t id), const void *context);
 void kserve_answer_deinit(struct kserve_answer *a);
 
 /* Takes the next message in. 1: an answer is due (always with `stream`, else at the end); 0: not

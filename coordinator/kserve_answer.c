@@ -7,12 +7,16 @@
 #include "base/util.h"
 #include "coordinator/kserve.h"
 
-int kserve_answer_init(struct kserve_answer *a, const struct kserve_request *r, const char *id)
+int kserve_answer_init(struct kserve_answer *a, const struct kserve_request *r, const char *id,
+                       const char *(*piece)(const void *context, int32_t id), const void *context)
 {
+    bool due = text_join_due(r->text);
     uint32_t n = r->generate.n ? r->generate.n : 1;
     *a = (struct kserve_answer){
         .id = text_dup(id, strlen(id)),
         .prompt = r->echo ? text_dup(r->text, strlen(r->text)) : NULL,
+        .piece = piece,
+        .piece_context = context,
         .stream = r->stream,
         .raw = r->raw,
         .choices = alloc_array(MIN(n, (uint32_t)REQUEST_MAX_CHOICES), sizeof *a->choices),
@@ -22,6 +26,7 @@ int kserve_answer_init(struct kserve_answer *a, const struct kserve_request *r, 
     bool ok = a->id && a->choices && (a->prompt || !r->echo);
     for (uint32_t i = 0; ok && i != a->n_choices; i++) {
         a->choices[i].finish = "";
+        a->choices[i].join.due = due;
         ok = buf_append_str(&a->choices[i].text, a->prompt ? a->prompt : "") == 0;
     }
     if (ok)
@@ -42,6 +47,23 @@ void kserve_answer_deinit(struct kserve_answer *a)
 
 /* ---- messages in ---- */
 
+/* The blank between prompt and output, where one is due, as soon as that is known. */
+static int join(struct kserve_answer *a, struct kserve_choice *c, const struct wire_choice_delta *d)
+{
+    size_t begin = a->prompt ? strlen(a->prompt) : 0;
+    bool was = c->join.settled, ended = d->finish_reason != WIRE_FINISH_UNSPECIFIED;
+    const char *text = c->text.size > begin ? c->text.data + begin : NULL;
+    text_join_take(&c->join, d->tokens, d->n_tokens, text, ended, a->piece, a->piece_context);
+    if (was || !c->join.blank)
+        return 0;
+    int r = buf_append(&c->text, " ", 1);
+    if (r == 0) {
+        memmove(c->text.data + begin + 1, c->text.data + begin, c->text.size - begin - 1);
+        c->text.data[begin] = ' ';
+    }
+    return r;
+}
+
 static const char *finish_name(enum wire_finish_reason reason)
 {
     return reason == WIRE_FINISH_STOP ? "stop" : reason == WIRE_FINISH_LENGTH ? "length" : "";
@@ -53,7 +75,7 @@ int kserve_take(struct kserve_answer *a, const struct wire_generate_response *m)
         const struct wire_choice_delta *d = &m->choices[i];
         assert(d->index < a->n_choices);
         struct kserve_choice *c = &a->choices[d->index];
-        if (d->text && buf_append_str(&c->text, d->text) < 0)
+        if ((d->text && buf_append_str(&c->text, d->text) < 0) || join(a, c, d) < 0)
             return -ENOMEM;
         for (uint32_t k = 0; k != d->n_logprobs; k++)
             c->logprob += (double)d->logprobs[k].logprob;
@@ -157,7 +179,8 @@ static int fill_tensors(struct pack *p)
     const struct kserve_answer *a = p->a;
     for (uint32_t i = 0; i != a->n_choices; i++) {
         const struct kserve_choice *c = &a->choices[i];
-        p->texts[i] = (struct wire_bytes){c->text.size, (uint8_t *)c->text.data};
+        size_t told = c->join.settled || a->last ? c->text.size : 0;
+        p->texts[i] = (struct wire_bytes){told, (uint8_t *)c->text.data};
         p->reasons[i] = (struct wire_bytes){strlen(c->finish), (const uint8_t *)c->finish};
         p->logprobs[i] = (float)c->logprob;
         p->counts[i] = c->n_tokens;
@@ -177,7 +200,8 @@ static int fill_tensors(struct pack *p)
 static void forget(struct kserve_answer *a)
 {
     for (uint32_t i = 0; i != a->n_choices; i++) {
-        buf_clear(&a->choices[i].text);
+        if (a->choices[i].join.settled)
+            buf_clear(&a->choices[i].text);
         a->choices[i].n_tokens = 0;
     }
 }

@@ -59,44 +59,6 @@ int openai_count_bytes(struct openai_reply *r, size_t more)
 
 /* ---- life ---- */
 
-/* The character that begins at, or ends before, a byte of well-formed UTF-8. */
-static uint32_t decode_char(const char *at)
-{
-    const unsigned char *c = (const unsigned char *)at;
-    int n = *c < 0x80 ? 0 : *c < 0xe0 ? 1 : *c < 0xf0 ? 2 : 3;
-    uint32_t v = n ? *c & (0x3fu >> n) : *c;
-    for (int i = 1; i <= n; i++)
-        v = v << 6 | (c[i] & 0x3fu);
-    return v;
-}
-
-/* Letters, digits and marks of writing that has blanks between its words: neither Chinese nor the
- * quotation marks that it shares with others. */
-static bool is_spaced(uint32_t v)
-{
-    return (v > 0x20 && v < 0x7f) || (v > 0xa0 && v < 0x2000) || (v >= 0xac00 && v < 0xd7a4);
-}
-
-static uint32_t last_char(const char *text)
-{
-    const char *at = text + strlen(text);
-    do
-        at--;
-    while (at != text && ((unsigned char)*at & 0xc0) == 0x80);
-    return decode_char(at);
-}
-
-/* Whether the output reads on behind the prompt, so that a blank may be due between them. */
-static bool joins(const struct openai_private *p, uint32_t prompt)
-{
-    const char *text = p->prompts ? p->prompts[prompt] : NULL;
-    if (!p->join || !text || !*text)
-        return false;
-    if (strstr(text, "[MASK]") || strstr(text, "[sMASK]") || strstr(text, "[gMASK]"))
-        return false;
-    return is_spaced(last_char(text));
-}
-
 /* The prompt's text, where its echo is asked for. */
 static int take_front(struct openai_reply *r, uint32_t prompt)
 {
@@ -157,7 +119,9 @@ int openai_reply_new(const struct openai_request *q, const struct openai_identit
         struct openai_prompt *p = &r->prompts[k];
         p->choices = alloc_array(q->n_choices, sizeof *p->choices);
         p->n_choices = p->choices ? q->n_choices : 0;
-        p->join = joins(r->p, k);
+        bool due = r->p->join && r->p->prompts && text_join_due(r->p->prompts[k]);
+        for (uint32_t c = 0; c != p->n_choices; c++)
+            p->choices[c].join.due = due;
         code = p->choices ? take_front(r, k) : -ENOMEM;
     }
     if (code < 0) {
@@ -209,27 +173,6 @@ int openai_take_end(struct openai_choice *c, enum wire_finish_reason finish, con
     return c->stop ? 0 : -ENOMEM;
 }
 
-/* The first token tells whether a word begins behind the prompt: the detokenizer leaves its blank
- * out, and "is" + "Paris" would read "isParis". Text that comes before its token waits for it. */
-static void settle(const struct openai_reply *r, const struct openai_prompt *p,
-                   struct openai_choice *c, const struct wire_choice_delta *d)
-{
-    if (!c->has_first && d->n_tokens) {
-        c->has_first = true;
-        c->first = d->tokens[0];
-    }
-    bool known = c->has_first && c->part.text.size;
-    if (c->settled || (p->join && !known && !c->ended))
-        return;
-    c->settled = true;
-    if (!p->join || !known)
-        return;
-    const char *piece = r->tokens_of.piece(r->tokens_of.context, c->first);
-    const char *text = c->part.text.data;
-    c->blank = piece && strncmp(piece, "\xe2\x96\x81", 3) == 0 && is_spaced(decode_char(text)) &&
-               !strchr(".,;:!?)]}%", *text);
-}
-
 static int add_offsets(struct openai_reply *r, struct openai_choice *c,
                        const struct wire_choice_delta *d)
 {
@@ -238,9 +181,9 @@ static int add_offsets(struct openai_reply *r, struct openai_choice *c,
         code = buf_append(&c->held, &d->logprobs[i].token, sizeof d->logprobs[i].token);
     if (d->stop_logprob && code == 0)
         code = buf_append(&c->held, &d->stop_logprob->token, sizeof d->stop_logprob->token);
-    if (code < 0 || !c->settled || !c->held.size)
+    if (code < 0 || !c->join.settled || !c->held.size)
         return code;
-    bool at_start = !c->has_offsets && !c->blank;
+    bool at_start = !c->has_offsets && !c->join.blank;
     c->has_offsets = true;
     code = openai_add_offsets(r, &c->part, (const int32_t *)(const void *)c->held.data,
                               c->held.size / sizeof(int32_t), at_start, &c->n_chars);
@@ -256,7 +199,8 @@ static int take_delta(struct openai_reply *r, struct openai_prompt *p,
     int code = d->text ? buf_append_str(&c->part.text, d->text) : 0;
     if (code == 0)
         code = openai_take_end(c, d->finish_reason, d->stop, d->has_stop_token, d->stop_token);
-    settle(r, p, c, d);
+    text_join_take(&c->join, d->tokens, d->n_tokens, c->part.text.size ? c->part.text.data : NULL,
+                   c->ended, r->tokens_of.piece, r->tokens_of.context);
     if (code == 0 && r->p->token_ids)
         code = openai_add_ids(&c->part, d->tokens, d->n_tokens);
     if (code == 0 && r->p->logprobs)
@@ -336,7 +280,7 @@ static void write_text(struct json_out *o, const struct openai_part *front,
     json_raw(o, "\"");
     if (front)
         json_text_part(o, front->text.data, front->text.size);
-    if (c->blank)
+    if (c->join.blank)
         json_raw(o, " ");
     if (c->part.text.size)
         json_text_part(o, c->part.text.data, c->part.text.size);
@@ -447,7 +391,7 @@ static void write_chunk(struct openai_reply *r, uint32_t prompt, uint32_t k, str
     write_choice(o, r, prompt, k, r->q->echo && !c->told ? &p->front : NULL);
     json_raw(o, r->q->include_usage ? "],\"usage\":null}\n\n" : "]}\n\n");
     c->told = true;
-    c->blank = false;
+    c->join.blank = false;
     openai_part_clear(&c->part);
 }
 
@@ -459,7 +403,7 @@ static void end_prompt_only(struct openai_reply *r, struct openai_prompt *p)
     if (!r->p->nothing_new)
         return;
     for (uint32_t k = 0; k != p->n_choices; k++) {
-        p->choices[k].ended = p->choices[k].settled = true;
+        p->choices[k].ended = p->choices[k].join.settled = true;
         p->choices[k].finish = WIRE_FINISH_LENGTH;
     }
 }
@@ -489,7 +433,7 @@ static int generate_message(struct openai_reply *r, uint32_t prompt,
         if (k >= p->n_choices || p->choices[k].ended)
             return -EINVAL;
         struct openai_choice *c = &p->choices[k];
-        if (r->p->logprobs && r->q->echo && c->n_chars == 0 && !c->settled)
+        if (r->p->logprobs && r->q->echo && c->n_chars == 0 && !c->join.settled)
             c->n_chars = openai_count_chars(p->front.text.data, p->front.text.size);
         code = take_delta(r, p, &w->choices[i]);
     }
@@ -501,7 +445,7 @@ static int generate_message(struct openai_reply *r, uint32_t prompt,
     for (uint32_t k = 0; r->q->stream && k != p->n_choices; k++) {
         struct openai_choice *c = &p->choices[k];
         bool news = openai_part_bytes(&c->part) || (c->ended && !c->told_end);
-        if (news && c->settled)
+        if (news && c->join.settled)
             write_chunk(r, prompt, k, &o);
         c->told_end = c->ended;
     }

@@ -8,6 +8,7 @@
 
 #include "coordinator/json_out.h"
 #include "coordinator/openai_internal.h"
+#include "model/text_join.h"
 
 /* Lists are without their brackets: "1,2,3". */
 struct openai_part {
@@ -19,14 +20,11 @@ struct openai_part {
 
 struct openai_choice {
     struct openai_part part;
-    size_t n_chars;      /* characters so far, those in front of it included */
-    struct buf held;     /* int32_t: tokens whose place waits for the beginning */
-    bool has_offsets;    /* tokens of it have their place */
-    bool has_first;      /* its first token is known */
-    int32_t first;       /* token */
-    bool settled;        /* its beginning is known: a blank or none in front of it */
-    bool blank;          /* one that was not written yet */
-    bool told, told_end; /* streams: a chunk of it went out; the last one, too */
+    size_t n_chars;        /* characters so far, those in front of it included */
+    struct buf held;       /* int32_t: tokens whose place waits for the beginning */
+    bool has_offsets;      /* tokens of it have their place */
+    struct text_join join; /* blank: one that was not written yet */
+    bool told, told_end;   /* streams: a chunk of it went out; the last one, too */
     bool ended;
     enum wire_finish_reason finish;
     char *stop; /* owned: the text that ended it; NULL = none */
@@ -42,7 +40,6 @@ struct openai_prompt {
     struct openai_part front;       /* the echo */
     uint32_t n_scored;              /* tokens of the prompt that have their log-probability */
     size_t n_front_chars, front_at; /* characters of the echo; bytes that tokens were found for */
-    bool join;
     bool has_seed;
     uint64_t seed;
     bool ended;

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from conftest import DEADLINE_S, SOURCE
+from http_client import post
 from test_keys import OPS, STRANGER, USER, code_of, keyed, line  # noqa: F401 (a fixture)
 
 
@@ -95,11 +96,14 @@ SEEDED = dict(temperature=0.9, top_p=0.8, seed=5, max_tokens=12, ignore_eos=True
 
 
 def generated(server, api, text="The river"):
-    """The same by our own API."""
+    """The same by our own API, and as it reads behind its prompt: over HTTP."""
     messages = list(server.inference.Generate(api.GenerateRequest(
         text=text, max_tokens=12, sampling=api.SamplingParameters(
             temperature=0.9, top_p=0.8, seed=5, ignore_end=True)), timeout=DEADLINE_S))
-    return "".join(d.text for m in messages for d in m.choices)
+    found = "".join(d.text for m in messages for d in m.choices)
+    behind = post(server.http_port, "/v1/completions", {"prompt": text, **SEEDED}).json
+    assert behind["choices"][0]["text"] in (found, " " + found)
+    return behind["choices"][0]["text"]
 
 
 def test_metadata(stub, kserve):

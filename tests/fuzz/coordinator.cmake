@@ -11,6 +11,7 @@ if(TARGET glmd_wire)
   set(coordinator_room "${CMAKE_SOURCE_DIR}/coordinator")
   glmd_fuzzer(fuzz_kserve RUNS 100000
     SOURCES fuzz_kserve.c "${coordinator_room}/kserve.c" "${coordinator_room}/kserve_answer.c"
+      "${CMAKE_SOURCE_DIR}/model/text_join.c"
     ROOMS base model plan proto coordinator
     LIBS glmd_wire glmd_base jansson m)
 endif()

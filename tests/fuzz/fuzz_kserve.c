@@ -28,13 +28,21 @@ static void check(const struct kserve_request *q)
     assert(!(q->echo && q->stream));
 }
 
+static const char *piece_of(const void *context, int32_t id)
+{
+    (void)context;
+    return id % 2 ? "\xe2\x96\x81x" : "x";
+}
+
 static void answer(const struct kserve_request *q)
 {
     struct kserve_answer a;
     struct buf out = {0};
-    if (kserve_answer_init(&a, q, q->generate.request_id) < 0)
+    if (kserve_answer_init(&a, q, q->generate.request_id, piece_of, NULL) < 0)
         return;
-    const struct wire_choice_delta delta = {.index = a.n_choices - 1, .text = "x", .n_tokens = 1};
+    static const int32_t token = 1;
+    const struct wire_choice_delta delta = {
+        .index = a.n_choices - 1, .text = "x", .tokens = &token, .n_tokens = 1};
     const struct wire_usage usage = {.prompt_tokens = 1};
     int r = kserve_take(
         &a, &(struct wire_generate_response){.choices = &delta, .n_choices = 1, .usage = &usage});

@@ -13,6 +13,13 @@
 
 static const int64_t one[] = {1}, pair[] = {1, 1}, two[] = {2};
 
+/* 1 begins a word. */
+static const char *piece_of(const void *context, int32_t id)
+{
+    (void)context;
+    return id == 1 ? "\xe2\x96\x81x" : "x";
+}
+
 static struct wire_bytes bytes(const char *text)
 {
     return (struct wire_bytes){strlen(text), (const uint8_t *)text};
@@ -246,14 +253,19 @@ static void expect_text(struct wire_bytes found, const char *expected)
 static void streamed_answers_tell_what_is_new(void **state)
 {
     (void)state;
+    static const int32_t ids[] = {1, 2};
     struct kserve_request q = {.stream = true, .generate = {.n = 2, .text = "x"}};
     memset(q.outputs, true, sizeof q.outputs);
     struct kserve_answer a;
     struct buf out = {0};
-    assert_int_equal(kserve_answer_init(&a, &q, "the id"), 0);
+    assert_int_equal(kserve_answer_init(&a, &q, "the id", piece_of, NULL), 0);
     const struct wire_token_logprob logprob = {.logprob = -0.5f};
-    const struct wire_choice_delta first = {
-        .index = 1, .text = "ab", .n_tokens = 1, .logprobs = &logprob, .n_logprobs = 1};
+    const struct wire_choice_delta first = {.index = 1,
+                                            .text = "ab",
+                                            .tokens = ids,
+                                            .n_tokens = 1,
+                                            .logprobs = &logprob,
+                                            .n_logprobs = 1};
     assert_int_equal(kserve_take(&a, &(struct wire_generate_response){.has_seed = true}), 0);
     assert_int_equal(
         kserve_take(&a, &(struct wire_generate_response){.choices = &first, .n_choices = 1}), 1);
@@ -270,7 +282,7 @@ static void streamed_answers_tell_what_is_new(void **state)
     wire_free_kserve_stream_response(s);
 
     const struct wire_choice_delta second = {
-        .index = 1, .text = "c", .n_tokens = 2, .finish_reason = WIRE_FINISH_LENGTH};
+        .index = 1, .text = "c", .tokens = ids, .n_tokens = 2, .finish_reason = WIRE_FINISH_LENGTH};
     const struct wire_usage usage = {.prompt_tokens = 5};
     assert_int_equal(kserve_take(&a, &(struct wire_generate_response){.choices = &second,
                                                                       .n_choices = 1,
@@ -289,6 +301,58 @@ static void streamed_answers_tell_what_is_new(void **state)
     buf_deinit(&out);
 }
 
+/* "The river" + "flows": the detokenizer leaves the blank of a first word out. */
+static void words_go_on_behind_the_prompt(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *prompt;
+        int32_t token;
+        const char *text, *whole;
+    } rows[] = {
+        {"The river", 1, "flows", "The river flows"},
+        {"The river", 2, "s", "The rivers"},
+        {"The river ", 1, "flows", "The river flows"},
+        {"The river", 1, ",", "The river,"},
+        {"天地", 1, "flows", "天地flows"},
+        {"The [MASK] is", 1, "river", "The [MASK] isriver"},
+    };
+    for (size_t i = 0; i != 2 * ARRAY_LEN(rows); i++) {
+        bool stream = i % 2;
+        struct kserve_request q = {
+            .echo = !stream, .stream = stream, .text = (char *)rows[i / 2].prompt};
+        const size_t n_prompt = strlen(rows[i / 2].prompt);
+        const struct wire_choice_delta deltas[] = {
+            {.text = rows[i / 2].text},
+            {.tokens = &rows[i / 2].token, .n_tokens = 1},
+            {.text = "!", .finish_reason = WIRE_FINISH_STOP},
+        };
+        const struct wire_usage usage = {0};
+        struct kserve_answer a;
+        struct buf out = {0}, found = {0};
+        q.outputs[KSERVE_TEXT] = true;
+        assert_int_equal(kserve_answer_init(&a, &q, "the id", piece_of, NULL), 0);
+        for (size_t k = 0; k != ARRAY_LEN(deltas); k++) {
+            bool last = k + 1 == ARRAY_LEN(deltas);
+            const struct wire_generate_response w = {
+                .choices = &deltas[k], .n_choices = 1, .usage = last ? &usage : NULL};
+            assert_int_equal(kserve_take(&a, &w), stream || last);
+            if (!stream && !last)
+                continue;
+            struct wire_kserve_stream_response *s = pack(&a, &out);
+            struct wire_bytes text = s->infer_response->outputs[0].contents->bytes_contents[0];
+            assert_int_equal(buf_append(&found, text.data, text.size), 0);
+            wire_free_kserve_stream_response(s);
+        }
+        char expected[64];
+        snprintf(expected, sizeof expected, "%s!", rows[i / 2].whole + (stream ? n_prompt : 0));
+        expect_text((struct wire_bytes){found.size, (uint8_t *)found.data}, expected);
+        kserve_answer_deinit(&a);
+        buf_deinit(&out);
+        buf_deinit(&found);
+    }
+}
+
 static void whole_answers_repeat_their_input_and_may_be_raw(void **state)
 {
     (void)state;
@@ -296,7 +360,7 @@ static void whole_answers_repeat_their_input_and_may_be_raw(void **state)
     q.outputs[KSERVE_TEXT] = q.outputs[KSERVE_INPUT_TOKENS] = true;
     struct kserve_answer a;
     struct buf out = {0};
-    assert_int_equal(kserve_answer_init(&a, &q, "the id"), 0);
+    assert_int_equal(kserve_answer_init(&a, &q, "the id", piece_of, NULL), 0);
     const struct wire_choice_delta delta = {.text = "river"};
     const struct wire_usage usage = {.prompt_tokens = 258};
     assert_int_equal(
@@ -325,6 +389,7 @@ int main(void)
         cmocka_unit_test(bad_parameters_are_named),
         cmocka_unit_test(bad_tensors_are_named),
         cmocka_unit_test(streamed_answers_tell_what_is_new),
+        cmocka_unit_test(words_go_on_behind_the_prompt),
         cmocka_unit_test(whole_answers_repeat_their_input_and_may_be_raw),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
