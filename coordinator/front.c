@@ -493,7 +493,7 @@ static void run_next(struct front_call *f, struct request *scored)
     f->request = r;
     if (code < 0) {
         r->status = front_status(code);
-        snprintf(r->message, sizeof r->message, "%s", e.message);
+        snprintf(r->message, sizeof r->message, "%.*s", (int)sizeof r->message - 1, e.message);
         end_request(f, r);
         return;
     }

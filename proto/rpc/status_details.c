@@ -206,34 +206,36 @@ int status_details_pack(enum rpc_status code, const char *message, const struct 
     return r;
 }
 
-/* ---- unpacking ---- */
+/* ---- unpacking: what is understood of each kind ---- */
 
-static void take_retry(struct wire_bytes bytes, struct status_details *ret)
+static void take_retry(const void *object, struct status_details *ret)
 {
-    struct retry_info *r;
-    void *object;
-    if (wire_map_unpack(&retry_info, bytes.data, bytes.size, &object, NULL) < 0)
-        return;
-    r = object;
+    const struct retry_info *r = object;
     const struct duration *d = r->retry_delay;
-    if (d && d->seconds >= 0 && d->nanos >= 0 && d->nanos < NSEC_PER_SEC) {
-        int64_t seconds = d->seconds < MAX_RETRY_SECONDS ? d->seconds : MAX_RETRY_SECONDS;
-        ret->retry_after_ns = seconds * NSEC_PER_SEC + d->nanos;
-    }
-    wire_map_free(object);
+    if (!d || d->seconds < 0 || d->nanos < 0 || d->nanos >= NSEC_PER_SEC)
+        return;
+    int64_t seconds = d->seconds < MAX_RETRY_SECONDS ? d->seconds : MAX_RETRY_SECONDS;
+    ret->retry_after_ns = seconds * NSEC_PER_SEC + d->nanos;
 }
 
-static void take_violation(struct wire_bytes bytes, struct status_details *ret)
+static void take_name(const char *name, char ret[STATUS_FIELD_BYTES])
 {
-    void *object;
-    if (wire_map_unpack(&bad_request, bytes.data, bytes.size, &object, NULL) < 0)
-        return;
+    snprintf(ret, STATUS_FIELD_BYTES, "%s", name);
+    utf8_repair(ret, strlen(ret));
+}
+
+static void take_violation(const void *object, struct status_details *ret)
+{
     const struct bad_request *b = object;
-    if (b->n_field_violations) {
-        snprintf(ret->field, sizeof ret->field, "%s", b->field_violations[0].field);
-        utf8_repair(ret->field, strlen(ret->field));
-    }
-    wire_map_free(object);
+    if (b->n_field_violations)
+        take_name(b->field_violations[0].field, ret->field);
+}
+
+static void take_quota(const void *object, struct status_details *ret)
+{
+    const struct quota_failure *q = object;
+    if (q->n_violations)
+        take_name(q->violations[0].subject, ret->quota);
 }
 
 /* A constant, as its specification has it: A-Z, 0-9 and '_'. */
@@ -253,33 +255,40 @@ static void take_tokens(const char *text, struct status_details *ret)
 }
 
 /* Of other domains nothing is known. */
-static void take_info(struct wire_bytes bytes, struct status_details *ret)
+static void take_info(const void *object, struct status_details *ret)
 {
-    void *object;
-    if (wire_map_unpack(&error_info, bytes.data, bytes.size, &object, NULL) < 0)
-        return;
     const struct error_info *i = object;
-    if (strcmp(i->domain, our_domain) == 0 && is_reason(i->reason)) {
-        snprintf(ret->reason, sizeof ret->reason, "%s", i->reason);
-        for (uint32_t k = 0; k != i->n_metadata; k++) {
-            if (strcmp(i->metadata[k].key, tokens_key) == 0)
-                take_tokens(i->metadata[k].value, ret);
-        }
+    if (strcmp(i->domain, our_domain) != 0 || !is_reason(i->reason))
+        return;
+    snprintf(ret->reason, sizeof ret->reason, "%s", i->reason);
+    for (uint32_t k = 0; k != i->n_metadata; k++) {
+        if (strcmp(i->metadata[k].key, tokens_key) == 0)
+            take_tokens(i->metadata[k].value, ret);
     }
-    wire_map_free(object);
 }
 
-static void take_quota(struct wire_bytes bytes, struct status_details *ret)
+static const struct {
+    const char *type_url;
+    const struct wire_map *map;
+    void (*take)(const void *object, struct status_details *ret);
+} kinds[N_DETAILS] = {
+    {error_info_url, &error_info, take_info},
+    {retry_info_url, &retry_info, take_retry},
+    {bad_request_url, &bad_request, take_violation},
+    {quota_failure_url, &quota_failure, take_quota},
+};
+
+static void take_any(const struct any *a, struct status_details *ret)
 {
-    void *object;
-    if (wire_map_unpack(&quota_failure, bytes.data, bytes.size, &object, NULL) < 0)
+    for (size_t i = 0; i != N_DETAILS; i++) {
+        void *object;
+        if (strcmp(a->type_url, kinds[i].type_url) != 0)
+            continue;
+        if (wire_map_unpack(kinds[i].map, a->value.data, a->value.size, &object, NULL) == 0)
+            kinds[i].take(object, ret);
+        wire_map_free(object);
         return;
-    const struct quota_failure *q = object;
-    if (q->n_violations) {
-        snprintf(ret->quota, sizeof ret->quota, "%s", q->violations[0].subject);
-        utf8_repair(ret->quota, strlen(ret->quota));
     }
-    wire_map_free(object);
 }
 
 int status_details_unpack(const uint8_t *data, size_t size, struct status_details *ret,
@@ -291,17 +300,8 @@ int status_details_unpack(const uint8_t *data, size_t size, struct status_detail
     if (r < 0)
         return r;
     const struct status *s = object;
-    for (uint32_t i = 0; i != s->n_details; i++) {
-        const struct any *a = &s->details[i];
-        if (strcmp(a->type_url, retry_info_url) == 0)
-            take_retry(a->value, ret);
-        else if (strcmp(a->type_url, bad_request_url) == 0)
-            take_violation(a->value, ret);
-        else if (strcmp(a->type_url, error_info_url) == 0)
-            take_info(a->value, ret);
-        else if (strcmp(a->type_url, quota_failure_url) == 0)
-            take_quota(a->value, ret);
-    }
+    for (uint32_t i = 0; i != s->n_details; i++)
+        take_any(&s->details[i], ret);
     wire_map_free(object);
     return 0;
 }

@@ -728,7 +728,8 @@ def test_a_thousand_idle_streams(cluster):
             data += piece
     each = (resident() - before) / n
     print(f"{each:.1f} KiB for each of {n} idle streams")
-    assert each < 100
+    if not SANITIZED:  # whose shadow of the memory is most of it
+        assert each < 100
     assert get(c.http_port, "/load").json["waiting"] == n
     for s in held:
         s.close()
