@@ -130,6 +130,10 @@ struct cpu_kernels {
      * scores: attention_rows times the padded length of the sequence */
     void (*attention)(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t kv_head,
                       uint32_t row, uint32_t n, float *scores);
+    /* the same for any number of rows of the context, in integers; scratch: cpu_context_bytes of
+     * the groups of its tokens */
+    void (*attention_context)(const struct cpu_attention_job *j, const struct k_seq *seq,
+                              uint32_t kv_head, uint32_t row, uint32_t n, void *scratch);
     /* y[cols] = row of an FP16 matrix */
     void (*embed)(const struct k_linear *table, uint32_t row, float *y);
 };
@@ -158,7 +162,7 @@ struct k_ctx {
     struct pool *pool;
     void *activations; /* of one product */
     size_t activation_bytes;
-    void *scores; /* attention scores, a piece per thread */
+    void *scores; /* scratch of attention, a piece per thread */
     size_t score_bytes;
     size_t scores_per_thread; /* floats */
 
@@ -204,6 +208,16 @@ struct k_kv *cpu_kv_new(struct k_ctx *c, const struct k_kv_params *p);
 void cpu_kv_free(struct k_ctx *c, struct k_kv *kv);
 size_t cpu_kv_block_bytes(struct k_ctx *c, const struct k_kv_params *p);
 void cpu_kv_copy(struct k_ctx *c, struct k_kv *kv, uint32_t src, uint32_t dst);
+
+/* What attention_context takes for `groups` groups of 16 tokens: keys and values as integers, three
+ * numbers for each token; scores, weights and scales of a tile's rows. */
+static inline size_t cpu_context_bytes(size_t groups, uint32_t dim_pad, uint32_t rows)
+{
+    groups += groups % 2;
+    size_t token = 2 * (size_t)dim_pad * sizeof(int16_t) + 3 * sizeof(float) +
+                   rows * (sizeof(float) + sizeof(int16_t));
+    return groups * CPU_KV_LANES * token + groups / 2 * rows * sizeof(float);
+}
 
 /* sequence.c: rope, attention */
 size_t cpu_sizes_rope(uint32_t max_seq, uint32_t half_dim);

@@ -37,5 +37,6 @@ const struct cpu_kernels CPU_FN(cpu_kernels) = {
     .glu = CPU_FN(glu),
     .rope = CPU_FN(rope),
     .attention = CPU_FN(attention),
+    .attention_context = CPU_FN(attention_context),
     .embed = CPU_FN(embed),
 };

@@ -41,8 +41,14 @@ size_t cpu_kv_block_bytes(struct k_ctx *c, const struct k_kv_params *p)
 static int reserve_scores(struct k_ctx *c, const struct k_kv *kv)
 {
     uint32_t blocks = (c->max_seq + kv->p.block_tokens - 1) / kv->p.block_tokens;
-    size_t row = (size_t)blocks * kv->token_groups * CPU_KV_LANES;
-    size_t thread = row * c->kernels->attention_rows;
+    size_t groups = (size_t)blocks * kv->token_groups;
+    uint32_t rows = c->kernels->attention_rows;
+    size_t thread = groups * CPU_KV_LANES * rows;
+    if (c->mode != K_MODE_FP32) {
+        size_t context =
+            cpu_context_bytes(groups, kv->dim_pad, rows) / sizeof(float) + CPU_KV_LANES;
+        thread = context / CPU_KV_LANES * CPU_KV_LANES; /* more than the scores */
+    }
     int e =
         mem_reserve(&c->scores, &c->score_bytes, thread * pool_threads(c->pool) * sizeof(float));
     if (!e && thread > c->scores_per_thread)

@@ -74,45 +74,85 @@ void cpu_rope_kv(struct k_ctx *c, const struct k_attn_params *p, const struct k_
     cpu_run(c, K_PART_ROPE, rope_share, &s);
 }
 
-/* Items are taken from a counter: their costs differ by the lengths of the sequences. */
+/* Items are taken from a counter: their costs differ by the lengths of the sequences. Those of a
+ * sequence: for each key-value head the parts of the context's rows, then the tiles of the others.
+ */
 struct attention_share {
     const struct k_ctx *c;
     struct cpu_attention_job job;
-    uint32_t tile_rows, n_items;
+    uint32_t part_rows, tile_rows, n_items;
     _Atomic uint32_t next;
 };
 
-/* Of one key-value head. */
+/* A part converts the keys and values of its head, which takes as long as a dozen rows. */
+enum { MIN_PART_TILES = 8 };
+
+static uint32_t cut(uint32_t n, uint32_t size)
+{
+    return n / size + (n % size != 0);
+}
+
+/* Rows of one key-value head. */
 static uint32_t n_rows(const struct attention_share *s, const struct k_seq *seq)
 {
     return seq->n_rows * (s->job.p.n_heads / s->job.p.n_kv_heads);
 }
 
+/* Those of them that are the context's and go in integers. */
+static uint32_t context_rows(const struct attention_share *s, const struct k_seq *seq)
+{
+    if (s->c->mode == K_MODE_FP32 || seq->start >= seq->prefix_len)
+        return 0;
+    uint32_t n = seq->prefix_len - seq->start;
+    return (n < seq->n_rows ? n : seq->n_rows) * (s->job.p.n_heads / s->job.p.n_kv_heads);
+}
+
+static uint32_t n_parts(const struct attention_share *s, const struct k_seq *seq)
+{
+    return cut(context_rows(s, seq), s->part_rows);
+}
+
 static uint32_t n_tiles(const struct attention_share *s, const struct k_seq *seq)
 {
-    return (n_rows(s, seq) + s->tile_rows - 1) / s->tile_rows;
+    return cut(n_rows(s, seq) - context_rows(s, seq), s->tile_rows);
+}
+
+/* Part or tile `i` of a head. */
+static void attend(const struct attention_share *s, const struct k_seq *seq, uint32_t head,
+                   uint32_t i, float *scratch)
+{
+    const struct cpu_kernels *kernels = s->c->kernels;
+    uint32_t parts = n_parts(s, seq), context = context_rows(s, seq);
+    if (i < parts) {
+        uint32_t row = i * s->part_rows, left = context - row;
+        kernels->attention_context(&s->job, seq, head, row,
+                                   left < s->part_rows ? left : s->part_rows, scratch);
+    } else {
+        uint32_t row = context + (i - parts) * s->tile_rows, left = n_rows(s, seq) - row;
+        kernels->attention(&s->job, seq, head, row, left < s->tile_rows ? left : s->tile_rows,
+                           scratch);
+    }
 }
 
 /* A thread's items only grow, so that the sequence is found by walking on from the last one. All
- * tiles of a head follow each other: its keys and values stay in the cache. */
+ * items of a head follow each other: its keys and values stay in the cache. */
 static void attention_share(void *arg, uint32_t thread, uint32_t n_threads)
 {
     struct attention_share *s = arg;
     const struct k_ctx *c = s->c;
-    const uint32_t tile_rows = s->tile_rows, n_heads = s->job.p.n_kv_heads;
-    float *scores = (float *)c->scores + thread * c->scores_per_thread;
+    const uint32_t n_heads = s->job.p.n_kv_heads;
+    float *scratch = (float *)c->scores + thread * c->scores_per_thread;
     uint32_t seq_idx = 0, seq_item0 = 0, item;
     (void)n_threads;
     while ((item = atomic_fetch_add(&s->next, 1)) < s->n_items) {
-        uint32_t tiles;
-        while (tiles = n_tiles(s, &s->job.seqs[seq_idx]), item - seq_item0 >= tiles * n_heads) {
-            seq_item0 += tiles * n_heads;
+        uint32_t items; /* of a head */
+        while (items = n_parts(s, &s->job.seqs[seq_idx]) + n_tiles(s, &s->job.seqs[seq_idx]),
+               item - seq_item0 >= items * n_heads) {
+            seq_item0 += items * n_heads;
             seq_idx++;
         }
-        const struct k_seq *seq = &s->job.seqs[seq_idx];
-        uint32_t head = (item - seq_item0) / tiles;
-        uint32_t row = (item - seq_item0) % tiles * tile_rows, left = n_rows(s, seq) - row;
-        c->kernels->attention(&s->job, seq, head, row, left < tile_rows ? left : tile_rows, scores);
+        uint32_t i = item - seq_item0;
+        attend(s, &s->job.seqs[seq_idx], i / items, i % items, scratch);
     }
 }
 
@@ -120,7 +160,8 @@ static void count_items(struct attention_share *s)
 {
     s->n_items = 0;
     for (uint32_t i = 0; i < s->job.n_seqs; i++)
-        s->n_items += n_tiles(s, &s->job.seqs[i]) * s->job.p.n_kv_heads;
+        s->n_items +=
+            (n_parts(s, &s->job.seqs[i]) + n_tiles(s, &s->job.seqs[i])) * s->job.p.n_kv_heads;
 }
 
 void cpu_attention(struct k_ctx *c, const struct k_attn_params *p, const void *q,
@@ -130,10 +171,20 @@ void cpu_attention(struct k_ctx *c, const struct k_attn_params *p, const void *q
     for (uint32_t i = 0; i < n_seqs; i++)
         assert(seqs[i].start + seqs[i].n_rows <= c->max_seq && seqs[i].prefix_len <= c->max_seq);
     struct attention_share s = {
-        .c = c, .job = {*p, q, seqs, n_seqs, kv, out}, .tile_rows = c->kernels->attention_rows};
+        .c = c,
+        .job = {*p, q, seqs, n_seqs, kv, out},
+        .part_rows = (c->max_rows + 1) / 2 * 2 * (p->n_heads / p->n_kv_heads),
+        .tile_rows = c->kernels->attention_rows,
+    };
     count_items(&s);
+    /* parts of unlike costs for the threads to share, as long as converting counts for little */
+    const uint32_t n_threads = pool_threads(c->pool), least = MIN_PART_TILES * s.tile_rows;
+    while (n_threads > 1 && s.n_items < 4 * n_threads && s.part_rows > least) {
+        s.part_rows = cut(s.part_rows / 2, s.tile_rows) * s.tile_rows;
+        count_items(&s);
+    }
     /* rather keys that are read twice than threads without an item */
-    while (s.n_items < pool_threads(c->pool) && s.tile_rows > 1) {
+    while (s.n_items < n_threads && s.tile_rows > 1) {
         s.tile_rows = (s.tile_rows + 1) / 2;
         count_items(&s);
     }

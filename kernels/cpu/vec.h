@@ -50,6 +50,7 @@ VEC_FN float vf_max_lanes(vf a)
     return m;
 }
 
+#ifndef VEC_HAVE_MAX_LANES
 VEC_FN int32_t vi_max_lanes(vi a)
 {
     int32_t t[VEC] __attribute__((aligned(64)));
@@ -59,6 +60,7 @@ VEC_FN int32_t vi_max_lanes(vi a)
         m = m > t[i] ? m : t[i];
     return m;
 }
+#endif
 
 VEC_FN int32_t vi_sum(vi a)
 {

@@ -189,6 +189,23 @@ VEC_FN void vi_store_i8(int8_t *p, vi x)
                                                    _mm256_extracti128_si256(words, 1)));
 }
 
+VEC_FN void vi_store_i16(int16_t *p, vi x)
+{
+    const __m256i low = _mm256_set1_epi32(0xffff);
+    __m256i words = _mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(words, 0xd8));
+}
+
+#define VEC_HAVE_MAX_LANES
+
+VEC_FN int32_t vi_max_lanes(vi x)
+{
+    __m256i a = _mm256_max_epi32(x.a, x.b);
+    __m128i b = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    b = _mm_max_epi32(b, _mm_shuffle_epi32(b, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(b, _mm_shuffle_epi32(b, 0xb1)));
+}
+
 VEC_FN vf vf_round_half(vf x)
 {
     return (vf){_mm256_cvtph_ps(_mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT)),

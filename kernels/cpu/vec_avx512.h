@@ -89,6 +89,18 @@ VEC_FN void vi_store_i8(int8_t *p, vi a)
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a));
 }
 
+VEC_FN void vi_store_i16(int16_t *p, vi a)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(a));
+}
+
+#define VEC_HAVE_MAX_LANES
+
+VEC_FN int32_t vi_max_lanes(vi a)
+{
+    return _mm512_reduce_max_epi32(a);
+}
+
 VEC_FN vf vf_round_half(vf a)
 {
     return _mm512_cvtph_ps(_mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
@@ -96,16 +108,23 @@ VEC_FN vf vf_round_half(vf a)
 
 #ifdef CPU_ISA_avx512vnni
 
-#define vi_dot16(acc, w, x) _mm512_dpwssd_epi32(acc, w, x)
-#define vi_dot8(acc, u, s)  _mm512_dpbusd_epi32(acc, u, s)
+#define vi_dot8(acc, u, s) _mm512_dpbusd_epi32(acc, u, s)
+
+/* As text, because the compiler copies sums around until those of a large tile no longer fit. */
+VEC_FN vi vi_dot16(vi acc, vi w, vi x)
+{
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+    return acc;
+}
 
 VEC_FN vi vi_dot8_small(vi acc, vi u, vi s)
 {
     return vi_dot8(acc, u, s);
 }
 
-/* Dots with one word of activations for all lanes. As text, because the compiler broadcasts into a
- * register and copies sums around until those of a large tile no longer fit. */
+/* Dots with one word of activations for all lanes, which the compiler would broadcast into a
+ * register.
+ */
 #define VEC_HAVE_DOT_WORD
 
 VEC_FN vi vi_dot16_word(vi acc, vi w, const uint32_t *x)

@@ -201,6 +201,13 @@ VEC_FN void vi_store_i8(int8_t *p, vi a)
         p[i] = (int8_t)a.v[i];
 }
 
+/* The low 16 bits. */
+VEC_FN void vi_store_i16(int16_t *p, vi a)
+{
+    for (int i = 0; i < VEC; i++)
+        p[i] = (int16_t)(uint16_t)a.v[i];
+}
+
 /* The nearest binary16 value. */
 VEC_FN vf vf_round_half(vf a)
 {
