@@ -35,8 +35,9 @@ static const char usage[] =
     "usage: glmd bench loading --model DIR [OPTIONS]\n"
     "\n"
     "Loads the weights of one rank, several times over, and reads the same files with as many\n"
-    "threads into buffers that are used again: bytes per second, and the one as a share of the\n"
-    "other.\n"
+    "threads into buffers that are used again, and into memory that is as fresh as that of "
+    "weights:\n"
+    "bytes per second, and the one as a share of the others.\n"
     "\n"
     "  -m, --model DIR     model directory\n"
     "      --device DEVICE     cpu (default) or cuda:N\n"
@@ -65,8 +66,8 @@ struct bench {
     /* state */
     uint64_t bytes[MAX_FILES], total;
     struct weights_report last;
-    struct bench_samples load, read, touch, bus; /* GB/s */
-    struct bench_samples share, share_both, share_bus;
+    struct bench_samples load, read, touch, fresh, bus; /* GB/s */
+    struct bench_samples share, share_both, share_fresh, share_bus;
 };
 
 /* -1: go on; otherwise an exit code. */
@@ -153,9 +154,11 @@ static void tear_down(void *state)
     bench_samples_deinit(&b->load);
     bench_samples_deinit(&b->read);
     bench_samples_deinit(&b->touch);
+    bench_samples_deinit(&b->fresh);
     bench_samples_deinit(&b->bus);
     bench_samples_deinit(&b->share);
     bench_samples_deinit(&b->share_both);
+    bench_samples_deinit(&b->share_fresh);
     bench_samples_deinit(&b->share_bus);
 }
 
@@ -167,7 +170,8 @@ static void drop_files(const struct bench *b)
 
 /* ---- yardsticks ---- */
 
-/* Threads that share the blocks of all files, or a piece of memory. */
+/* Threads that share the blocks of all files, or a piece of memory, or read the one into the
+ * other. */
 struct yardstick {
     const struct bench *b;
     _Atomic uint64_t next;
@@ -193,7 +197,7 @@ static void *read_main(void *context)
     const size_t block = b->cold ? DIRECT_BLOCK_BYTES : BLOCK_BYTES;
     char *buffer = aligned_alloc(K_FEED_ALIGN, block + 2 * FILE_DIRECT_ALIGN);
     int r = buffer ? 0 : -ENOMEM, direct_fd = -1;
-    uint64_t before = 0, i = 0;
+    uint64_t before = 0, base = 0, i = 0; /* blocks and bytes of the files before */
     for (size_t file = 0; file != b->n_files && r == 0; file++) {
         uint64_t n = (b->bytes[file] + block - 1) / block;
         char link[32];
@@ -203,10 +207,12 @@ static void *read_main(void *context)
             i = atomic_fetch_add(&y->next, 1);
         while (i < before + n && r == 0) {
             uint64_t at = (i - before) * block;
-            r = read_block(b, file, direct_fd, at, (size_t)MIN(block, b->bytes[file] - at), buffer);
+            r = read_block(b, file, direct_fd, at, (size_t)MIN(block, b->bytes[file] - at),
+                           y->memory ? y->memory + base + at : buffer);
             i = atomic_fetch_add(&y->next, 1);
         }
         before += n;
+        base += b->bytes[file];
         if (direct_fd >= 0)
             close(direct_fd);
     }
@@ -251,8 +257,9 @@ static int measure_read(const struct bench *b, double *ret_seconds)
     return run_threads(&y, read_main, ret_seconds);
 }
 
-/* What takes as long as nothing where the device has memory of its own. */
-static int measure_touch(const struct bench *b, double *ret_seconds)
+/* Runs the threads on memory that is fresh from the kernel. Takes as long as nothing where the
+ * device has memory of its own. */
+static int measure_memory(const struct bench *b, void *(*fn)(void *), double *ret_seconds)
 {
     enum { HUGE_PAGE = 2 << 20 };
     struct yardstick y = {.b = b, .memory_bytes = b->total};
@@ -265,9 +272,21 @@ static int measure_touch(const struct bench *b, double *ret_seconds)
         return -ENOMEM;
     y.memory = map + (HUGE_PAGE - (uintptr_t)map % HUGE_PAGE) % HUGE_PAGE;
     madvise(map, mapped, MADV_HUGEPAGE);
-    int r = run_threads(&y, touch_main, ret_seconds);
+    int r = run_threads(&y, fn, ret_seconds);
     munmap(map, mapped);
     return r;
+}
+
+static int measure_touch(const struct bench *b, double *ret_seconds)
+{
+    return measure_memory(b, touch_main, ret_seconds);
+}
+
+/* The page cache into memory as fresh as that of the weights; nothing of the sort from a disk. */
+static int measure_fresh(const struct bench *b, double *ret_seconds)
+{
+    *ret_seconds = 0;
+    return b->cold ? 0 : measure_memory(b, read_main, ret_seconds);
 }
 
 /* GB/s from page-locked memory to the device's; 0: it has none of its own. */
@@ -313,10 +332,12 @@ static int measure_load(struct bench *b, double *ret_seconds, struct err *e)
 
 static int run_round(struct bench *b, FILE *out, struct err *e)
 {
-    double load = 0, read[2] = {0}, touch[2] = {0}, bus_rate = 0;
+    double load = 0, read[2] = {0}, touch[2] = {0}, fresh[2] = {0}, bus_rate = 0;
     int r = measure_read(b, &read[0]);
     if (r == 0)
         r = measure_touch(b, &touch[0]);
+    if (r == 0)
+        r = measure_fresh(b, &fresh[0]);
     if (r < 0)
         return err_set(e, r, "the yardstick: %s", err_name(r));
     r = measure_load(b, &load, e);
@@ -324,25 +345,33 @@ static int run_round(struct bench *b, FILE *out, struct err *e)
         r = measure_bus(b, &bus_rate, e);
     if (r < 0)
         return r;
-    r = measure_touch(b, &touch[1]);
+    r = measure_fresh(b, &fresh[1]);
+    if (r == 0)
+        r = measure_touch(b, &touch[1]);
     if (r == 0)
         r = measure_read(b, &read[1]);
     if (r < 0)
         return err_set(e, r, "the yardstick: %s", err_name(r));
     double total = (double)b->total, read_s = (read[0] + read[1]) / 2;
-    double touch_s = (touch[0] + touch[1]) / 2;
+    double touch_s = (touch[0] + touch[1]) / 2, fresh_s = (fresh[0] + fresh[1]) / 2;
     /* a rank of several reads less, unless it checks everything */
     double read_rate = total / read_s, load_rate = (double)b->last.read_bytes / load;
     double both_rate = total / (read_s + touch_s);
-    fprintf(out, "%10.3f %10.2f %10.2f %10.2f %10.2f %7.1f%% %10.1f%%\n", load, load_rate / 1e9,
-            read_rate / 1e9, touch_s > 0 ? total / touch_s / 1e9 : 0.0, bus_rate,
-            100 * load_rate / read_rate, 100 * load_rate / both_rate);
+    double fresh_rate = fresh_s > 0 ? total / fresh_s : 0;
+    fprintf(out, "%10.3f %10.2f %10.2f %10.2f %10.2f %10.2f %7.1f%% %8.1f%% %8.1f%%\n", load,
+            load_rate / 1e9, read_rate / 1e9, touch_s > 0 ? total / touch_s / 1e9 : 0.0,
+            fresh_rate / 1e9, bus_rate, 100 * load_rate / read_rate, 100 * load_rate / both_rate,
+            fresh_s > 0 ? 100 * load_rate / fresh_rate : 0.0);
     fflush(out);
     r = bench_samples_add(&b->load, load_rate / 1e9);
     if (r == 0)
         r = bench_samples_add(&b->read, read_rate / 1e9);
     if (r == 0 && touch_s > 0)
         r = bench_samples_add(&b->touch, total / touch_s / 1e9);
+    if (r == 0 && fresh_s > 0)
+        r = bench_samples_add(&b->fresh, fresh_rate / 1e9);
+    if (r == 0 && fresh_s > 0)
+        r = bench_samples_add(&b->share_fresh, load_rate / fresh_rate);
     if (r == 0 && bus_rate > 0)
         r = bench_samples_add(&b->bus, bus_rate);
     if (r == 0 && bus_rate > 0)
@@ -359,12 +388,17 @@ static int report(struct bench *b, FILE *out, struct err *e)
     struct bench_summary load = bench_summarize(&b->load), read = bench_summarize(&b->read),
                          touch = bench_summarize(&b->touch), share = bench_summarize(&b->share),
                          both = bench_summarize(&b->share_both), bus = bench_summarize(&b->bus),
-                         of_bus = bench_summarize(&b->share_bus);
+                         of_bus = bench_summarize(&b->share_bus),
+                         fresh = bench_summarize(&b->fresh),
+                         of_fresh = bench_summarize(&b->share_fresh);
     bool has_bus = b->ops->feed->copy_time != NULL;
     fprintf(out,
             "\nmedian: %.2f GB/s; reading alone %.2f GB/s, getting memory alone %.2f GB/s; "
             "share of reading %.2f, of reading and getting memory %.2f\n",
             load.median, read.median, touch.median, share.median, both.median);
+    if (b->fresh.n)
+        fprintf(out, "reading into such memory %.2f GB/s; share of it %.2f\n", fresh.median,
+                of_fresh.median);
     if (has_bus)
         fprintf(out, "the bus alone, from page-locked memory: %.2f GB/s; share of it %.2f\n",
                 bus.median, of_bus.median);
@@ -374,13 +408,16 @@ static int report(struct bench *b, FILE *out, struct err *e)
         return 0;
     return bench_write_json(
         b->json,
-        json_pack("{s:s, s:s, s:I, s:I, s:b, s:b, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "bench",
-                  "loading", "version", GLMD_VERSION, "file_bytes", (json_int_t)b->total, "readers",
-                  (json_int_t)b->n_readers, "checksums", !b->no_verify, "cold", b->cold,
+        json_pack("{s:s, s:s, s:I, s:I, s:b, s:b, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}",
+                  "bench", "loading", "version", GLMD_VERSION, "file_bytes", (json_int_t)b->total,
+                  "readers", (json_int_t)b->n_readers, "checksums", !b->no_verify, "cold", b->cold,
                   "load_gb_per_s", bench_summary_json(&load, 1), "read_gb_per_s",
                   bench_summary_json(&read, 1), "memory_gb_per_s", bench_summary_json(&touch, 1),
                   "share_of_read", bench_summary_json(&share, 1), "share_of_read_and_memory",
-                  bench_summary_json(&both, 1), "bus_gb_per_s",
+                  bench_summary_json(&both, 1), "read_into_memory_gb_per_s",
+                  b->fresh.n ? bench_summary_json(&fresh, 1) : json_null(),
+                  "share_of_read_into_memory",
+                  b->fresh.n ? bench_summary_json(&of_fresh, 1) : json_null(), "bus_gb_per_s",
                   has_bus ? bench_summary_json(&bus, 1) : json_null(), "share_of_bus",
                   has_bus ? bench_summary_json(&of_bus, 1) : json_null()),
         e);
@@ -397,8 +434,9 @@ static int run(void *state, struct err *e)
             (double)b->total / 1e9, b->ops->describe(b->ctx), b->n_readers,
             b->no_verify ? "without" : "with",
             b->cold ? "from the disk" : "from the page cache, if it holds them");
-    fprintf(out, "%10s %10s %10s %10s %10s %8s %11s\n", "loading, s", "GB/s",
-            b->cold ? "disk" : "cache", "memory", "bus", "of read", "of both");
+    fprintf(out, "%10s %10s %10s %10s %10s %10s %8s %9s %9s\n", "loading, s", "GB/s",
+            b->cold ? "disk" : "cache", "memory", "into it", "bus", "of read", "of both",
+            "of into");
     double warm;
     if (!b->cold)
         r = measure_read(b, &warm);

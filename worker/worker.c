@@ -188,6 +188,7 @@ static void on_loaded(struct worker *w, const struct runner_order *o)
             (double)r->read_bytes / (double)r->ns, (double)r->bytes / 1e6);
     if (fake_is_device(w->options->device))
         log_warn("device %s: nothing is computed, every token is made up", w->options->device);
+    log_info("loaded %.3f s after the start", (double)(clock_now_ns() - w->started_ns) / 1e9);
     session_loaded(&w->session, &w->loaded);
 }
 
@@ -484,7 +485,8 @@ int worker_start(struct worker *w, const struct worker_config *config, struct rp
                          .identity = config->identity,
                          .ops = config->ops,
                          .ops_context = config->context,
-                         .next_tick_ns = INT64_MAX};
+                         .next_tick_ns = INT64_MAX,
+                         .started_ns = clock_now_ns()};
     const struct config *c = &w->options->config;
     struct rpc_tls tls;
     const struct link_config link_config = {.target = config_worker_target(c),

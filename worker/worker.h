@@ -65,6 +65,7 @@ struct worker { /* must not move */
     int parts_left;   /* of engine thread, link, health server while stopping */
     uint64_t counter; /* of the engine thread, when it last changed */
     int64_t counter_since;
+    int64_t started_ns; /* worker_start */
     int64_t stuck_ns;
     int64_t drain_end_ns; /* 0 = not draining */
     int64_t next_tick_ns;

@@ -203,3 +203,15 @@ def test_rpc_says_why_it_cannot_start(tmp_path):
 def test_wrong_command_lines(args):
     result = glmd("bench", *args, check=False)
     assert result.returncode in (1, 2) and result.stderr and not result.stdout
+
+
+def test_loading(tmp_path):
+    """One round: the shares are of its own yardsticks."""
+    out = tmp_path / "loading.json"
+    table = glmd("bench", "loading", "--model", DEMO, "--rounds", "1", "--threads", "1", "--json", out).stdout
+    found = json.loads(out.read_text())
+    load, read, into = (found[f"{k}_gb_per_s"]["median"] for k in ("load", "read", "read_into_memory"))
+    assert 0 < load and 0 < into and 0 < read
+    assert found["share_of_read"]["median"] == pytest.approx(load / read)
+    assert found["share_of_read_into_memory"]["median"] == pytest.approx(load / into)
+    assert f"reading into such memory {into:.2f} GB/s" in table

@@ -35,6 +35,7 @@ def test_workers_print_what_was_planned(model, cluster, tp, kv_cache):
         assert line in log, f"expected \"{line}\", found {re.findall('memory .*', log)}"
     loaded = re.findall(r"weights: ([\d.]+) MB read in [\d.]+ s by \d+ threads, [\d.]+ GB/s", log)
     assert len(loaded) == tp and all(float(read) > 0 for read in loaded)
+    assert len(re.findall(r"loaded \d+\.\d{3} s after the start", log)) == tp
 
 
 def test_published_cases():
