@@ -24,6 +24,9 @@ static const char usage[] =
     "\n"
     "  --text FILE         UTF-8 text; default: a short built-in one, English and Chinese\n"
     "  --tokens N          use at most N tokens of it; default 512\n"
+    "  --context N         of each 256 tokens, the first N see each other, as a prompt's do, and "
+    "the\n"
+    "                      others are scored; default 0: all are scored\n"
     "  --activations-b M   activation mode of B, if not the same as A's\n"
     "  --kv-cache-b TYPE   KV cache of B, if not the same as A's\n"
     "  --json              print an object\n";
@@ -45,7 +48,7 @@ static const char default_text[] =
 struct compare_args {
     const char *models[2];
     const char *text; /* NULL = default */
-    uint32_t max_tokens;
+    uint32_t max_tokens, context;
     bool json;
     struct local_engine_options engines[2];
 };
@@ -61,12 +64,13 @@ static int parse_args(int argc, char **argv, struct compare_args *args)
     struct cli_option own[] = {
         CLI_TEXT("text", &args->text),
         CLI_U32("tokens", &args->max_tokens, 1, 1 << 20),
+        CLI_U32("context", &args->context, 0, WINDOW - 1),
         CLI_CHOICE("activations-b", &other.mode, local_engine_modes),
         CLI_CHOICE("kv-cache-b", &other.kv_type, local_engine_kv_types),
         CLI_FLAG("json", &args->json),
     };
-    own[2].given = &other_mode;
-    own[3].given = &other_kv;
+    own[3].given = &other_mode;
+    own[4].given = &other_kv;
     struct cli_option engine[LOCAL_ENGINE_N_OPTIONS];
     const struct cli_options tables[] = {CLI_OWN(own), local_engine_options(&common, engine)};
     int code = cli_parse(argc, argv, usage, tables, ARRAY_LEN(tables));
@@ -169,9 +173,25 @@ static void add_row(struct statistics *s, const float *a, const float *b, uint32
 typedef int (*take_logits)(void *context, const float *logits, size_t first, uint32_t n,
                            struct err *e);
 
-/* Windows of [gMASK] sop text, causal; every text token is predicted once. */
+/* A window of n text tokens: `n_context` of them, [gMASK], sop, and the others but the last.
+ * Returns the number of ids, n + 1. */
+static uint32_t make_window(const struct arch_tokens *special, const int32_t *text, uint32_t n,
+                            uint32_t n_context, int32_t *ids)
+{
+    uint32_t at = 0;
+    for (; at != n_context; at++)
+        ids[at] = text[at];
+    ids[at] = special->gmask;
+    ids[at + 1] = special->sop;
+    for (; at + 1 < n; at++)
+        ids[at + 2] = text[at];
+    return n + 1;
+}
+
+/* Every text token that is in no window's context is predicted once. */
 static int run_model(const char *model, const struct local_engine_options *o,
-                     const struct token_list *text, take_logits take, void *context, struct err *e)
+                     const struct token_list *text, uint32_t n_context, take_logits take,
+                     void *context, struct err *e)
 {
     struct local_engine l = {0};
     int r = local_engine_open(model, o, &l, e);
@@ -181,18 +201,20 @@ static int run_model(const char *model, const struct local_engine_options *o,
     uint32_t window = MIN((uint32_t)WINDOW, a->max_seq - 1);
     int32_t ids[WINDOW + 1];
     int32_t positions[WINDOW + 1];
-    for (size_t first = 0; first < text->n && r == 0; first += window) {
+    for (uint32_t i = 0; i != WINDOW + 1; i++)
+        positions[i] = (int32_t)i;
+    if (text->n <= n_context || window <= n_context)
+        r = err_set(e, -EINVAL, "--context %u: expected fewer tokens than a window has, %zu",
+                    n_context, MIN(text->n, (size_t)window));
+    for (size_t first = 0; first + n_context < text->n && r == 0; first += window) {
         uint32_t n = (uint32_t)MIN((size_t)window, text->n - first);
-        ids[0] = a->tokens.gmask;
-        ids[1] = a->tokens.sop;
-        for (uint32_t i = 0; i + 1 < n; i++)
-            ids[2 + i] = text->ids[first + i];
-        for (uint32_t i = 0; i != n + 1; i++)
-            positions[i] = (int32_t)i;
+        uint32_t n_ids = make_window(&a->tokens, text->ids + first, n, n_context, ids);
         const float *logits;
-        r = local_engine_logits(&l, ids, positions, 0, n + 1, 0, &logits, e);
-        if (r == 0) /* sop's row predicts the first token; the mask's predicts nothing */
-            r = take(context, logits + a->vocab, first, n, e);
+        r = local_engine_logits(&l, ids, positions, 0, n_ids, n_context ? n_context + 1 : 0,
+                                &logits, e);
+        if (r == 0) /* sop's row predicts the token behind the context */
+            r = take(context, logits + (size_t)(n_context + 1) * a->vocab, first + n_context,
+                     n - n_context, e);
     }
     local_engine_close(&l);
     return r;
@@ -238,11 +260,13 @@ static int run_both(const struct compare_args *args, struct comparison *c, struc
     else if (!c->file)
         r = err_set(e, -errno, "cannot create a temporary file: %s", err_name(-errno));
     if (r == 0)
-        r = run_model(args->models[0], &args->engines[0], c->text, keep_logits, c, e);
+        r = run_model(args->models[0], &args->engines[0], c->text, args->context, keep_logits, c,
+                      e);
     if (r == 0 && (fflush(c->file) != 0 || fseek(c->file, 0, SEEK_SET) != 0))
         r = err_set(e, -EIO, "temporary file: %s", err_name(-errno));
     if (r == 0)
-        r = run_model(args->models[1], &args->engines[1], c->text, compare_logits, c, e);
+        r = run_model(args->models[1], &args->engines[1], c->text, args->context, compare_logits, c,
+                      e);
     if (c->file)
         fclose(c->file);
     free(c->row);

@@ -23,11 +23,12 @@ def default_mode():
     return re.search(r"^ *activations: *(\S+)", glmd("config", "show").stdout, re.M)[1]
 
 
-def lost(mode, tokens):
+def lost(mode, tokens, context=0):
+    """context: of each 256 tokens, those that see each other, as a prompt's do; the rest count."""
     found = json.loads(
-        glmd("compare", DEMO, DEMO, "--text", TEXT, "--tokens", tokens, "--activations", "fp32",
-             "--activations-b", mode, "--json", timeout=1200).stdout)
-    print(f"{mode}: {found}")
+        glmd("compare", DEMO, DEMO, "--text", TEXT, "--tokens", tokens, "--context", context,
+             "--activations", "fp32", "--activations-b", mode, "--json", timeout=1200).stdout)
+    print(f"{mode}, context {context}: {found}")
     return found
 
 
@@ -38,16 +39,18 @@ def hold(found, tokens):
     assert abs(found["perplexity_b"] / found["perplexity_a"] - 1) < DIVERGENCE
 
 
-def test_default_mode_keeps_the_demo_models_choices():
-    tokens = 400 if SANITIZED else 2000
-    hold(lost(default_mode(), tokens), tokens)
+@pytest.mark.parametrize("context", [0, 128])
+def test_default_mode_keeps_the_demo_models_choices(context):
+    windows = 2 if SANITIZED else 8
+    hold(lost(default_mode(), 256 * windows, context), (256 - context) * windows)
 
 
 @pytest.mark.long
 @pytest.mark.skipif(SANITIZED, reason="minutes; the short one runs with sanitizers")
-def test_default_mode_on_the_whole_text():
+@pytest.mark.parametrize("context", [0, 128])
+def test_default_mode_on_the_whole_text(context):
     """And a8, which has no promise on choices: it must lose more, or the text tells nothing."""
-    default, a8 = lost(default_mode(), 1 << 20), lost("a8", 1 << 20)
-    hold(default, 15000)
+    default, a8 = lost(default_mode(), 1 << 20, context), lost("a8", 1 << 20, context)
+    hold(default, 15000 if context == 0 else 7500)
     assert a8["kl_mean"] > 10 * default["kl_mean"]
     assert a8["kl_mean"] < DIVERGENCE
