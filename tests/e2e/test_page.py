@@ -70,6 +70,10 @@ class Page:
                                ignored_exceptions=[StaleElementReferenceException])
         return waiter.until(lambda _: condition(), what)
 
+    def read(self, look):
+        """What look() finds; once more if the live picture was drawn again meanwhile."""
+        return self.wait(lambda: (look(),), "a picture that stays")[0]
+
     def click(self, name):
         self.find(name).click()
 
@@ -111,13 +115,13 @@ def test_it_loads_from_this_server_alone(page, server):
 
 def test_the_fleet_is_shown(page, server):
     page.wait(lambda: len(page.all("tr[data-rank]")) == 2, "two ranks")
-    states = [e.text for e in page.all("tr[data-rank] .state")]
+    states = page.read(lambda: [e.text for e in page.all("tr[data-rank] .state")])
     assert states == ["ready", "ready"]
     assert len(page.all(".plot svg path")) == 5  # two, two and one lines
     assert f"of {server.status().groups[0].kv_blocks_total} KV blocks" in page.text("groups")
     finished = server.status().requests.finished
-    tile = next(e for e in page.all(".tile") if "requests finished" in e.text)
-    assert tile.text.split()[0] == str(finished)
+    page.wait(lambda: any(e.text.split()[0] == str(finished) and "requests finished" in e.text
+                          for e in page.all(".tile")), f"{finished} requests finished")
 
 
 def test_continue_streams_with_probabilities(page):
@@ -430,10 +434,12 @@ def test_text_can_be_read(page, theme):
 def test_names_for_those_who_do_not_see_it(page):
     page.open("controls")
     page.wait(lambda: len(page.all("tr[data-rank]")) == 2, "the ranks")
-    nameless = [e.get_attribute("outerHTML")[:80] for e in page.all("input, select, textarea, button")
-                if e.is_displayed() and not e.accessible_name]
+    nameless = page.read(lambda: [
+        e.get_attribute("outerHTML")[:80] for e in page.all("input, select, textarea, button")
+        if e.is_displayed() and not e.accessible_name])
     assert nameless == []
-    assert all(e.get_attribute("aria-label") for e in page.all(".plot svg"))
+    labels = page.read(lambda: [e.get_attribute("aria-label") for e in page.all(".plot svg")])
+    assert labels and all(labels)
 
 
 def test_the_keyboard_reaches_everything(page):

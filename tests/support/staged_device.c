@@ -139,13 +139,19 @@ void staged_device_set_memory(uint64_t free_bytes, uint64_t total)
 
 /* ---- contexts ---- */
 
-static struct context *context_of(struct k_ctx *c)
+/* Of the context, or with NULL one that is free. Under the lock. */
+static struct context *find_context(const struct k_ctx *c)
 {
-    struct context *found = NULL;
-    pthread_mutex_lock(&lock);
-    for (int i = 0; i < MAX_CONTEXTS && !found; i++)
+    for (int i = 0; i < MAX_CONTEXTS; i++)
         if (contexts[i].cpu == c)
-            found = &contexts[i];
+            return &contexts[i];
+    return NULL;
+}
+
+static struct context *context_of(const struct k_ctx *c)
+{
+    pthread_mutex_lock(&lock);
+    struct context *found = find_context(c);
     pthread_mutex_unlock(&lock);
     assert(found);
     return found;
@@ -155,9 +161,15 @@ static int staged_open(const struct k_open_params *p, struct k_ctx **ret, char *
                        size_t size)
 {
     int e = cpu->open(p, ret, message, size);
-    if (!e)
-        context_of(NULL)->cpu = *ret; /* tests open engines one by one */
-    return e;
+    if (e)
+        return e;
+    pthread_mutex_lock(&lock); /* the ranks of a group open at the same time */
+    struct context *x = find_context(NULL);
+    if (x)
+        x->cpu = *ret;
+    pthread_mutex_unlock(&lock);
+    assert(x);
+    return 0;
 }
 
 static void forget_step(struct announced *s)
@@ -177,7 +189,9 @@ static void staged_close(struct k_ctx *c)
     if (c) {
         struct context *x = context_of(c);
         forget_step(&x->step);
+        pthread_mutex_lock(&lock);
         x->cpu = NULL;
+        pthread_mutex_unlock(&lock);
     }
     cpu->close(c);
 }
