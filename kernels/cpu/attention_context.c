@@ -44,9 +44,9 @@ struct context {
     float *hidden;      /* the same: 0, or minus infinity where there is no token */
     float *value_scale; /* the same; 0 where there is no token */
     /* of a tile of R rows */
-    float *scores;                       /* [n_groups][R][16] */
-    int16_t *weights;                    /* [n_pairs][R][32] */
-    float *weight_scale;                 /* [n_pairs][R] */
+    float *scores;       /* [n_groups][R][16] */
+    int16_t *weights;    /* [n_pairs][R][32] */
+    float *weight_scale; /* [n_pairs][R] */
     int16_t q[ATTENTION_ROWS * Q_STRIDE];
     float q_scale[ATTENTION_ROWS];
     float inverse[ATTENTION_ROWS]; /* 1 / sum of the exponentials */
