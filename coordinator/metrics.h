@@ -113,7 +113,7 @@ extern const struct metrics_registry coordinator_registry;
 
 /* Why a request was refused before it was queued. */
 enum metrics_reject {
-    METRICS_REJECT_QUEUE_FULL, /* limits.max_queue, max_queue_tokens, max_wait */
+    METRICS_REJECT_QUEUE_FULL, /* limits.max_queue, max_queue_tokens, max_wait; FRONT_JOB_MAX */
     METRICS_REJECT_TOO_LONG,   /* it can run on no group that is or was there */
     METRICS_REJECT_INVALID,
     METRICS_REJECT_DRAINING,

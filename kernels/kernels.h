@@ -26,7 +26,8 @@
 enum k_weight { K_WEIGHT_F16, K_WEIGHT_I8, K_WEIGHT_I4 };
 
 /* FP32: everything equals the references; dequantized weights are fp16(q * scale), as published.
- * FP16: 16-bit faithful and fast; scales are applied to sums.
+ * FP16: 16-bit faithful and fast; scales are applied to sums. On CPUs the rows of a context go over
+ * its keys and values in 16-bit integers, with a scale per token and head; so they do with A8.
  * A8: products with activations quantized to INT8 per row and group. */
 enum k_mode { K_MODE_FP32, K_MODE_FP16, K_MODE_A8 };
 
