@@ -165,7 +165,8 @@ static const struct conf_option options[] = {
     {"group.spawn.threads_per_rank", CONF_UINT, AT(group.spawn.threads_per_rank), "0", 0, 1024,
      NULL,
      "CPU threads of a spawned rank. 0: worker.threads if that is set, else the CPUs allowed, "
-     "divided by the ranks of all replicas."},
+     "or as many as a control group's limit gives time for, divided by the ranks of all "
+     "replicas."},
     {"group.spawn.worker_path", CONF_STRING, AT(group.spawn.worker_path), "", 0, 1024, NULL,
      "Program to start. Empty: glmd-worker beside glmd-coordinator."},
     {"group.spawn.restart_min", CONF_DURATION, AT(group.spawn.restart_min), "200ms", 10 * MS, HOUR,
@@ -221,7 +222,8 @@ static const struct conf_option options[] = {
      "warpgroups, where a test at the start finds that they give the same bits. false: never, nor "
      "the test."},
     {"worker.threads", CONF_UINT, AT(worker.threads), "0", 0, 1024, NULL,
-     "CPU threads of a rank. 0: all CPUs allowed (for spawned ranks see group.spawn)."},
+     "CPU threads of a rank. 0: all CPUs allowed, or as many as the limit of a control group "
+     "(cpu.max, a container's --cpus) gives time for; for spawned ranks see group.spawn."},
     {"worker.pin", CONF_ENUM, AT(worker.pin), "auto", 0, 0, pin_choices,
      "Which CPUs a rank's threads stay on. auto: one each, where the rank has as many threads as "
      "CPUs it may use. on: the first of the CPUs it may use, one per core before a core's second; "

@@ -1,5 +1,6 @@
 /* cpus.h: sets of processors, in the kernel's words ("0-7,16-23"), and which of them ranks that
- * share a host should have, so that each one's memory is near to it. Any thread. */
+ * share a host should have, so that each one's memory is near to it; and how many of them a
+ * container's limit leaves. Any thread. */
 #ifndef GLMD_BASE_CPUS_H
 #define GLMD_BASE_CPUS_H
 
@@ -24,6 +25,19 @@ int cpus_print(const struct cpus *c, char *out, size_t size);
 
 /* Those that the calling thread may run on; none: the kernel does not say. */
 void cpus_allowed(struct cpus *ret);
+
+/* How many processors' worth of time the control groups of this process leave it, as a container's
+ * limit does (--cpus=4): whole ones, at least 1; UINT32_MAX: no limit. `root` is where the groups
+ * are, `membership` the kernel's file that names this process's. What is not understood limits
+ * nothing. */
+uint32_t cpus_quota(const char *root, const char *membership);
+#define CPUS_GROUPS     "/sys/fs/cgroup"
+#define CPUS_MEMBERSHIP "/proc/self/cgroup"
+
+/* How many threads of the calling one's kind can compute at once: the processors that it may run
+ * on, or the quota where that is less, since threads that spin beyond it are stopped all together.
+ * At least 1. */
+uint32_t cpus_usable(void);
 
 /* Keeps the calling thread, and those that it will create, on these. -EINVAL: none of them is
  * there, or the process may use none of them. */

@@ -109,9 +109,8 @@ int bench_parse_list(const char *text, uint32_t min, uint32_t max, uint32_t *ret
 
 /* ---- the machine ---- */
 
-/* Bytes per second that n_threads threads (0: allowed CPUs) read from memory, the best of a few
+/* Bytes per second that n_threads threads (0: cpus_usable) read from memory, the best of a few
  * rounds over memory that no cache holds. 0 = out of memory. */
 double bench_read_ceiling(uint32_t n_threads);
-uint32_t bench_allowed_cpus(void);
 
 #endif

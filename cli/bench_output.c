@@ -1,12 +1,12 @@
 /* bench_output.c: the frame, files, lists of numbers and the machine (bench.h). */
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/cpus.h"
 #include "base/util.h"
 #include "cli/bench.h"
 #include "cli/cli.h"
@@ -105,12 +105,6 @@ static void *read_words(void *context)
     return NULL;
 }
 
-uint32_t bench_allowed_cpus(void)
-{
-    cpu_set_t allowed;
-    return sched_getaffinity(0, sizeof allowed, &allowed) < 0 ? 1 : (uint32_t)CPU_COUNT(&allowed);
-}
-
 /* One round; seconds. */
 static double read_round(struct reader *readers, uint32_t n_threads)
 {
@@ -129,7 +123,9 @@ static double read_round(struct reader *readers, uint32_t n_threads)
 
 double bench_read_ceiling(uint32_t n_threads)
 {
-    n_threads = MIN(n_threads ? n_threads : bench_allowed_cpus(), (uint32_t)MAX_THREADS);
+    if (!n_threads)
+        n_threads = cpus_usable();
+    n_threads = MIN(n_threads, (uint32_t)MAX_THREADS);
     uint64_t *data = aligned_alloc(64, READ_BYTES);
     struct reader *readers = alloc_array(n_threads, sizeof *readers);
     double best = 0;

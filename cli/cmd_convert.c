@@ -1,7 +1,6 @@
 /* cmd_convert.c: `glmd convert`: published checkpoint -> model directory (model/convert.h), with
  * progress. Runs in the calling thread; SIGINT and SIGTERM stop it between two chunks. */
 #include <getopt.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/cpus.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "cli/cli.h"
@@ -100,11 +100,10 @@ static void on_warning(void *context, const char *text)
     log_warn("%s", text);
 }
 
-static unsigned default_threads(void)
+static uint32_t default_threads(void)
 {
-    cpu_set_t cpus;
-    int n = sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? CPU_COUNT(&cpus) : 1;
-    return (unsigned)MIN(MAX(n, 1), 8);
+    uint32_t n = cpus_usable();
+    return MIN(n, 8u);
 }
 
 /* -1: go on; otherwise the exit code. */

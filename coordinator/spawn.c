@@ -3,7 +3,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -79,9 +78,8 @@ static unsigned threads_per_rank(const struct options *o)
         return (unsigned)c->group.spawn.threads_per_rank;
     if (c->worker.threads)
         return (unsigned)c->worker.threads;
-    cpu_set_t set;
-    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    return MAX((unsigned)n / (config_group_ranks(c) * (unsigned)c->group.replicas), 1u);
+    unsigned n = cpus_usable() / (config_group_ranks(c) * (unsigned)c->group.replicas);
+    return MAX(n, 1u);
 }
 
 /* "worker.cpus=...": the NUMA nodes of the index-th rank of this host. False: it may run anywhere.

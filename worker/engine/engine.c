@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/cpus.h"
 #include "base/util.h"
 #include "kernels/sizes.h"
 #include "model/shard.h"
@@ -133,6 +134,8 @@ static int open_device(struct engine *g, const struct engine_config *c, const st
     int r = cuda ? 0 : bind_thread(c->cpus, e);
     if (r < 0)
         return r;
+    if (!p.n_threads && !cuda)
+        p.n_threads = cpus_usable(); /* of those that it is bound to */
     r = ops->open(&p, &m->ctx, message, sizeof message);
     if (r < 0)
         return err_set(e, r, "device %s: %s", c->device, message);

@@ -43,9 +43,9 @@ struct engine_config {
     const uint32_t *stage_layers;
     const char *device; /* "cpu", "cuda:N", "fake[:KEY=VALUE,...]" (fake.h) */
     enum k_mode mode;
-    uint32_t
-        n_threads;  /* 0 = allowed CPUs / ranks on this host is the caller's business: 0 = all */
-    enum k_pin pin; /* of the CPU threads */
+    uint32_t n_threads; /* on a CPU; 0 = cpus_usable(), all of them: ranks that share a host should
+                           be told their share */
+    enum k_pin pin;     /* of the CPU threads */
     /* NULL or empty = where the caller may run. Otherwise engine_open binds its thread, and with it
      * all those that compute and load, to these. Used on CPUs only. */
     const struct cpus *cpus;

@@ -4,12 +4,12 @@
 
 #include <assert.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/cpus.h"
 #include "base/util.h"
 #include "worker/engine/kept_result.h"
 
@@ -63,9 +63,8 @@ static uint32_t pp_size(const struct engine_config *c)
 static uint32_t threads_per_rank(const struct local_group *g)
 {
     uint32_t total = g->config.n_threads;
-    cpu_set_t allowed;
-    if (!total && sched_getaffinity(0, sizeof allowed, &allowed) == 0)
-        total = (uint32_t)CPU_COUNT(&allowed);
+    if (!total)
+        total = cpus_usable();
     return MAX(total / g->n_ranks, 1u);
 }
 

@@ -7,6 +7,8 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/cpus.h"
+#include "base/util.h"
 #include "worker/engine/comm/futex.h"
 
 /* About 20 us: two ranks of an idle host meet within it, and a sleep costs 10-50 us. */
@@ -17,7 +19,8 @@ uint32_t comm_barrier_spins(int size)
     cpu_set_t allowed; /* the process's: the calling thread may be bound to its rank's share */
     if (sched_getaffinity(getpid(), sizeof allowed, &allowed) < 0)
         return 0;
-    return CPU_COUNT(&allowed) >= size ? SPINS : 0;
+    uint32_t quota = cpus_quota(CPUS_GROUPS, CPUS_MEMBERSHIP);
+    return MIN((uint32_t)CPU_COUNT(&allowed), quota) >= (uint32_t)size ? SPINS : 0;
 }
 
 int comm_barrier_fail(struct comm_barrier *b, int code)
