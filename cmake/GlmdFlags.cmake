@@ -29,6 +29,13 @@ target_compile_options(glmd_flags INTERFACE
   -Wall -Wextra -Wshadow -Wvla -Wpointer-arith -Wno-missing-field-initializers
   $<$<COMPILE_LANGUAGE:C>:-Wstrict-prototypes -Wmissing-prototypes>
   -fno-strict-aliasing -ffp-contract=off)
+# GCC 12 (Debian 12's) fails with an internal error on arm64 where it makes a vector loop of fmax or
+# fmin; as calls they stay what they are.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$" AND CMAKE_C_COMPILER_ID STREQUAL "GNU"
+    AND CMAKE_C_COMPILER_VERSION VERSION_LESS 13)
+  target_compile_options(glmd_flags INTERFACE -fno-builtin-fmax -fno-builtin-fmin
+    -fno-builtin-fmaxf -fno-builtin-fminf)
+endif()
 if(GLMD_WERROR)
   target_compile_options(glmd_flags INTERFACE $<$<NOT:$<COMPILE_LANGUAGE:CUDA>>:-Werror>)
 endif()
@@ -41,8 +48,14 @@ if(GLMD_SANITIZE)
   endif()
   target_link_options(glmd_flags INTERFACE -fsanitize=${GLMD_SANITIZE})
 else()
+  # Where calls and jumps may land: each architecture has its own name for it.
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64|i.86)$")
+    set(glmd_landing -fcf-protection)
+  elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+    set(glmd_landing -mbranch-protection=standard)
+  endif()
   target_compile_options(glmd_flags INTERFACE
-    -fstack-protector-strong -fstack-clash-protection -fcf-protection
+    -fstack-protector-strong -fstack-clash-protection ${glmd_landing}
     $<$<NOT:$<CONFIG:Debug>>:-U_FORTIFY_SOURCE> $<$<NOT:$<CONFIG:Debug>>:-D_FORTIFY_SOURCE=2>)
   target_link_options(glmd_flags INTERFACE -Wl,-z,relro -Wl,-z,now -Wl,-z,noexecstack)
 endif()
