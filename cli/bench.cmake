@@ -7,8 +7,8 @@ set(bench_sources bench_engine.c bench_loading.c bench_model.c bench_output.c be
 set(bench_libs glmd_client glmd_cli_local glmd_engine glmd_model glmd_kernels glmd_plan glmd_base
   PkgConfig::XXHASH m)
 if(NOT GLMD_ENGINE_ONLY)
-  list(APPEND bench_sources bench_cluster.c bench_daemon.c bench_dataset.c bench_load.c bench_rpc.c
-       bench_rpc_report.c bench_serve.c)
+  list(APPEND bench_sources bench_cluster.c bench_daemon.c bench_daemon_report.c bench_dataset.c bench_load.c
+       bench_rpc.c bench_rpc_report.c bench_serve.c)
   list(APPEND bench_libs glmd_proto PkgConfig::UV)
 endif()
 glmd_library(glmd_bench

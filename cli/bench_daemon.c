@@ -26,6 +26,7 @@
 #include "base/util.h"
 #include "cli/bench.h"
 #include "cli/bench_cluster.h"
+#include "cli/bench_daemon.h"
 #include "cli/bench_dataset.h"
 #include "cli/bench_load.h"
 #include "cli/cli.h"
@@ -53,25 +54,12 @@ static const char usage[] =
     "  --coordinator-program PATH  default: glmd-coordinator beside this program\n"
     "  --json FILE           results as JSON (- = standard output)\n";
 
-enum { OUTPUT_TOKENS = 1500, TICK_MS = 20, MAX_ROUNDS = 100, WARM_TOKENS = 4 };
-
-/* Targets of this project. */
-static const double target_share = 0.95, target_many = 3, target_many_a8 = 4;
-
-struct speed { /* of one measurement */
-    double tokens_per_s;
-    double context;     /* tokens in the cache, in the middle of it */
-    double run, queued; /* shares of the time; those of the engine's thread */
-};
+enum { OUTPUT_TOKENS = 1500, TICK_MS = 20, WARM_TOKENS = 4 };
 
 /* The engine's thread at one time. */
 struct look {
     int64_t at_ns;
     struct thread_times times;
-};
-
-struct measured_round {
-    struct speed daemon_many, engine_many, daemon_one, engine_one;
 };
 
 struct daemon_bench {
@@ -89,7 +77,7 @@ struct daemon_bench {
     struct plan_copy *copies; /* [batch * per_sequence] */
     uint32_t *blocks;         /* [batch, per_sequence] */
     int32_t *prompt, *positions;
-    struct measured_round measured[MAX_ROUNDS];
+    struct daemon_round measured[DAEMON_MAX_ROUNDS];
     /* state */
     struct client_target target;
     uint32_t per_sequence;
@@ -126,7 +114,7 @@ static int parse_args(void *state, int argc, char **argv)
         CLI_CHOICE("activations", &b->engine.mode, local_engine_modes),
         CLI_U32("input-len", &b->input_len, 1, 256),
         CLI_DOUBLE("seconds", &b->seconds, 0.1, 600),
-        CLI_U32("rounds", &b->rounds, 1, MAX_ROUNDS),
+        CLI_U32("rounds", &b->rounds, 1, DAEMON_MAX_ROUNDS),
         CLI_TEXT("coordinator-program", &b->program),
         CLI_TEXT("json", &b->json),
     };
@@ -173,7 +161,7 @@ static int look_at(pid_t pid, struct look *ret)
     return process_thread_times(pid, ENGINE_THREAD_NAME, &ret->times);
 }
 
-static void set_shares(struct speed *s, const struct look *from, const struct look *to)
+static void set_shares(struct daemon_speed *s, const struct look *from, const struct look *to)
 {
     double ns = (double)(to->at_ns - from->at_ns);
     s->run = (double)(to->times.run - from->times.run) / ns;
@@ -213,7 +201,7 @@ static int on_tick(void *context, const struct load_result *load)
     return r < 0 ? r : -ECANCELED; /* enough */
 }
 
-static int run_daemon(struct daemon_bench *b, uint32_t n, struct speed *ret, struct err *e)
+static int run_daemon(struct daemon_bench *b, uint32_t n, struct daemon_speed *ret, struct err *e)
 {
     struct load_result load = {0};
     b->n_streams = n;
@@ -330,7 +318,7 @@ static uint32_t plan_copies(struct daemon_bench *b, uint32_t n, uint32_t context
     return n_copies;
 }
 
-static int run_engine(struct daemon_bench *b, uint32_t n, double at, struct speed *ret,
+static int run_engine(struct daemon_bench *b, uint32_t n, double at, struct daemon_speed *ret,
                       struct err *e)
 {
     uint32_t last = b->per_sequence * PLAN_KV_BLOCK_TOKENS - 1, n_steps = 0;
@@ -352,8 +340,8 @@ static int run_engine(struct daemon_bench *b, uint32_t n, double at, struct spee
         r = look_at(getpid(), &to);
     if (r < 0)
         return e->code ? r : err_set(e, r, "cannot look at the engine's thread: %s", err_name(r));
-    *ret = (struct speed){.tokens_per_s = (double)n * n_steps * 1e9 / (double)(now - begin),
-                          .context = context};
+    *ret = (struct daemon_speed){.tokens_per_s = (double)n * n_steps * 1e9 / (double)(now - begin),
+                                 .context = context};
     set_shares(ret, &from, &to);
     return 0;
 }
@@ -367,7 +355,7 @@ static int measure(struct daemon_bench *b, FILE *out, struct err *e)
             "share", "daemon, one", "engine, one", "share", "n : 1");
     fflush(out);
     for (uint32_t i = 0; i != b->rounds && r == 0; i++) {
-        struct measured_round *m = &b->measured[i];
+        struct daemon_round *m = &b->measured[i];
         r = run_daemon(b, b->batch, &m->daemon_many, e);
         if (r == 0)
             r = run_engine(b, b->batch, m->daemon_many.context, &m->engine_many, e);
@@ -388,126 +376,6 @@ static int measure(struct daemon_bench *b, FILE *out, struct err *e)
     return r;
 }
 
-enum ratio {
-    SHARE_MANY,
-    SHARE_ONE,
-    MANY_TO_ONE,
-    ENGINE_MANY_TO_ONE,
-    STEP_MS,
-};
-
-static double ratio_of(const struct daemon_bench *b, const struct measured_round *m, enum ratio k)
-{
-    switch (k) {
-    case SHARE_MANY:
-        return m->daemon_many.tokens_per_s / m->engine_many.tokens_per_s;
-    case SHARE_ONE:
-        return m->daemon_one.tokens_per_s / m->engine_one.tokens_per_s;
-    case MANY_TO_ONE:
-        return m->daemon_many.tokens_per_s / m->daemon_one.tokens_per_s;
-    case ENGINE_MANY_TO_ONE:
-        return m->engine_many.tokens_per_s / m->engine_one.tokens_per_s;
-    case STEP_MS:
-        return 1e3 * b->batch / m->engine_many.tokens_per_s;
-    }
-    return 0;
-}
-
-static struct bench_summary summary_of(const struct daemon_bench *b, enum ratio k)
-{
-    double values[MAX_ROUNDS];
-    struct bench_samples s = {.values = values, .n = b->rounds};
-    for (uint32_t i = 0; i != b->rounds; i++)
-        values[i] = ratio_of(b, &b->measured[i], k);
-    return bench_summarize(&s);
-}
-
-static double median(double *values, uint32_t n)
-{
-    struct bench_samples s = {.values = values, .n = n};
-    return bench_summarize(&s).median;
-}
-
-static void print_ratio(const struct daemon_bench *b, FILE *out, enum ratio k, const char *what,
-                        double target)
-{
-    struct bench_summary s = summary_of(b, k);
-    fprintf(out, "%-56s %7.3f  (%.3f .. %.3f)", what, s.median, s.min, s.max);
-    if (target > 0)
-        fprintf(out, "  target %g: %s", target, s.median >= target ? "met" : "missed");
-    fputc('\n', out);
-}
-
-/* What the engine's thread did, in the middle of the rounds. */
-static void print_thread(const struct daemon_bench *b, FILE *out)
-{
-    static const struct {
-        const char *name;
-        size_t offset;
-    } rows[] = {{"daemon, many", offsetof(struct measured_round, daemon_many)},
-                {"engine, many", offsetof(struct measured_round, engine_many)},
-                {"daemon, one", offsetof(struct measured_round, daemon_one)},
-                {"engine, one", offsetof(struct measured_round, engine_one)}};
-    fprintf(out, "\n%-30s %10s %26s %10s\n", "the engine's thread, medians:", "ran",
-            "waited for a processor", "otherwise");
-    for (size_t k = 0; k != ARRAY_LEN(rows); k++) {
-        double run[MAX_ROUNDS], queued[MAX_ROUNDS], slept[MAX_ROUNDS];
-        for (uint32_t i = 0; i != b->rounds; i++) {
-            const struct speed *s =
-                (const struct speed *)((const char *)&b->measured[i] + rows[k].offset);
-            run[i] = s->run;
-            queued[i] = s->queued;
-            slept[i] = MAX(1 - s->run - s->queued, 0.0);
-        }
-        fprintf(out, "%-30s %10.3f %26.3f %10.3f\n", rows[k].name, median(run, b->rounds),
-                median(queued, b->rounds), median(slept, b->rounds));
-    }
-}
-
-static void print_report(const struct daemon_bench *b, FILE *out)
-{
-    char what[80];
-    bool a8 = b->engine.mode == K_MODE_A8;
-    fprintf(out, "\n%s, %s, %u thread%s, medians of %u rounds (least .. most):\n", b->synthetic,
-            b->activations, b->engine.n_threads, b->engine.n_threads == 1 ? "" : "s", b->rounds);
-    snprintf(what, sizeof what, "daemon / engine, %u streams", b->batch);
-    print_ratio(b, out, SHARE_MANY, what, target_share);
-    print_ratio(b, out, SHARE_ONE, "daemon / engine, one stream", 0);
-    snprintf(what, sizeof what, "%u streams / one, through the daemon", b->batch);
-    print_ratio(b, out, MANY_TO_ONE, what, a8 ? target_many_a8 : target_many);
-    snprintf(what, sizeof what, "%u sequences / one, engine", b->batch);
-    print_ratio(b, out, ENGINE_MANY_TO_ONE, what, 0);
-    snprintf(what, sizeof what, "milliseconds of the engine's step with %u", b->batch);
-    print_ratio(b, out, STEP_MS, what, 0);
-    print_thread(b, out);
-}
-
-static json_t *speed_json(const struct speed *s)
-{
-    return json_pack("{s:f, s:f, s:f, s:f}", "tokens_per_s", s->tokens_per_s, "context", s->context,
-                     "run", s->run, "queued", s->queued);
-}
-
-static json_t *to_json(const struct daemon_bench *b)
-{
-    json_t *rounds = json_array();
-    for (uint32_t i = 0; i != b->rounds; i++) {
-        const struct measured_round *m = &b->measured[i];
-        json_array_append_new(rounds, json_pack("{s:o, s:o, s:o, s:o}", "daemon_many",
-                                                speed_json(&m->daemon_many), "engine_many",
-                                                speed_json(&m->engine_many), "daemon_one",
-                                                speed_json(&m->daemon_one), "engine_one",
-                                                speed_json(&m->engine_one)));
-    }
-    return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:f, s:f, s:f, s:f, s:o}", "bench", "daemon",
-                     "version", GLMD_VERSION, "model", b->synthetic, "activations", b->activations,
-                     "threads", (json_int_t)b->engine.n_threads, "batch", (json_int_t)b->batch,
-                     "daemon_share", summary_of(b, SHARE_MANY).median, "daemon_share_one",
-                     summary_of(b, SHARE_ONE).median, "many_to_one",
-                     summary_of(b, MANY_TO_ONE).median, "engine_many_to_one",
-                     summary_of(b, ENGINE_MANY_TO_ONE).median, "rounds", rounds);
-}
-
 static int run(void *state, struct err *e)
 {
     struct daemon_bench *b = state;
@@ -519,8 +387,15 @@ static int run(void *state, struct err *e)
         r = measure(b, out, e);
     if (r < 0)
         return r;
-    print_report(b, out);
-    return b->json ? bench_write_json(b->json, to_json(b), e) : 0;
+    const struct daemon_result result = {.synthetic = b->synthetic,
+                                         .activations = b->activations,
+                                         .a8 = b->engine.mode == K_MODE_A8,
+                                         .n_threads = b->engine.n_threads,
+                                         .batch = b->batch,
+                                         .rounds = b->measured,
+                                         .n_rounds = b->rounds};
+    daemon_report_print(&result, out);
+    return b->json ? bench_write_json(b->json, daemon_report_json(&result), e) : 0;
 }
 
 static void tear_down(void *state)
