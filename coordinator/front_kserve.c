@@ -6,7 +6,7 @@
  *                     more are read); a failure is an answer with error_message, and the stream
  *                     goes on
  *
- * A request is read by a job (front_job.h), which outlives its RPC when that ends first.
+ * Calls about the server and its model: front_kserve_info.c.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -14,25 +14,23 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "base/log.h"
 #include "base/util.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/front_grpc.h"
 #include "coordinator/front_internal.h"
-#include "coordinator/front_job.h"
+#include "coordinator/front_kserve.h"
+#include "coordinator/front_message.h"
 #include "coordinator/kserve.h"
 
 enum { MAX_REQUESTS = 64 };
 
-enum method { LIVE, READY, MODEL_READY, SERVER_METADATA, MODEL_METADATA, INFER, STREAM_INFER };
-
 /* One RPC; lives until gRPC says that it is over. */
 struct kserve_rpc {
     struct coordinator *coordinator;
-    enum method method;
+    enum kserve_method method;
     struct rpc_call *rpc;
-    struct kserve_job *job;    /* that reads a message; NULL: none is read */
-    struct kserve_call *calls; /* that have not ended */
+    struct front_message *message; /* that is read; NULL: none is */
+    struct kserve_call *calls;     /* that have not ended */
     unsigned n_calls;
     bool answered, half_closed, allowed; /* allowed: its key was looked at */
 };
@@ -45,16 +43,10 @@ struct kserve_call {
     struct kserve_answer answer;
 };
 
-/* What becomes of a message. */
-struct kserve_job {
-    struct front_job job;  /* first */
-    struct kserve_rpc *of; /* NULL: it is over */
-    enum method method;
-    int64_t arrived_ns;
-    /* written by `run` */
-    struct wire_kserve_infer_request *message; /* owned; NULL: it is none */
-    int code;                                  /* why it is of no use; 0 = it is */
-    struct err why;
+/* One message; written where it is read. */
+struct kserve_message {
+    struct front_message message;        /* first */
+    struct wire_kserve_infer_request *w; /* owned; NULL: it is none */
     uint64_t timeout_us;
     struct kserve_answer answer;
     struct front_prepared prepared;
@@ -78,7 +70,7 @@ static void finish_ok(struct kserve_rpc *k)
 static void pace(struct kserve_rpc *k)
 {
     size_t most = (size_t)k->coordinator->config->coordinator.limits.max_stream_bytes;
-    if (k->job || k->n_calls >= MAX_REQUESTS || rpc_queued_bytes(k->rpc) > most)
+    if (k->message || k->n_calls >= MAX_REQUESTS || rpc_queued_bytes(k->rpc) > most)
         rpc_pause(k->rpc);
     else
         rpc_resume(k->rpc);
@@ -89,7 +81,7 @@ static void go_on(struct kserve_rpc *k)
 {
     if (k->answered) /* also when the RPC is over: nothing more may be asked of it */
         return;
-    if (k->half_closed && k->n_calls == 0 && !k->job)
+    if (k->half_closed && k->n_calls == 0 && !k->message)
         finish_ok(k);
     else
         pace(k);
@@ -120,7 +112,7 @@ static void call_over(struct kserve_call *c)
     struct kserve_rpc *k = c->of;
     call_unlink(c);
     call_free(c);
-    if (k->method == INFER)
+    if (k->method == KSERVE_INFER)
         finish_ok(k);
     else
         go_on(k);
@@ -131,7 +123,7 @@ static void tell_error(struct kserve_rpc *k, const char *id, const struct front_
 {
     char message[sizeof end->message + 32];
     struct buf out = {0};
-    if (k->method == INFER) {
+    if (k->method == KSERVE_INFER) {
         finish(k, end);
         return;
     }
@@ -147,8 +139,8 @@ static int on_news(void *user, const struct stream_message *m)
     struct buf out = {0};
     int r = kserve_take(&c->answer, m->generate);
     if (r == 1) {
-        r = kserve_pack(&c->answer, c->of->coordinator->model_name, c->of->method == STREAM_INFER,
-                        &out);
+        r = kserve_pack(&c->answer, c->of->coordinator->model_name,
+                        c->of->method == KSERVE_STREAM_INFER, &out);
         if (r == 0)
             rpc_send(c->of->rpc, out.data, out.size);
         buf_deinit(&out);
@@ -179,45 +171,43 @@ static const char *piece_of(const void *tokenizer, int32_t id)
     return tokenizer_piece(tokenizer, id);
 }
 
-static int read_request(struct kserve_job *j)
+static int read_request(struct kserve_message *m)
 {
+    struct err *why = &m->message.why;
+    const struct coordinator *c = m->message.job.coordinator;
     struct kserve_request q;
-    int r = kserve_read(j->message, &q, &j->why);
-    if (r == 0 && q.stream && j->method == INFER)
-        r = err_set(&j->why, -EINVAL, "stream: ModelInfer has one answer; use ModelStreamInfer");
-    if (r == 0 && kserve_answer_init(&j->answer, &q, j->message->id, piece_of,
-                                     j->job.coordinator->tokenizer) < 0)
-        r = err_set(&j->why, -ENOMEM, "out of memory");
+    int r = kserve_read(m->w, &q, why);
+    if (r == 0 && q.stream && m->message.method == KSERVE_INFER)
+        r = err_set(why, -EINVAL, "stream: ModelInfer has one answer; use ModelStreamInfer");
+    if (r == 0 && kserve_answer_init(&m->answer, &q, m->w->id, piece_of, c->tokenizer) < 0)
+        r = err_set(why, -ENOMEM, "out of memory");
     if (r == 0) {
-        j->timeout_us = q.timeout_us;
-        front_prepare_generate(j->job.coordinator, &q.generate, &j->prepared);
+        m->timeout_us = q.timeout_us;
+        front_prepare_generate(c, &q.generate, &m->prepared);
     }
     kserve_request_deinit(&q);
     return r;
 }
 
-static void run(struct front_job *job)
+static int read_message(struct front_message *message, const uint8_t *data, size_t size)
 {
-    struct kserve_job *j = (struct kserve_job *)job;
-    j->code = wire_unpack_kserve_infer_request((const uint8_t *)job->input.data, job->input.size,
-                                               &j->message, &j->why);
-    if (j->code == 0)
-        j->code = read_request(j);
+    struct kserve_message *m = (struct kserve_message *)message;
+    int r = wire_unpack_kserve_infer_request(data, size, &m->w, &message->why);
+    return r < 0 ? r : read_request(m);
 }
 
 /* ---- messages: the loop ---- */
 
-static void job_free(struct kserve_job *j)
+static void deinit_message(struct front_message *message)
 {
-    wire_free_kserve_infer_request(j->message);
-    kserve_answer_deinit(&j->answer);
-    front_prepared_deinit(&j->prepared);
-    buf_deinit(&j->job.input);
-    free(j);
+    struct kserve_message *m = (struct kserve_message *)message;
+    wire_free_kserve_infer_request(m->w);
+    kserve_answer_deinit(&m->answer);
+    front_prepared_deinit(&m->prepared);
 }
 
 /* False: refused. */
-static bool call_open(struct kserve_rpc *k, struct kserve_job *j, struct front_end *ret_refused)
+static bool call_open(struct kserve_rpc *k, struct kserve_message *m, struct front_end *ret_refused)
 {
     struct front_origin origin = front_grpc_origin(k->rpc);
     struct kserve_call *c = calloc(1, sizeof *c);
@@ -225,15 +215,15 @@ static bool call_open(struct kserve_rpc *k, struct kserve_job *j, struct front_e
         front_refuse(k->coordinator, -ENOMEM, "out of memory", ret_refused);
         return false;
     }
-    origin.arrived_ns = j->arrived_ns;
-    if (j->timeout_us) {
-        int64_t deadline = j->arrived_ns + (int64_t)j->timeout_us * NSEC_PER_USEC;
+    origin.arrived_ns = m->message.arrived_ns;
+    if (m->timeout_us) {
+        int64_t deadline = origin.arrived_ns + (int64_t)m->timeout_us * NSEC_PER_USEC;
         origin.deadline_ns = origin.deadline_ns ? MIN(origin.deadline_ns, deadline) : deadline;
     }
     c->of = k;
-    c->answer = j->answer;
-    j->answer = (struct kserve_answer){0};
-    c->front = front_open(k->coordinator, &origin, &j->prepared, &ops, c, ret_refused);
+    c->answer = m->answer;
+    m->answer = (struct kserve_answer){0};
+    c->front = front_open(k->coordinator, &origin, &m->prepared, &ops, c, ret_refused);
     if (!c->front) {
         call_free(c);
         return false;
@@ -246,32 +236,31 @@ static bool call_open(struct kserve_rpc *k, struct kserve_job *j, struct front_e
     return true;
 }
 
-static void take(struct kserve_rpc *k, struct kserve_job *j)
+static void take_message(void *rpc, struct front_message *message)
 {
+    struct kserve_rpc *k = rpc;
+    struct kserve_message *m = (struct kserve_message *)message;
+    int code = message->code;
     struct front_end refused;
-    if (j->code == -ECANCELED)
-        front_refuse(k->coordinator, j->code, front_job_refusal(j->code), &refused);
-    else if (j->code < 0)
-        front_refuse(k->coordinator, j->code, j->why.message, &refused);
-    if (j->code == 0 && call_open(k, j, &refused))
+    if (code == -ECANCELED)
+        front_refuse(k->coordinator, code, front_job_refusal(code), &refused);
+    else if (code < 0)
+        front_refuse(k->coordinator, code, message->why.message, &refused);
+    if (code == 0 && call_open(k, m, &refused))
         coordinator_pump(k->coordinator);
-    else if (j->message || j->code == -ECANCELED)
-        tell_error(k, j->message ? j->message->id : "", &refused);
+    else if (m->w || code == -ECANCELED)
+        tell_error(k, m->w ? m->w->id : "", &refused);
     else
         finish(k, &refused); /* what is no message at all ends the RPC */
+    go_on(k);
 }
 
-static void on_read(struct front_job *job)
-{
-    struct kserve_job *j = (struct kserve_job *)job;
-    struct kserve_rpc *k = j->of;
-    if (k) {
-        k->job = NULL;
-        take(k, j);
-        go_on(k);
-    }
-    job_free(j);
-}
+static const struct front_message_ops message_ops = {
+    .size = sizeof(struct kserve_message),
+    .read = read_message,
+    .take = take_message,
+    .deinit = deinit_message,
+};
 
 /* It was not read: for once its id is looked for here. */
 static void tell_unread(struct kserve_rpc *k, const uint8_t *data, size_t size, int code)
@@ -279,126 +268,25 @@ static void tell_unread(struct kserve_rpc *k, const uint8_t *data, size_t size, 
     struct wire_kserve_infer_request *w = NULL;
     struct front_end refused;
     front_refuse(k->coordinator, code, front_job_refusal(code), &refused);
-    if (k->method == STREAM_INFER)
+    if (k->method == KSERVE_STREAM_INFER)
         wire_unpack_kserve_infer_request(data, size, &w, NULL);
     tell_error(k, w ? w->id : "", &refused);
     wire_free_kserve_infer_request(w);
 }
 
-static void read_message(struct kserve_rpc *k, const uint8_t *data, size_t size)
+static void start_message(struct kserve_rpc *k, const uint8_t *data, size_t size)
 {
-    struct kserve_job *j = calloc(1, sizeof *j);
-    int r = j ? buf_append(&j->job.input, data, size) : -ENOMEM;
-    if (r == 0) {
-        j->job.run = run;
-        j->job.done = on_read;
-        j->of = k;
-        j->method = k->method;
-        j->arrived_ns = clock_now_ns();
-        j->code = -ECANCELED; /* unless it is run */
-        k->job = j;
-        r = front_job_start(k->coordinator, &j->job);
-    }
-    if (r < 0) {
-        k->job = NULL;
-        if (j)
-            job_free(j);
+    int r = front_message_read(k->coordinator, &message_ops, (int)k->method, k, &k->message, data,
+                               size);
+    if (r < 0)
         tell_unread(k, data, size, r);
-    }
     go_on(k);
-}
-
-/* ---- the server and its model ---- */
-
-static bool is_ready(const struct coordinator *c)
-{
-    return fleet_any_ready(c->fleet) && !c->draining;
-}
-
-static int check_model(const struct coordinator *c, const struct wire_kserve_model *w,
-                       struct err *e)
-{
-    if (*w->name && strcmp(w->name, c->model_name) != 0)
-        return err_set(e, -ENOENT, "name: unknown; this server has \"%s\"", c->model_name);
-    if (*w->version && strcmp(w->version, "1") != 0)
-        return err_set(e, -ENOENT, "version: expected none, or 1");
-    return 0;
-}
-
-static int pack_server(struct buf *out)
-{
-    static const char *const extensions[] = {"health", "model_metadata", "streaming"};
-    const struct wire_kserve_server_metadata m = {
-        .name = "glmd",
-        .version = GLMD_VERSION,
-        .extensions = extensions,
-        .n_extensions = ARRAY_LEN(extensions),
-    };
-    return wire_pack_kserve_server_metadata(&m, out);
-}
-
-static int pack_model(const struct coordinator *c, struct buf *out)
-{
-    static const char *const versions[] = {"1"};
-    const struct wire_kserve_model_metadata m = {
-        .name = c->model_name,
-        .versions = versions,
-        .n_versions = 1,
-        .platform = "glmd",
-        .inputs = kserve_inputs,
-        .n_inputs = kserve_n_inputs,
-        .outputs = kserve_outputs,
-        .n_outputs = KSERVE_N_OUTPUTS,
-    };
-    return wire_pack_kserve_model_metadata(&m, out);
-}
-
-static int answer_model(struct kserve_rpc *k, const uint8_t *data, size_t size, struct buf *out,
-                        struct err *e)
-{
-    const struct coordinator *c = k->coordinator;
-    struct wire_kserve_model *w;
-    bool metadata = k->method == MODEL_METADATA;
-    int r = metadata ? wire_unpack_kserve_model_metadata_request(data, size, &w, e)
-                     : wire_unpack_kserve_model_ready_request(data, size, &w, e);
-    if (r < 0)
-        return r;
-    r = check_model(c, w, e);
-    if (r == 0)
-        r = metadata ? pack_model(c, out)
-                     : wire_pack_kserve_model_ready_response(
-                           &(struct wire_kserve_ready){.ready = is_ready(c)}, out);
-    if (metadata)
-        wire_free_kserve_model_metadata_request(w);
-    else
-        wire_free_kserve_model_ready_request(w);
-    return r;
-}
-
-static int answer_server(struct kserve_rpc *k, const uint8_t *data, size_t size, struct buf *out,
-                         struct err *e)
-{
-    struct wire_kserve_empty *w; /* the three requests are all empty */
-    int r = wire_unpack_kserve_live_request(data, size, &w, e);
-    if (r < 0)
-        return r;
-    wire_free_kserve_live_request(w);
-    switch (k->method) {
-    case LIVE:
-        return wire_pack_kserve_live_response(&(struct wire_kserve_live){.live = true}, out);
-    case READY:
-        return wire_pack_kserve_ready_response(
-            &(struct wire_kserve_ready){.ready = is_ready(k->coordinator)}, out);
-    default:
-        return pack_server(out);
-    }
 }
 
 static int answer_at_once(struct kserve_rpc *k, const uint8_t *data, size_t size, struct err *e)
 {
-    bool of_model = k->method == MODEL_READY || k->method == MODEL_METADATA;
     struct buf out = {0};
-    int r = of_model ? answer_model(k, data, size, &out, e) : answer_server(k, data, size, &out, e);
+    int r = kserve_info_answer(k->coordinator, k->method, data, size, &out, e);
     if (r == 0) {
         rpc_send(k->rpc, out.data, out.size);
         finish_ok(k);
@@ -414,8 +302,7 @@ static int answer_at_once(struct kserve_rpc *k, const uint8_t *data, size_t size
 static bool is_allowed(struct kserve_rpc *k)
 {
     struct front_end refused;
-    bool is_public = k->method == LIVE || k->method == READY || k->method == MODEL_READY;
-    if (is_public || k->allowed ||
+    if (kserve_info_is_public(k->method) || k->allowed ||
         front_allowed(k->coordinator, rpc_metadata(k->rpc, "authorization"), AUTH_USER, &refused))
         return k->allowed = true;
     finish(k, &refused);
@@ -426,10 +313,11 @@ static void on_message(struct rpc_call *rpc, const uint8_t *data, size_t size)
 {
     struct kserve_rpc *k = rpc_user(rpc);
     struct err e = ERR_INIT;
-    if (k->answered || ((k->n_calls || k->job) && k->method != STREAM_INFER) || !is_allowed(k))
+    if (k->answered || ((k->n_calls || k->message) && k->method != KSERVE_STREAM_INFER) ||
+        !is_allowed(k))
         return;
-    if (k->method == INFER || k->method == STREAM_INFER) {
-        read_message(k, data, size);
+    if (k->method == KSERVE_INFER || k->method == KSERVE_STREAM_INFER) {
+        start_message(k, data, size);
         return;
     }
     int r = answer_at_once(k, data, size, &e);
@@ -444,9 +332,9 @@ static void on_half_close(struct rpc_call *rpc)
 {
     struct kserve_rpc *k = rpc_user(rpc);
     k->half_closed = true;
-    if (k->n_calls || k->job)
+    if (k->n_calls || k->message)
         return;
-    if (k->method == STREAM_INFER)
+    if (k->method == KSERVE_STREAM_INFER)
         finish_ok(k);
     else
         finish(k, &(struct front_end){.status = RPC_INVALID_ARGUMENT,
@@ -480,8 +368,7 @@ static void on_done(struct rpc_call *rpc, enum rpc_status status, const char *me
     (void)status;
     (void)message;
     k->answered = true;
-    if (k->job)
-        k->job->of = NULL;
+    front_message_leave(&k->message);
     while (k->calls) {
         struct kserve_call *c = k->calls;
         /* clang 14's analyzer does not see that call_unlink moves k->calls on. */
@@ -495,7 +382,7 @@ static void on_done(struct rpc_call *rpc, enum rpc_status status, const char *me
 
 /* ---- methods ---- */
 
-static void start_call(struct rpc_call *rpc, struct coordinator *c, enum method method)
+static void start_call(struct rpc_call *rpc, struct coordinator *c, enum kserve_method method)
 {
     static const struct rpc_callbacks callbacks = {
         .on_message = on_message,
@@ -514,31 +401,31 @@ static void start_call(struct rpc_call *rpc, struct coordinator *c, enum method 
 
 static void call_live(struct rpc_call *rpc, void *c)
 {
-    start_call(rpc, c, LIVE);
+    start_call(rpc, c, KSERVE_LIVE);
 }
 static void call_ready(struct rpc_call *rpc, void *c)
 {
-    start_call(rpc, c, READY);
+    start_call(rpc, c, KSERVE_READY);
 }
 static void call_model_ready(struct rpc_call *rpc, void *c)
 {
-    start_call(rpc, c, MODEL_READY);
+    start_call(rpc, c, KSERVE_MODEL_READY);
 }
 static void call_server_metadata(struct rpc_call *rpc, void *c)
 {
-    start_call(rpc, c, SERVER_METADATA);
+    start_call(rpc, c, KSERVE_SERVER_METADATA);
 }
 static void call_model_metadata(struct rpc_call *rpc, void *c)
 {
-    start_call(rpc, c, MODEL_METADATA);
+    start_call(rpc, c, KSERVE_MODEL_METADATA);
 }
 static void call_infer(struct rpc_call *rpc, void *c)
 {
-    start_call(rpc, c, INFER);
+    start_call(rpc, c, KSERVE_INFER);
 }
 static void call_stream_infer(struct rpc_call *rpc, void *c)
 {
-    start_call(rpc, c, STREAM_INFER);
+    start_call(rpc, c, KSERVE_STREAM_INFER);
 }
 
 size_t front_kserve_methods(struct coordinator *c, struct rpc_method *ret)

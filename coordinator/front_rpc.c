@@ -1,19 +1,18 @@
 /* front_rpc.c: the client API over gRPC: calls in, messages of inference.proto out. What a call
  * does between the two is front.c's business.
  *
- *   on_message -> key -> job (front_job.h): unpack, tokenize, admit -> answer
- *                                                                   -> front_open -> on_news ...
+ *   on_message -> key -> front_message.h: unpack, tokenize, admit -> answer
+ *                                                                 -> front_open -> on_news ...
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "base/util.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/front_grpc.h"
 #include "coordinator/front_internal.h"
-#include "coordinator/front_job.h"
+#include "coordinator/front_message.h"
 
 const char *const front_services[] = {"glmd.v1.Inference", "glmd.v1.Cluster", "glmd.v1.Worker",
                                       "inference.GRPCInferenceService"};
@@ -26,21 +25,15 @@ struct rpc_front {
     struct coordinator *coordinator;
     enum method method;
     struct rpc_call *rpc;
-    struct rpc_job *job;     /* that reads its message; NULL: none does */
-    struct front_call *call; /* a generation that has not ended */
-    bool told;               /* a message of its output was sent */
-    bool answered;           /* rpc_finish was called */
+    struct front_message *message; /* that is read; NULL: none is */
+    struct front_call *call;       /* a generation that has not ended */
+    bool told;                     /* a message of its output was sent */
+    bool answered;                 /* rpc_finish was called */
 };
 
-/* What becomes of its message: of every method but ListModels. */
-struct rpc_job {
-    struct front_job job;    /* first */
-    struct rpc_front *front; /* NULL: the RPC is over */
-    enum method method;
-    int64_t arrived_ns;
-    /* written by `run` */
-    int code; /* why the message is of no use; 0 = it is */
-    struct err why;
+/* Its message: of every method but ListModels. Written where it is read. */
+struct rpc_message {
+    struct front_message message;   /* first */
     struct front_prepared prepared; /* of a generation */
     struct buf answer;              /* of the others: packed */
 };
@@ -115,12 +108,12 @@ static size_t unsent(void *user)
 
 static const struct front_ops ops = {.message = on_news, .end = on_end, .unsent = unsent};
 
-static void open_generation(struct rpc_front *f, struct rpc_job *j)
+static void open_generation(struct rpc_front *f, struct rpc_message *m)
 {
     struct front_origin origin = front_grpc_origin(f->rpc);
     struct front_end refused;
-    origin.arrived_ns = j->arrived_ns;
-    f->call = front_open(f->coordinator, &origin, &j->prepared, &ops, f, &refused);
+    origin.arrived_ns = m->message.arrived_ns;
+    f->call = front_open(f->coordinator, &origin, &m->prepared, &ops, f, &refused);
     if (f->call)
         coordinator_pump(f->coordinator);
     else
@@ -129,35 +122,35 @@ static void open_generation(struct rpc_front *f, struct rpc_job *j)
 
 /* ---- messages: any thread ---- */
 
-static int read_generate(struct rpc_job *j, const uint8_t *data, size_t size)
+static int read_generate(struct rpc_message *m, const uint8_t *data, size_t size)
 {
     struct wire_generate_request *w;
-    int r = wire_unpack_generate_request(data, size, &w, &j->why);
+    int r = wire_unpack_generate_request(data, size, &w, &m->message.why);
     if (r < 0)
         return r;
-    front_prepare_generate(j->job.coordinator, w, &j->prepared);
+    front_prepare_generate(m->message.job.coordinator, w, &m->prepared);
     wire_free_generate_request(w);
     return 0;
 }
 
-static int read_fill(struct rpc_job *j, const uint8_t *data, size_t size)
+static int read_fill(struct rpc_message *m, const uint8_t *data, size_t size)
 {
     struct wire_fill_request *w;
-    int r = wire_unpack_fill_request(data, size, &w, &j->why);
+    int r = wire_unpack_fill_request(data, size, &w, &m->message.why);
     if (r < 0)
         return r;
-    front_prepare_fill(j->job.coordinator, w, &j->prepared);
+    front_prepare_fill(m->message.job.coordinator, w, &m->prepared);
     wire_free_fill_request(w);
     return 0;
 }
 
-static int read_score(struct rpc_job *j, const uint8_t *data, size_t size)
+static int read_score(struct rpc_message *m, const uint8_t *data, size_t size)
 {
     struct wire_score_request *w;
-    int r = wire_unpack_score_request(data, size, &w, &j->why);
+    int r = wire_unpack_score_request(data, size, &w, &m->message.why);
     if (r < 0)
         return r;
-    front_prepare_score(j->job.coordinator, w, &j->prepared);
+    front_prepare_score(m->message.job.coordinator, w, &m->prepared);
     wire_free_score_request(w);
     return 0;
 }
@@ -180,50 +173,50 @@ static int pack_tokens(const struct coordinator *c, const struct token_list *ids
     return r;
 }
 
-static int read_tokenize(struct rpc_job *j, const uint8_t *data, size_t size)
+static int read_tokenize(struct rpc_message *m, const uint8_t *data, size_t size)
 {
-    const struct coordinator *c = j->job.coordinator;
+    const struct coordinator *c = m->message.job.coordinator;
     struct wire_tokenize_request *w;
-    int r = wire_unpack_tokenize_request(data, size, &w, &j->why);
+    int r = wire_unpack_tokenize_request(data, size, &w, &m->message.why);
     if (r < 0)
         return r;
     struct token_list ids = {0};
-    r = admit_tokenize(&c->admit, w, &ids, &j->why);
+    r = admit_tokenize(&c->admit, w, &ids, &m->message.why);
     if (r == 0)
-        r = pack_tokens(c, &ids, &j->answer);
+        r = pack_tokens(c, &ids, &m->answer);
     token_list_deinit(&ids);
     wire_free_tokenize_request(w);
     return r;
 }
 
-static int read_detokenize(struct rpc_job *j, const uint8_t *data, size_t size)
+static int read_detokenize(struct rpc_message *m, const uint8_t *data, size_t size)
 {
-    const struct coordinator *c = j->job.coordinator;
+    const struct coordinator *c = m->message.job.coordinator;
     struct wire_detokenize_request *w;
-    int r = wire_unpack_detokenize_request(data, size, &w, &j->why);
+    int r = wire_unpack_detokenize_request(data, size, &w, &m->message.why);
     if (r < 0)
         return r;
     struct buf text = {0};
-    r = admit_detokenize(&c->admit, w, &text, &j->why);
+    r = admit_detokenize(&c->admit, w, &text, &m->message.why);
     if (r == 0)
         r = wire_pack_detokenize_response(&(struct wire_detokenize_response){.text = text.data},
-                                          &j->answer);
+                                          &m->answer);
     buf_deinit(&text);
     wire_free_detokenize_request(w);
     return r;
 }
 
-static void run(struct front_job *job)
+static int read_message(struct front_message *message, const uint8_t *data, size_t size)
 {
-    static int (*const readers[])(struct rpc_job * j, const uint8_t *data, size_t size) = {
+    static int (*const readers[])(struct rpc_message * m, const uint8_t *data, size_t size) = {
         [GENERATE] = read_generate,     [FILL] = read_fill,
         [SCORE] = read_score,           [TOKENIZE] = read_tokenize,
         [DETOKENIZE] = read_detokenize,
     };
-    struct rpc_job *j = (struct rpc_job *)job;
-    j->code = readers[j->method](j, (const uint8_t *)job->input.data, job->input.size);
-    if (j->code == -EBADMSG)
-        j->code = err_set(&j->why, -EINVAL, "the request is not a valid message of this method");
+    int r = readers[message->method]((struct rpc_message *)message, data, size);
+    if (r == -EBADMSG)
+        r = err_set(&message->why, -EINVAL, "the request is not a valid message of this method");
+    return r;
 }
 
 /* ---- messages: the loop ---- */
@@ -233,53 +226,33 @@ static bool is_generation(enum method m)
     return m == GENERATE || m == FILL || m == SCORE;
 }
 
-static void job_free(struct rpc_job *j)
+static void take_message(void *rpc, struct front_message *message)
 {
-    front_prepared_deinit(&j->prepared);
-    buf_deinit(&j->answer);
-    buf_deinit(&j->job.input);
-    free(j);
+    struct rpc_front *f = rpc;
+    struct rpc_message *m = (struct rpc_message *)message;
+    if (message->code == -ECANCELED)
+        refuse(f, message->code, front_job_refusal(message->code));
+    else if (message->code < 0)
+        refuse(f, message->code, message->why.message);
+    else if (is_generation(f->method))
+        open_generation(f, m);
+    else
+        answer(f, &m->answer);
 }
 
-static void on_read(struct front_job *job)
+static void deinit_message(struct front_message *message)
 {
-    struct rpc_job *j = (struct rpc_job *)job;
-    struct rpc_front *f = j->front;
-    if (f) {
-        f->job = NULL;
-        if (j->code == -ECANCELED)
-            refuse(f, j->code, front_job_refusal(j->code));
-        else if (j->code < 0)
-            refuse(f, j->code, j->why.message);
-        else if (is_generation(j->method))
-            open_generation(f, j);
-        else
-            answer(f, &j->answer);
-    }
-    job_free(j);
+    struct rpc_message *m = (struct rpc_message *)message;
+    front_prepared_deinit(&m->prepared);
+    buf_deinit(&m->answer);
 }
 
-static void read_message(struct rpc_front *f, const uint8_t *data, size_t size)
-{
-    struct rpc_job *j = calloc(1, sizeof *j);
-    int r = j ? buf_append(&j->job.input, data, size) : -ENOMEM;
-    if (r == 0) {
-        j->job.run = run;
-        j->job.done = on_read;
-        j->front = f;
-        j->method = f->method;
-        j->arrived_ns = clock_now_ns();
-        j->code = -ECANCELED; /* unless it is run */
-        f->job = j;
-        r = front_job_start(f->coordinator, &j->job);
-    }
-    if (r == 0)
-        return;
-    f->job = NULL;
-    if (j)
-        job_free(j);
-    refuse(f, r, front_job_refusal(r));
-}
+static const struct front_message_ops message_ops = {
+    .size = sizeof(struct rpc_message),
+    .read = read_message,
+    .take = take_message,
+    .deinit = deinit_message,
+};
 
 /* ---- calls that are answered at once ---- */
 
@@ -328,18 +301,21 @@ static bool is_taken(struct rpc_front *f)
 static void on_message(struct rpc_call *rpc, const uint8_t *data, size_t size)
 {
     struct rpc_front *f = rpc_user(rpc);
-    if (f->answered || f->call || f->job || !is_taken(f))
+    if (f->answered || f->call || f->message || !is_taken(f))
         return;
-    if (f->method == LIST_MODELS)
+    if (f->method == LIST_MODELS) {
         answer_models(f, data, size);
-    else
-        read_message(f, data, size);
+        return;
+    }
+    int r = front_message_read(f->coordinator, &message_ops, f->method, f, &f->message, data, size);
+    if (r < 0)
+        refuse(f, r, front_job_refusal(r));
 }
 
 static void on_half_close(struct rpc_call *rpc)
 {
     struct rpc_front *f = rpc_user(rpc);
-    if (!f->call && !f->job)
+    if (!f->call && !f->message)
         answer_end(f, &(struct front_end){.status = RPC_INVALID_ARGUMENT,
                                           .reason = front_reason_refused(-EINVAL),
                                           .message = "the call brought no message"});
@@ -357,8 +333,7 @@ static void on_done(struct rpc_call *rpc, enum rpc_status status, const char *me
     struct rpc_front *f = rpc_user(rpc);
     (void)status;
     (void)message;
-    if (f->job)
-        f->job->front = NULL;
+    front_message_leave(&f->message);
     if (f->call)
         front_gone(f->call);
     free(f);
