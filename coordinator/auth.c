@@ -24,7 +24,8 @@ struct auth {
     char *file; /* NULL: no keys are in force */
     struct auth_key **keys;
     size_t n;
-    struct stat seen; /* of the file when it was read last */
+    struct stat seen;  /* of the file when it was read last */
+    struct stat found; /* when it was looked at last */
 };
 
 /* ---- the table ---- */
@@ -76,7 +77,7 @@ static int read_all(int fd, struct stat *st, char **ret, size_t *ret_n, const ch
 static int load(const char *file, struct stat *st, struct auth_key ***ret, size_t *ret_n,
                 struct err *e)
 {
-    int fd = open(file, O_RDONLY | O_CLOEXEC);
+    int fd = open(file, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe does not hold us up */
     if (fd < 0)
         return err_set(e, -errno, "%s: %s", file, err_name(-errno));
     char *text = NULL;
@@ -107,6 +108,7 @@ int auth_open(const char *file, struct auth **ret, struct err *e)
         free(a);
         return r;
     }
+    a->found = a->seen;
     *ret = a;
     return 0;
 }
@@ -171,7 +173,9 @@ int auth_reload_if_changed(struct auth *a, struct err *e)
     if (!a->file)
         return 0;
     int r = stat(a->file, &now) < 0 ? -errno : 0;
-    if (same_file(&now, &a->seen))
+    bool settled = same_file(&now, &a->found);
+    a->found = now;
+    if (!settled || same_file(&now, &a->seen))
         return 0;
     a->seen = now; /* a wrong file is complained of once */
     if (r < 0)

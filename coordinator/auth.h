@@ -70,8 +70,9 @@ void auth_close(struct auth *a);
 /* Reads the file again; on failure everything stays as it was. Keys that keep their name keep their
  * use; requests of keys that are gone go on. */
 int auth_reload(struct auth *a, struct err *e);
-/* Reloads when the file has changed since it was read (its time, size or inode). 1: it was
- * reloaded; 0: it had not changed; negative: it is wrong, said once per change. */
+/* Reloads when the file has changed since it was read (its time, size, mode or inode), and has not
+ * since the last look: the first half of a file may be one without somebody's key, or limits. 1: it
+ * was reloaded; 0: not, or not yet; negative: it is wrong, said once per change. */
 int auth_reload_if_changed(struct auth *a, struct err *e);
 bool auth_has_keys(const struct auth *a); /* whether a file is in force */
 

@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,6 +55,14 @@ static int tear_down(void **state)
 {
     (void)state;
     return unlink(path);
+}
+
+/* The look that sees a change, and the one that sees that it has settled. */
+static int reload(struct auth *a, struct err *e)
+{
+    *e = (struct err)ERR_INIT;
+    assert_int_equal(auth_reload_if_changed(a, e), 0);
+    return auth_reload_if_changed(a, e);
 }
 
 static struct auth *open_two(const char *alice_options)
@@ -201,23 +210,23 @@ static void test_reload(void **state)
     int64_t retry;
     struct auth *a = open_two("requests=1");
     struct auth_cost cost = {.tokens = 10, .context = 10, .choices = 1};
-    assert_int_equal(auth_reload_if_changed(a, &e), 0);
+    assert_int_equal(reload(a, &e), 0);
     assert_int_equal(check(a, ALICE, AUTH_USER, &k), 0);
     assert_int_equal(auth_begin(k, &cost, 1, &retry, &e), 0);
 
     /* a wrong file changes nothing, and is complained of once */
     write_file("alice\n");
-    assert_int_equal(auth_reload_if_changed(a, &e), -EINVAL);
-    assert_int_equal(auth_reload_if_changed(a, &e), 0);
+    assert_int_equal(reload(a, &e), -EINVAL);
+    assert_int_equal(reload(a, &e), 0);
     assert_int_equal(check(a, OPS, AUTH_USER, &other), 0);
     unlink(path);
-    assert_int_equal(auth_reload_if_changed(a, &e), -ENOENT);
-    assert_int_equal(auth_reload_if_changed(a, &e), 0);
+    assert_int_equal(reload(a, &e), -ENOENT);
+    assert_int_equal(reload(a, &e), 0);
 
     /* the use of a key survives, its limits are the new ones; the other key is gone */
     put_hash(ALICE, alice);
     write_file("alice %s requests=2\n", alice);
-    assert_int_equal(auth_reload_if_changed(a, &e), 1);
+    assert_int_equal(reload(a, &e), 1);
     assert_int_equal(check(a, OPS, AUTH_USER, &other), -EACCES);
     assert_int_equal(check(a, ALICE, AUTH_USER, &other), 0);
     assert_ptr_equal(other, k);
@@ -226,10 +235,115 @@ static void test_reload(void **state)
 
     /* requests of a key that is gone go on */
     write_file("# nobody\n");
-    assert_int_equal(auth_reload_if_changed(a, &e), 1);
+    assert_int_equal(reload(a, &e), 1);
     assert_int_equal(check(a, ALICE, AUTH_USER, &other), -EACCES);
     auth_end(k, &cost, 5);
     auth_end(k, &cost, 5); /* frees it */
+    auth_close(a);
+}
+
+/* Adds to the file, or writes it anew, in its place: as `cp` or a shell does. */
+static void put_text(const char *mode, const char *format, ...)
+{
+    va_list ap;
+    FILE *f = fopen(path, mode);
+    assert_non_null(f);
+    va_start(ap, format);
+    vfprintf(f, format, ap);
+    va_end(ap);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void expect_two(const struct auth *a, uint32_t requests)
+{
+    struct auth_key *k;
+    assert_int_equal(check(a, ALICE, AUTH_USER, &k), 0);
+    assert_int_equal(k->limits.requests, requests);
+    assert_int_equal(check(a, OPS, AUTH_ADMIN, &k), 0);
+}
+
+/* Empty, without an operator, without limits: the parts of a file are files, too. None of them is
+ * taken while there is one more at every look. */
+static void test_a_file_while_it_is_written(void **state)
+{
+    (void)state;
+    char alice[80], ops[80];
+    struct err e = ERR_INIT;
+    struct auth *a = open_two("requests=1");
+    struct auth_key *k;
+    put_hash(ALICE, alice);
+    put_hash(OPS, ops);
+    const char *const parts[] = {"# written slowly\n", "alice ", alice, " reque", "sts=2", "0\n",
+                                 "ops ",                ops,      " ad", "min\n"};
+    put_text("w", "%s", "");
+    for (size_t i = 0; i != sizeof parts / sizeof *parts; i++) {
+        assert_int_equal(auth_reload_if_changed(a, &e), 0);
+        expect_two(a, 1);
+        put_text("a", "%s", parts[i]);
+    }
+    assert_int_equal(auth_reload_if_changed(a, &e), 0);
+    expect_two(a, 1);
+    assert_int_equal(auth_reload_if_changed(a, &e), 1);
+    expect_two(a, 20);
+
+    /* left where it breaks off in a key: nothing changes */
+    put_text("w", "alice %.30s", alice);
+    assert_int_equal(reload(a, &e), -EINVAL);
+    assert_non_null(strstr(e.message, ":1: expected sha256: and 64"));
+    expect_two(a, 20);
+
+    /* it was back before the second look */
+    put_text("w", "alice %s\n", alice);
+    assert_int_equal(auth_reload_if_changed(a, &e), 0);
+    write_file("alice %s requests=3\nops %s admin\n", alice, ops);
+    assert_int_equal(reload(a, &e), 1);
+    expect_two(a, 3);
+    assert_int_equal(check(a, ALICE, AUTH_USER, &k), 0);
+    auth_close(a);
+}
+
+/* What the coordinator may not read, and what is no file at all. Nothing changes, nobody waits. */
+static void test_a_file_that_cannot_be_read(void **state)
+{
+    (void)state;
+    char alice[80], ops[80];
+    struct err e = ERR_INIT;
+    struct auth *a = open_two("requests=1");
+    uid_t us = geteuid();
+    put_hash(ALICE, alice);
+    put_hash(OPS, ops);
+
+    assert_int_equal(chmod(path, 0), 0);
+    if (us == 0) /* root may read everything */
+        assert_int_equal(seteuid(65534), 0);
+    int r = reload(a, &e), again = reload(a, &e);
+    if (us == 0)
+        assert_int_equal(seteuid(us), 0);
+    assert_int_equal(r, -EACCES);
+    assert_int_equal(again, 0); /* it was said */
+    expect_two(a, 1);
+
+    assert_int_equal(chmod(path, 0622), 0);
+    assert_int_equal(reload(a, &e), -EACCES);
+    assert_non_null(strstr(e.message, "chmod go-w"));
+    expect_two(a, 1);
+
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    assert_int_equal(reload(a, &e), -EINVAL);
+    expect_two(a, 1);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(mkdir(path, 0700), 0);
+    assert_int_equal(reload(a, &e), -EINVAL);
+    expect_two(a, 1);
+    assert_int_equal(rmdir(path), 0);
+    assert_int_equal(symlink(path, path), 0);
+    assert_int_equal(reload(a, &e), -ELOOP);
+    expect_two(a, 1);
+
+    write_file("alice %s requests=2\nops %s admin\n", alice, ops);
+    assert_int_equal(reload(a, &e), 1);
+    expect_two(a, 2);
     auth_close(a);
 }
 
@@ -305,17 +419,17 @@ static void test_a_limit_that_comes_and_goes(void **state)
     assert_int_equal(check(a, ALICE, AUTH_USER, &k), 0);
     assert_int_equal(auth_begin(k, &free_one, now, &retry, &e), 0);
     write_file("alice %s tokens_per_minute=600\n", alice);
-    assert_int_equal(auth_reload_if_changed(a, &e), 1);
+    assert_int_equal(reload(a, &e), 1);
     assert_int_equal(auth_begin(k, &charged, now, &retry, &e), 0); /* the whole minute */
     auth_end(k, &free_one, 100);
     assert_int_equal(auth_begin(k, &refused, now, &retry, &e), -EDQUOT);
     assert_int_equal(retry, 30 * NSEC_PER_SEC);
 
     write_file("alice %s\n", alice);
-    assert_int_equal(auth_reload_if_changed(a, &e), 1);
+    assert_int_equal(reload(a, &e), 1);
     auth_end(k, &charged, 200); /* 400 are left */
     write_file("alice %s tokens_per_minute=600 requests=9\n", alice);
-    assert_int_equal(auth_reload_if_changed(a, &e), 1);
+    assert_int_equal(reload(a, &e), 1);
     assert_int_equal(auth_begin(k, &third, now, &retry, &e), 0);
     assert_int_equal(auth_begin(k, &refused, now, &retry, &e), -EDQUOT);
     assert_int_equal(retry, 20 * NSEC_PER_SEC);
@@ -331,6 +445,8 @@ int main(void)
         cmocka_unit_test(test_wrong_files),
         cmocka_unit_test(test_a_file_that_others_may_write_is_refused),
         cmocka_unit_test(test_reload),
+        cmocka_unit_test(test_a_file_while_it_is_written),
+        cmocka_unit_test(test_a_file_that_cannot_be_read),
         cmocka_unit_test(test_what_a_key_may_never_have),
         cmocka_unit_test(test_tokens_a_minute),
         cmocka_unit_test(test_a_limit_that_comes_and_goes),
