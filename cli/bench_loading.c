@@ -50,7 +50,13 @@ static const char usage[] =
     "      --json FILE         results as JSON (- = standard output)\n"
     "  -h, --help\n";
 
-enum { MAX_FILES = 256, MAX_READERS = 64, BLOCK_BYTES = 256 << 10, DIRECT_BLOCK_BYTES = 4 << 20 };
+enum {
+    MAX_FILES = 256,
+    MAX_READERS = 64,
+    DISK_READERS = 16, /* at least, for the disk's own rate */
+    BLOCK_BYTES = 256 << 10,
+    DIRECT_BLOCK_BYTES = 4 << 20
+};
 
 struct bench {
     /* options */
@@ -234,11 +240,11 @@ static void *touch_main(void *context)
     return NULL;
 }
 
-static int run_threads(struct yardstick *y, void *(*fn)(void *), double *ret_seconds)
+static int run_threads(struct yardstick *y, uint32_t want, void *(*fn)(void *), double *ret_seconds)
 {
     uint32_t n = 0;
     int64_t begin = clock_now_ns();
-    for (; n != y->b->n_readers; n++)
+    for (; n != want; n++)
         if (pthread_create(&y->threads[n], NULL, fn, y) != 0)
             break;
     if (n == 0)
@@ -254,7 +260,8 @@ static int measure_read(const struct bench *b, double *ret_seconds)
     struct yardstick y = {.b = b};
     if (b->cold)
         drop_files(b);
-    return run_threads(&y, read_main, ret_seconds);
+    uint32_t n = b->cold ? MAX(b->n_readers, (uint32_t)DISK_READERS) : b->n_readers;
+    return run_threads(&y, n, read_main, ret_seconds);
 }
 
 /* Runs the threads on memory that is fresh from the kernel. Takes as long as nothing where the
@@ -272,7 +279,7 @@ static int measure_memory(const struct bench *b, void *(*fn)(void *), double *re
         return -ENOMEM;
     y.memory = map + (HUGE_PAGE - (uintptr_t)map % HUGE_PAGE) % HUGE_PAGE;
     madvise(map, mapped, MADV_HUGEPAGE);
-    int r = run_threads(&y, fn, ret_seconds);
+    int r = run_threads(&y, b->n_readers, fn, ret_seconds);
     munmap(map, mapped);
     return r;
 }
