@@ -1,6 +1,11 @@
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
 
+set(GLMD_TEST_TIMEOUT 600)
+if(CMAKE_CROSSCOMPILING)
+  set(GLMD_TEST_TIMEOUT 3600) # emulated
+endif()
+
 # glmd_unit_test(NAME SOURCES ... ROOMS ... LIBS ... [LONG] [ARGS ...]): a cmocka program in
 # build/<preset>/tests, run by ctest with the repository root as GLMD_SOURCE_DIR. LONG tests run only
 # with `tests/run --long` (ctest label "long").
@@ -13,7 +18,7 @@ function(glmd_unit_test name)
   add_test(NAME ${name} COMMAND ${name} ${A_ARGS})
   set_tests_properties(${name} PROPERTIES
     ENVIRONMENT "GLMD_SOURCE_DIR=${CMAKE_SOURCE_DIR};GLMD_BIN_DIR=${CMAKE_BINARY_DIR}/bin"
-    TIMEOUT 600
+    TIMEOUT ${GLMD_TEST_TIMEOUT}
     SKIP_RETURN_CODE 77)
   if(A_LONG)
     set_tests_properties(${name} PROPERTIES LABELS long TIMEOUT 3600)
@@ -38,7 +43,7 @@ function(glmd_fuzzer name)
     target_link_options(${name} PRIVATE -fsanitize=fuzzer)
   else()
     add_test(NAME ${name} COMMAND ${name} "${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${name}")
-    set_tests_properties(${name} PROPERTIES TIMEOUT 300 LABELS fuzz)
+    set_tests_properties(${name} PROPERTIES TIMEOUT ${GLMD_TEST_TIMEOUT} LABELS fuzz)
     file(GLOB seeds CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${name}/*")
     list(LENGTH seeds n_seeds)
     if(A_RUNS AND n_seeds)
