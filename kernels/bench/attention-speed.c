@@ -6,7 +6,7 @@
  * Times are medians per token of the batch; "ratio" is the median over the pairs INT8 / FP16.
  * "share" is what the nearer ceiling (reading keys and values once, or FP32 multiply-adds, measured
  * beside it) allows by the time of FP16, the median; keys that fit the processor's cache are read
- * faster than that.
+ * faster than that, unless several layers take turns (--layers).
  */
 #include "cpu-ceilings.h"
 #include "kernels/cpu/cpu.h"
@@ -27,7 +27,7 @@ struct bench {
     struct k_ctx *c;
     struct k_rope *rope;
     struct k_kv *kv[N_TYPES];
-    uint32_t max_seq, max_tokens;
+    uint32_t n_layers, max_seq, max_tokens;
     float *qkv, *q, *out;
     int32_t *positions;
     uint32_t *blocks; /* [max_tokens / BLOCK_TOKENS] 0, 1, 2, ... */
@@ -82,11 +82,15 @@ static bool make(struct bench *b, const struct k_open_params *open)
     free(cos_table);
     free(sin_table);
     for (int i = 0; ok && i < N_TYPES; i++) {
-        struct k_kv_params p = {
-            1, b->params.n_kv_heads, DIM, b->max_tokens / BLOCK_TOKENS, BLOCK_TOKENS, types[i]};
+        struct k_kv_params p = {b->n_layers,  b->params.n_kv_heads,
+                                DIM,          b->max_tokens / BLOCK_TOKENS,
+                                BLOCK_TOKENS, types[i]};
         b->kv[i] = ops->kv_new(b->c, &p);
         ok = b->kv[i] != NULL;
-        for (uint32_t t = 0; ok && b->rope && t < b->max_tokens; t += b->max_seq) {
+        const uint32_t n_tokens = ok && b->rope ? b->n_layers * b->max_tokens : 0;
+        for (uint32_t at = 0; at < n_tokens; at += b->max_seq) {
+            uint32_t t = at % b->max_tokens;
+            b->params.layer = at / b->max_tokens;
             struct k_seq s = {0, b->max_seq, 0, 0, b->blocks + t / BLOCK_TOKENS};
             ops->rope_kv(b->c, &b->params, b->rope, b->qkv, b->positions, &s, 1, b->kv[i], b->q);
         }
@@ -129,6 +133,7 @@ static void measure(struct bench *b, const char *what, const struct k_seq *seqs,
     const double gbytes = 4.0 * n * seen * DIM * b->params.n_kv_heads * 1e-9;
     double end = bench_now(b->n_threads) + b->seconds, read = 0, fma = 0;
     do {
+        b->params.layer = count % b->n_layers;
         for (int i = 0; i < N_TYPES; i++) {
             double start = bench_now(b->n_threads);
             b->ops->attention(b->c, &b->params, b->q, seqs, n, b->kv[i], b->out);
@@ -154,8 +159,8 @@ static int run(struct bench *b)
 {
     static const uint32_t lengths[] = {128, 512, 2048}, batches[] = {1, 16};
     struct k_seq seqs[MAX_BATCH];
-    printf("%s\n%u heads of %u, %u of keys and values, tokens of 1 layer\n", b->ops->describe(b->c),
-           b->params.n_heads, DIM, b->params.n_kv_heads);
+    printf("%s\n%u heads of %u, %u of keys and values, tokens of 1 layer, %u in turn\n",
+           b->ops->describe(b->c), b->params.n_heads, DIM, b->params.n_kv_heads, b->n_layers);
     for (int i = 0; i < N_TYPES; i++) {
         struct k_kv_params p = {1, b->params.n_kv_heads, DIM, 1, BLOCK_TOKENS, types[i]};
         printf("%s: %zu bytes per block of %d tokens\n", types[i] == K_KV_I8 ? "INT8" : "FP16",
@@ -179,11 +184,15 @@ static int run(struct bench *b)
 
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"isa", required_argument, NULL, 'i'},      {"threads", required_argument, NULL, 't'},
-        {"seconds", required_argument, NULL, 's'},  {"heads", required_argument, NULL, 'h'},
-        {"kv-heads", required_argument, NULL, 'k'}, {0}};
-    struct bench b = {.max_seq = 2048,
+    static const struct option options[] = {{"isa", required_argument, NULL, 'i'},
+                                            {"threads", required_argument, NULL, 't'},
+                                            {"seconds", required_argument, NULL, 's'},
+                                            {"heads", required_argument, NULL, 'h'},
+                                            {"kv-heads", required_argument, NULL, 'k'},
+                                            {"layers", required_argument, NULL, 'l'},
+                                            {0}};
+    struct bench b = {.n_layers = 1,
+                      .max_seq = 2048,
                       .max_tokens = 16 * 2048,
                       .seconds = 2,
                       .params = {.n_heads = 12, .head_dim = DIM}};
@@ -202,11 +211,13 @@ int main(int argc, char **argv)
             b.seconds = strtod(optarg, NULL);
         } else if (c == 'h') {
             b.params.n_heads = (uint32_t)strtoul(optarg, NULL, 10);
+        } else if (c == 'l') {
+            b.n_layers = (uint32_t)strtoul(optarg, NULL, 10);
         } else if (c == 'k') {
             b.params.n_kv_heads = (uint32_t)strtoul(optarg, NULL, 10);
         } else {
             fprintf(stderr, "usage: attention-speed [--isa NAME] [--threads N] [--seconds S] "
-                            "[--heads N] [--kv-heads N]\n");
+                            "[--heads N] [--kv-heads N] [--layers N]\n");
             return 2;
         }
     }
@@ -215,6 +226,10 @@ int main(int argc, char **argv)
     if (!b.params.n_heads || b.params.n_heads > 256 || b.params.n_kv_heads > b.params.n_heads ||
         b.params.n_heads % b.params.n_kv_heads) {
         fprintf(stderr, "attention-speed: expected 1 to 256 heads, a multiple of --kv-heads\n");
+        return 2;
+    }
+    if (!b.n_layers || b.n_layers > 64) {
+        fprintf(stderr, "attention-speed: expected 1 to 64 layers\n");
         return 2;
     }
     char message[256];

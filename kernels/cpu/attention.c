@@ -28,6 +28,9 @@ struct rows {
     uint32_t dim_pad;
     uint32_t visible[ATTENTION_ROWS]; /* ascending */
     uint32_t n_groups[ATTENTION_ROWS];
+    uint8_t *next_first; /* what comes behind: block 0 of its head, its groups; NULL: nothing */
+    const uint32_t *next_blocks;
+    uint32_t next_groups;
     float *scores;                 /* [n_groups of the last row][R][16] */
     const float *q;                /* [R][Q_STRIDE], scaled */
     float *out;                    /* [R][dim_pad] */
@@ -39,10 +42,19 @@ VEC_FN struct group group_at(const struct rows *a, uint32_t g)
     return find_group(a->kv, a->first, a->blocks, g);
 }
 
-/* Group g or the last one, to be brought in while others are worked on. */
-VEC_FN struct group group_ahead(const struct rows *a, uint32_t g, int R)
+/* What is read `idx` groups behind the first keys, to be brought in while others are worked on:
+ * keys of all groups, their values, then the next tile's keys. Both pieces of a group are as long.
+ */
+VEC_FN const uint8_t *ahead_at(const struct rows *a, uint32_t idx, int R)
 {
-    return group_at(a, g < a->n_groups[R - 1] ? g : a->n_groups[R - 1] - 1);
+    const uint32_t n = a->n_groups[R - 1];
+    if (idx < n)
+        return group_at(a, idx).k;
+    if (idx < 2 * n)
+        return group_at(a, idx - n).v;
+    if (idx - 2 * n < a->next_groups)
+        return find_group(a->kv, a->next_first, a->next_blocks, idx - 2 * n).k;
+    return group_at(a, n - 1).v;
 }
 
 /* Several rows over integers are bound by the conversions. */
@@ -61,7 +73,7 @@ VEC_FN void score_groups(const struct rows *a, enum k_kv_type type, int R, int G
     TILE_UNROLL for (int i = 0; i < G; i++)
     {
         at[i] = group_at(a, g + (uint32_t)i);
-        next[i] = group_ahead(a, g + (uint32_t)(G + i), R).k;
+        next[i] = ahead_at(a, g + (uint32_t)(GROUPS(R) + i), R);
         TILE_UNROLL for (int r = 0; r < R; r++) sum[r][i] = vf_zero();
     }
     const size_t step = 2 * VEC * CPU_KV_VALUE_BYTES(type); /* bytes of two dimensions */
@@ -142,7 +154,8 @@ VEC_FN void weigh_columns(const struct rows *a, enum k_kv_type type, int R, int 
         vf_zero();
     for (uint32_t g = 0; g < a->n_groups[R - 1]; g++) {
         struct group at = group_at(a, g);
-        const uint8_t *next = group_ahead(a, g + 1, R).v + d * a->kv->value_bytes;
+        const uint8_t *next =
+            ahead_at(a, a->n_groups[R - 1] + g + GROUPS(R), R) + d * a->kv->value_bytes;
         const float *weights = a->scores + (size_t)g * (size_t)R * VEC;
         int common = tokens_seen(&at, a->visible[0]);
         for (int t = 0; t < common; t++) {
@@ -219,7 +232,8 @@ static void attend_rows(struct rows *a, uint32_t n)
 
 /* Rows [row, row + n), n a size that attend_rows knows. */
 static void some_rows(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t kv_head,
-                      uint32_t row, uint32_t n, float *scores)
+                      uint32_t row, uint32_t n, float *scores, const struct k_seq *next,
+                      uint32_t next_head)
 {
     const struct k_attn_params *p = &j->p;
     const struct k_kv *kv = j->kv;
@@ -235,6 +249,11 @@ static void some_rows(const struct cpu_attention_job *j, const struct k_seq *seq
         .q = q,
         .out = out,
     };
+    if (next) {
+        a.next_first = cpu_kv_head(kv, p->layer, 0, next_head);
+        a.next_blocks = next->blocks;
+        a.next_groups = groups_of(kv, next->start + next->n_rows);
+    }
     for (uint32_t r = 0; r < n; r++) {
         uint32_t causal = seq->start + (row + r) / shared + 1;
         a.visible[r] = causal > seq->prefix_len ? causal : seq->prefix_len;
@@ -253,12 +272,13 @@ static void some_rows(const struct cpu_attention_job *j, const struct k_seq *seq
 }
 
 void CPU_FN(attention)(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t kv_head,
-                       uint32_t row, uint32_t n, float *scores)
+                       uint32_t row, uint32_t n, float *scores, const struct k_seq *next,
+                       uint32_t next_head)
 {
     assert(n <= ATTENTION_ROWS);
     while (n) {
         uint32_t piece = piece_of(n);
-        some_rows(j, seq, kv_head, row, piece, scores);
+        some_rows(j, seq, kv_head, row, piece, scores, piece == n ? next : NULL, next_head);
         row += piece;
         n -= piece;
     }

@@ -127,9 +127,11 @@ struct cpu_kernels {
     /* items: key-value heads */
     void (*rope)(const struct cpu_rope_job *j, uint64_t first, uint64_t end);
     /* one tile of rows [row, row + n) of a sequence and key-value head, n <= attention_rows;
-     * scores: attention_rows times the padded length of the sequence */
+     * scores: attention_rows times the padded length of the sequence; next, next_head: whose first
+     * keys to bring in at the end, NULL: nobody's */
     void (*attention)(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t kv_head,
-                      uint32_t row, uint32_t n, float *scores);
+                      uint32_t row, uint32_t n, float *scores, const struct k_seq *next,
+                      uint32_t next_head);
     /* the same for any number of rows of the context, in integers; scratch: cpu_context_bytes of
      * the groups of its tokens */
     void (*attention_context)(const struct cpu_attention_job *j, const struct k_seq *seq,

@@ -52,7 +52,8 @@ CPU_RANGE_FN(norm, cpu_norm_job);
 CPU_RANGE_FN(glu, cpu_glu_job);
 CPU_RANGE_FN(rope, cpu_rope_job);
 void CPU_FN(attention)(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t kv_head,
-                       uint32_t row, uint32_t n, float *scores);
+                       uint32_t row, uint32_t n, float *scores, const struct k_seq *next,
+                       uint32_t next_head);
 void CPU_FN(attention_context)(const struct cpu_attention_job *j, const struct k_seq *seq,
                                uint32_t kv_head, uint32_t row, uint32_t n, void *scratch);
 void CPU_FN(embed)(const struct k_linear *table, uint32_t row, float *y);

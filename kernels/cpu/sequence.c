@@ -117,42 +117,67 @@ static uint32_t n_tiles(const struct attention_share *s, const struct k_seq *seq
     return cut(n_rows(s, seq) - context_rows(s, seq), s->tile_rows);
 }
 
-/* Part or tile `i` of a head. */
-static void attend(const struct attention_share *s, const struct k_seq *seq, uint32_t head,
-                   uint32_t i, float *scratch)
+/* An item, found. */
+struct place {
+    uint32_t seq_idx, seq_item0; /* the sequence, and its first item */
+    uint32_t head, i;            /* part or tile `i` of the head */
+};
+
+/* Takes the next item; false: there is none. A thread's items only grow, so that the sequence is
+ * found by walking on from the last one. */
+static bool take_item(struct attention_share *s, struct place *at)
+{
+    const uint32_t item = atomic_fetch_add(&s->next, 1), n_heads = s->job.p.n_kv_heads;
+    if (item >= s->n_items)
+        return false;
+    uint32_t items; /* of a head */
+    while (items = n_parts(s, &s->job.seqs[at->seq_idx]) + n_tiles(s, &s->job.seqs[at->seq_idx]),
+           item - at->seq_item0 >= items * n_heads) {
+        at->seq_item0 += items * n_heads;
+        at->seq_idx++;
+    }
+    at->head = (item - at->seq_item0) / items;
+    at->i = (item - at->seq_item0) % items;
+    return true;
+}
+
+/* next: what this thread does behind it, or NULL. */
+static void attend(const struct attention_share *s, const struct place *at,
+                   const struct place *next, float *scratch)
 {
     const struct cpu_kernels *kernels = s->c->kernels;
+    const struct k_seq *seq = &s->job.seqs[at->seq_idx];
     uint32_t parts = n_parts(s, seq), context = context_rows(s, seq);
-    if (i < parts) {
-        uint32_t row = i * s->part_rows, left = context - row;
-        kernels->attention_context(&s->job, seq, head, row,
+    if (at->i < parts) {
+        uint32_t row = at->i * s->part_rows, left = context - row;
+        kernels->attention_context(&s->job, seq, at->head, row,
                                    left < s->part_rows ? left : s->part_rows, scratch);
     } else {
-        uint32_t row = context + (i - parts) * s->tile_rows, left = n_rows(s, seq) - row;
-        kernels->attention(&s->job, seq, head, row, left < s->tile_rows ? left : s->tile_rows,
-                           scratch);
+        uint32_t row = context + (at->i - parts) * s->tile_rows, left = n_rows(s, seq) - row;
+        kernels->attention(&s->job, seq, at->head, row, left < s->tile_rows ? left : s->tile_rows,
+                           scratch, next ? &s->job.seqs[next->seq_idx] : NULL,
+                           next ? next->head : 0);
     }
 }
 
-/* A thread's items only grow, so that the sequence is found by walking on from the last one. All
- * items of a head follow each other: its keys and values stay in the cache. */
+/* Items for each thread from which on one is taken while another is worked on. With fewer a thread
+ * might hold what another one waits for. */
+enum { AHEAD_ITEMS = 16 };
+
+/* All items of a head follow each other: its keys and values stay in the cache. */
 static void attention_share(void *arg, uint32_t thread, uint32_t n_threads)
 {
     struct attention_share *s = arg;
-    const struct k_ctx *c = s->c;
-    const uint32_t n_heads = s->job.p.n_kv_heads;
-    float *scratch = (float *)c->scores + thread * c->scores_per_thread;
-    uint32_t seq_idx = 0, seq_item0 = 0, item;
-    (void)n_threads;
-    while ((item = atomic_fetch_add(&s->next, 1)) < s->n_items) {
-        uint32_t items; /* of a head */
-        while (items = n_parts(s, &s->job.seqs[seq_idx]) + n_tiles(s, &s->job.seqs[seq_idx]),
-               item - seq_item0 >= items * n_heads) {
-            seq_item0 += items * n_heads;
-            seq_idx++;
-        }
-        uint32_t i = item - seq_item0;
-        attend(s, &s->job.seqs[seq_idx], i / items, i % items, scratch);
+    float *scratch = (float *)s->c->scores + thread * s->c->scores_per_thread;
+    const bool ahead = s->n_items / AHEAD_ITEMS >= n_threads;
+    struct place at = {0}, next;
+    for (bool found = take_item(s, &at); found; at = next) {
+        next = at;
+        if (ahead)
+            found = take_item(s, &next);
+        attend(s, &at, ahead && found ? &next : NULL, scratch);
+        if (!ahead)
+            found = take_item(s, &next);
     }
 }
 
