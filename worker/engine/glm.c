@@ -366,13 +366,17 @@ int glm_head(struct glm *m, const uint32_t *rows, uint32_t n, struct comm *comm,
     /* head_out[n, V/P] = a[rows] E^T */
     m->ops->gather(m->ctx, ws->a, m->arch->hidden, rows, n, ws->head_x);
     size_t part = (size_t)n * (m->arch->vocab / m->tp_size);
-    float *own = ws->logits + m->tp_rank * part;
-    if (m->ops->logits) {
+    float *own = m->ops->logits ? NULL : m->ops->host_view(m->ctx, ws->head_out);
+    const bool in_place = own; /* they are on the host already */
+    if (!in_place)
+        own = ws->logits + m->tp_rank * part;
+    if (m->ops->logits)
         m->ops->logits(m->ctx, head, ws->head_x, n, ws->head_out, own);
-    } else {
+    else
         m->ops->linear(m->ctx, head, ws->head_x, n, ws->head_out);
+    if (!m->ops->logits && !in_place)
         m->ops->download(m->ctx, own, ws->head_out, part);
-    }
+    m->logits = m->tp_size == 1 ? own : ws->logits;
     int r = check_device(m, comm, e);
     if (r < 0 || m->tp_size == 1)
         return r;
@@ -381,11 +385,14 @@ int glm_head(struct glm *m, const uint32_t *rows, uint32_t n, struct comm *comm,
                  : 0;
 }
 
-void glm_head_row(const struct glm *m, uint32_t i, uint32_t n, float *ret_row)
+float *glm_head_row(const struct glm *m, uint32_t i, uint32_t n, float *scratch)
 {
     assert(i < n);
     size_t cols = m->arch->vocab / m->tp_size;
+    if (m->tp_size == 1)
+        return m->logits + i * cols;
     for (uint32_t rank = 0; rank != m->tp_size; rank++)
-        memcpy(ret_row + rank * cols, m->ws.logits + ((size_t)rank * n + i) * cols,
-               cols * sizeof *ret_row);
+        memcpy(scratch + rank * cols, m->logits + ((size_t)rank * n + i) * cols,
+               cols * sizeof *scratch);
+    return scratch;
 }

@@ -37,6 +37,7 @@ struct glm {                 /* one rank of the model on a device; owned by the 
     struct k_rope *rope;
     struct k_kv *kv;
     struct comm_device sums; /* over ranks, where the device does them itself */
+    float *logits;           /* borrowed from ws: of the last glm_head, [P, n, V/P] */
     float *capture;          /* borrowed; NULL = off. [n_layers, rows, H] */
     uint32_t capture_rows;
     bool recording;        /* what is enqueued may be kept by the device and run again */
@@ -86,7 +87,8 @@ static inline const struct k_linear *glm_head_matrix(const struct glm *m)
  * of every rank of the stage. */
 int glm_head(struct glm *m, const uint32_t *rows, uint32_t n, struct comm *comm, struct err *e);
 
-/* Row i of the last glm_head, [vocab]. */
-void glm_head_row(const struct glm *m, uint32_t i, uint32_t n, float *ret_row);
+/* Row i of the last glm_head, [vocab]: where it lies, or put together in `scratch` [vocab] from the
+ * parts of several ranks. The caller may change it. */
+float *glm_head_row(const struct glm *m, uint32_t i, uint32_t n, float *scratch);
 
 #endif

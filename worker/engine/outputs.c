@@ -167,7 +167,8 @@ static uint32_t group_rows(const struct plan *p, uint32_t item)
     return n;
 }
 
-static void beam_row(struct outputs *o, const struct plan *p, uint32_t item, struct cursor *at)
+static void beam_row(struct outputs *o, const struct plan *p, uint32_t item, float *row,
+                     struct cursor *at)
 {
     const struct plan_item *it = &p->items[item];
     if (!at->group_rows_left) {
@@ -175,7 +176,7 @@ static void beam_row(struct outputs *o, const struct plan *p, uint32_t item, str
         at->group_rows_left = group_rows(p, item);
     }
     const struct plan_sampling sampling = batch_sampling(o->batch, it);
-    sampler_beam_row(o->sampler, o->row, item, it->beam_score, &sampling);
+    sampler_beam_row(o->sampler, row, item, it->beam_score, &sampling);
     if (--at->group_rows_left)
         return;
     struct result_candidate *candidates = o->results.candidates + at->n_candidates;
@@ -184,9 +185,9 @@ static void beam_row(struct outputs *o, const struct plan *p, uint32_t item, str
     at->n_candidates += n;
 }
 
-/* One row of logits, in o->row, becomes a result. */
+/* One row of logits becomes a result. */
 static void take_row(struct outputs *o, const struct plan *p, const struct batch_output *out,
-                     struct cursor *at)
+                     float *row, struct cursor *at)
 {
     const struct plan_item *it = &p->items[out->item];
     switch (it->output) {
@@ -196,17 +197,17 @@ static void take_row(struct outputs *o, const struct plan *p, const struct batch
     case PLAN_OUTPUT_SAMPLE: {
         const struct plan_sampling sampling = batch_sampling(o->batch, it);
         float logprob;
-        int32_t token = sampler_choose(o->sampler, o->row, &sampling, previous_of(o, it), &logprob,
+        int32_t token = sampler_choose(o->sampler, row, &sampling, previous_of(o, it), &logprob,
                                        top_of(o, out->item));
         put_choice(o, out->item, token, logprob, sampling.n_top_logprobs);
         break;
     }
     case PLAN_OUTPUT_BEAM:
-        beam_row(o, p, out->item, at);
+        beam_row(o, p, out->item, row, at);
         break;
     case PLAN_OUTPUT_SCORE: {
         struct result_logprob top[PLAN_MAX_TOP_LOGPROBS];
-        float logprob = sampler_logprob(o->sampler, o->row, it->targets[out->item_row],
+        float logprob = sampler_logprob(o->sampler, row, it->targets[out->item_row],
                                         it->sampling.n_top_logprobs, top);
         put_score(o, p, out->item, logprob, top, at);
         break;
@@ -214,7 +215,7 @@ static void take_row(struct outputs *o, const struct plan *p, const struct batch
     case PLAN_OUTPUT_LOGITS:
         if (out->item_row == 0)
             o->results.items[out->item].logits = o->results.logits + at->n_logits;
-        memcpy(o->results.logits + at->n_logits, o->row, o->limits->vocab * sizeof(float));
+        memcpy(o->results.logits + at->n_logits, row, o->limits->vocab * sizeof(float));
         at->n_logits += o->limits->vocab;
         break;
     }
@@ -235,8 +236,8 @@ static int take_on_host(struct outputs *o, const struct plan *p, const struct ch
         return r;
     int64_t begin_ns = clock_now_ns();
     for (uint32_t i = 0; i != c->n; i++) {
-        glm_head_row(o->model, i, c->n, o->row);
-        take_row(o, p, c->outputs[i], at);
+        float *row = glm_head_row(o->model, i, c->n, o->row);
+        take_row(o, p, c->outputs[i], row, at);
     }
     o->sample_ns += (uint64_t)(clock_now_ns() - begin_ns);
     return 0;
@@ -340,8 +341,8 @@ static int gather_logits(struct outputs *o, const struct chunk *c, uint32_t firs
     }
     int r = glm_head(m, c->rows, c->n, comm, e);
     for (uint32_t i = 0; i != n && r == 0; i++) {
-        glm_head_row(m, first + i, c->n, o->row);
-        sample->put(m->ctx, o->device, (size_t)i * o->limits->vocab, o->row, o->limits->vocab);
+        const float *row = glm_head_row(m, first + i, c->n, o->row);
+        sample->put(m->ctx, o->device, (size_t)i * o->limits->vocab, row, o->limits->vocab);
     }
     return r;
 }

@@ -26,7 +26,7 @@ struct outputs {
     struct results results;
     struct sampler *sampler;
     struct k_sampler *device; /* NULL: the host samples */
-    float *row;               /* [vocab] the logits that are being looked at */
+    float *row;               /* [vocab] logits that come from several ranks, one row */
     uint64_t sample_ns;       /* so far: choosing tokens on the host */
     /* so far: rows that the devices of several ranks chose together; that went through whole logits
      * after all */
