@@ -10,6 +10,8 @@
 #include <string.h>
 
 #include "base/buf.h"
+#include "base/clock.h"
+#include "base/util.h"
 #include "coordinator/sched.h"
 #include "fake_engine.h"
 #include "reference.h"
@@ -202,6 +204,129 @@ static void test_requests_spread_over_groups(void **state)
     fixture_finish(s);
 }
 
+/* ---- a large request between small ones that come without end ---- */
+
+enum { N_GROUPS = 3 };
+
+struct crowd {
+    struct sched *s;
+    struct fake_engine *engines[N_GROUPS];
+    int64_t now;
+    struct request *small[400];
+    uint32_t n_small;
+};
+
+/* Steps of 20 ms on every group. */
+static void crowd_step(struct crowd *c)
+{
+    const struct step_result *results[N_GROUPS] = {NULL};
+    struct err e = ERR_INIT;
+    for (uint32_t i = 0; i != N_GROUPS; i++) {
+        const struct plan *p;
+        if (sched_plan(c->s, i, c->now, &p))
+            results[i] = fake_engine_step(c->engines[i], p);
+    }
+    c->now += 20 * NSEC_PER_MSEC;
+    for (uint32_t i = 0; i != N_GROUPS; i++) {
+        if (results[i])
+            assert_int_equal(sched_commit(c->s, i, results[i], c->now, &e), 0);
+    }
+    assert_true(sched_consistent(c->s));
+}
+
+/* A small one always waits behind the large one. Their lengths keep slots from being free together.
+ */
+static void crowd_push(struct crowd *c)
+{
+    static const uint32_t lengths[] = {40, 6, 23, 11, 33};
+    struct err e = ERR_INIT;
+    if (c->n_small && c->small[c->n_small - 1]->state == REQUEST_QUEUED)
+        return;
+    assert_true(c->n_small < ARRAY_LEN(c->small));
+    c->small[c->n_small] = fixture_request(10, lengths[c->n_small % ARRAY_LEN(lengths)]);
+    assert_int_equal(sched_submit(c->s, c->small[c->n_small++], &e), 0);
+}
+
+/* Behind `from`, before `to`. */
+static uint32_t started(const struct crowd *c, uint32_t group, int64_t from, int64_t to)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i != c->n_small; i++) {
+        const struct request *r = c->small[i];
+        n += r->started_ns > from && r->started_ns < to && r->group == group;
+    }
+    return n;
+}
+
+/* All slots of a large group: `busy` has none to give for long, the other one drains. Both are
+ * held, so that the large one starts where it can; the small group, which could not run it, is not.
+ */
+static void expect_both_held(uint32_t busy)
+{
+    struct crowd c = {.s = fixture_sched(NULL), .now = NSEC_PER_SEC};
+    struct plan_limits limits[N_GROUPS] = {fixture_small, fixture_small, fixture_small};
+    struct err e = ERR_INIT;
+    limits[1].n_slots = 2; /* between the two others */
+    for (uint32_t i = 0; i != N_GROUPS; i++) {
+        c.engines[i] = fake_engine_new(&limits[i]);
+        assert_int_equal(sched_attach(c.s, i, &limits[i], 1, i + 1, &e), 0);
+    }
+    uint32_t free_group = 2 - busy;
+    for (uint32_t i = 0; i != N_GROUPS; i++)
+        sched_drain(c.s, i, i != busy);
+    struct request *slow = fixture_request(10, 230);
+    assert_int_equal(sched_submit(c.s, slow, &e), 0);
+    crowd_step(&c);
+    assert_int_equal(slow->group, busy);
+    for (uint32_t i = 0; i != N_GROUPS; i++)
+        sched_drain(c.s, i, false);
+    for (uint32_t i = 0; i != 20; i++) { /* full, and not in step */
+        crowd_push(&c);
+        crowd_step(&c);
+    }
+    struct request *large = fixture_request(20, 5);
+    large->params.n_choices = 4;
+    assert_int_equal(sched_submit(c.s, large, &e), 0);
+    int64_t blocked = c.now, patient = blocked + 2 * NSEC_PER_SEC;
+    while (large->state == REQUEST_QUEUED) {
+        crowd_push(&c);
+        crowd_step(&c);
+        if (c.now > patient + NSEC_PER_SEC)
+            fail_msg("waits for %lld ms; %u, %u and %u small ones started behind it since it was "
+                     "no longer patient",
+                     (long long)((c.now - blocked) / NSEC_PER_MSEC), started(&c, 0, patient, c.now),
+                     started(&c, 1, patient, c.now), started(&c, 2, patient, c.now));
+    }
+    assert_int_equal(large->group, free_group);
+    assert_int_equal(slow->state, REQUEST_RUNNING);
+    assert_true(started(&c, free_group, blocked, patient) > 0); /* it was patient for a while */
+    for (uint32_t i = 0; i != N_GROUPS; i++) {
+        uint32_t n = started(&c, i, patient, large->started_ns);
+        if ((n > 0) != (i == 1))
+            fail_msg("group %u: %u small ones started in front of the large one", i, n);
+    }
+    sched_end(c.s, slow, RPC_CANCELLED, "end of test");
+    sched_end(c.s, large, RPC_CANCELLED, "end of test");
+    for (uint32_t i = 0; i != c.n_small; i++)
+        sched_end(c.s, c.small[i], RPC_CANCELLED, "end of test");
+    while (sched_next_touched(c.s))
+        ;
+    for (uint32_t i = 0; i != c.n_small; i++)
+        request_free(c.small[i]);
+    request_free(slow);
+    request_free(large);
+    sched_free(c.s);
+    for (uint32_t i = 0; i != N_GROUPS; i++)
+        fake_engine_free(c.engines[i]);
+}
+
+static void test_patience_holds_every_group(void **state)
+{
+    (void)state;
+    expect_both_held(0);
+    expect_both_held(2);
+}
+
 /* Three stages: up to four steps are out, each with a third of the sequences, and no sequence is in
  * two of them. */
 static void test_stages_share_the_sequences(void **state)
@@ -251,6 +376,7 @@ int main(void)
         cmocka_unit_test(test_deadline_after_a_loss),
         cmocka_unit_test(test_groups_of_different_sizes),
         cmocka_unit_test(test_requests_spread_over_groups),
+        cmocka_unit_test(test_patience_holds_every_group),
         cmocka_unit_test(test_stages_share_the_sequences),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
