@@ -198,6 +198,68 @@ def test_a_changed_file_is_read_again(keyed):
     assert code_of(c.inference.Tokenize, request, OPS)[0] == s.OK
 
 
+def test_a_stream_outlives_its_key(cluster, model, tmp_path):
+    """Nothing new for a key that is gone, and nothing is taken from what runs with it."""
+    path = tmp_path / "keys"
+    user, ops = line("user", USER, "requests=1 tokens_per_minute=1000"), line("ops", OPS, "admin")
+    write(path, user, ops)
+    c = cluster(model("ckpt-fp16-tp1", "--weights", "int4"), ready=False, coordinator__keys=path,
+                group__devices="fake:step_us=20000")
+    c.wait(lambda: any(g.state == c.api.GROUP_STATE_READY for g in status(c, OPS).groups),
+           "a ready group", "coordinator")
+    api, s = c.api, grpc.StatusCode
+    request = api.GenerateRequest(text="a river", max_tokens=200, return_token_ids=True,
+                                  sampling=api.SamplingParameters(ignore_end=True, top_k=1))
+
+    def tokens_of(messages):
+        return [t for m in messages for choice in m.choices for t in choice.tokens]
+
+    def start():
+        messages = c.inference.Generate(request, metadata=bearer(USER), timeout=60)
+        return messages, tokens_of([next(messages)])
+
+    stream, first = start()
+    write(path, ops)
+    tokenize = api.TokenizeRequest(text="a")
+    c.wait(lambda: code_of(c.inference.Tokenize, tokenize, USER)[0] == s.UNAUTHENTICATED,
+           "the key to be gone")
+    assert code_of(c.inference.Generate, request, USER)[0] == s.UNAUTHENTICATED
+    running = status(c, OPS).groups[0].running
+    assert running == 1, f"the stream was to run while its key was taken away, {running} do"
+    lived = first + tokens_of(stream)
+    assert len(lived) == 200 and stream.code() == s.OK
+    # the same key again is one that has used nothing: the other one's request gives it nothing, either
+    write(path, user, ops)
+    c.wait(lambda: code_of(c.inference.Tokenize, tokenize, USER)[0] == s.OK, "the key to be back")
+    again, first = start()
+    assert first + tokens_of(again) == lived
+
+
+def test_a_file_that_is_half_written(keyed):
+    """In its place, where it stops for as long as it likes; then something that is no file."""
+    user, ops = line("user", USER), line("ops", OPS, "admin")
+    c = keyed(user, ops)
+    s = grpc.StatusCode
+    code = {key: lambda key=key: code_of(c.inference.Tokenize, c.api.TokenizeRequest(text="a"), key)[0]
+            for key in (USER, STRANGER)}
+    with open(c.keys, "w") as file:
+        file.write(line("stranger", STRANGER) + user[:40])
+        file.flush()
+        c.wait(lambda: "expected sha256: and 64" in c.logs(), "a complaint about half a line")
+        assert code[USER]() == s.OK and code[STRANGER]() == s.UNAUTHENTICATED
+        file.write(user[40:] + ops)
+    c.wait(lambda: code[STRANGER]() == s.OK, "the rest of the file")
+    assert code[USER]() == s.OK
+    c.keys.unlink()
+    os.mkfifo(c.keys)
+    c.wait(lambda: "expected a file of" in c.logs(), "a complaint about what is no file")
+    assert code[USER]() == s.OK
+    write(c.keys, user, ops)
+    c.wait(lambda: code[STRANGER]() == s.UNAUTHENTICATED, "the file to be read again")
+    assert code[USER]() == s.OK
+    assert c.logs().count("the API keys stay as they were") == 2, c.logs()
+
+
 def test_operators_have_an_address_of_their_own(cluster, model, tmp_path):
     path, socket = tmp_path / "keys", tmp_path / "admin.sock"
     write(path, line("user", USER), line("ops", OPS, "admin"))
