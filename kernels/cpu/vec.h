@@ -62,6 +62,7 @@ VEC_FN int32_t vi_max_lanes(vi a)
 }
 #endif
 
+#ifndef VEC_HAVE_SUM
 VEC_FN int32_t vi_sum(vi a)
 {
     int32_t t[VEC] __attribute__((aligned(64)));
@@ -71,5 +72,6 @@ VEC_FN int32_t vi_sum(vi a)
         s += t[i];
     return s;
 }
+#endif
 
 #endif

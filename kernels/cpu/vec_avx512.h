@@ -101,6 +101,13 @@ VEC_FN int32_t vi_max_lanes(vi a)
     return _mm512_reduce_max_epi32(a);
 }
 
+#define VEC_HAVE_SUM
+
+VEC_FN int32_t vi_sum(vi a)
+{
+    return _mm512_reduce_add_epi32(a);
+}
+
 VEC_FN vf vf_round_half(vf a)
 {
     return _mm512_cvtph_ps(_mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
