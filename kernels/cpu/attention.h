@@ -36,7 +36,7 @@ VEC_FN struct group find_group(const struct k_kv *kv, uint8_t *first, const uint
     /* blocks of one group are the rule, and a division takes as long as a dozen multiply-adds */
     uint32_t block = kv->token_groups == 1 ? idx : idx / kv->token_groups;
     uint32_t within = idx - block * kv->token_groups;
-    uint8_t *head = first + blocks[block] * kv->head_bytes;
+    uint8_t *head = first + blocks[block] * kv->block_bytes;
     size_t piece = (size_t)kv->dim_pad * VEC * kv->value_bytes;
     uint32_t left = kv->p.block_tokens - within * VEC;
     return (struct group){

@@ -18,19 +18,16 @@ static struct k_kv geometry(enum k_mode mode, const struct k_kv_params *p)
     kv.values_at = kv.keys_at + tokens * kv.dim_pad * kv.value_bytes;
     kv.head_bytes = kv.values_at + tokens * kv.dim_pad * kv.value_bytes;
     assert(kv.head_bytes == CPU_KV_HEAD_BYTES(kv.type, tokens, kv.dim_pad));
+    /* An odd number of pieces: a head's pieces of the blocks would otherwise be a power of two
+     * apart in many models, and compete for the same few lines of the caches. */
+    size_t pieces = (size_t)p->n_layers * p->n_kv_heads;
+    kv.block_bytes = (pieces % 2 ? pieces : pieces + 1) * kv.head_bytes;
     return kv;
-}
-
-/* Of one layer. */
-static size_t block_bytes(const struct k_kv *kv)
-{
-    return kv->p.n_kv_heads * kv->head_bytes;
 }
 
 size_t cpu_sizes_kv_block(enum k_mode mode, const struct k_kv_params *p)
 {
-    struct k_kv kv = geometry(mode, p);
-    return p->n_layers * block_bytes(&kv);
+    return geometry(mode, p).block_bytes;
 }
 
 size_t cpu_kv_block_bytes(struct k_ctx *c, const struct k_kv_params *p)
@@ -89,8 +86,5 @@ void cpu_kv_copy(struct k_ctx *c, struct k_kv *kv, uint32_t src, uint32_t dst)
     assert(src < kv->p.n_blocks && dst < kv->p.n_blocks);
     if (src == dst)
         return;
-    for (uint32_t layer = 0; layer < kv->p.n_layers; layer++)
-        for (uint32_t head = 0; head < kv->p.n_kv_heads; head++)
-            memcpy(cpu_kv_head(kv, layer, dst, head), cpu_kv_head(kv, layer, src, head),
-                   kv->head_bytes);
+    memcpy(kv->data + dst * kv->block_bytes, kv->data + src * kv->block_bytes, kv->block_bytes);
 }

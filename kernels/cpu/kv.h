@@ -54,19 +54,21 @@ struct k_kv {
     size_t value_bytes;    /* of one value */
     size_t keys_at;        /* bytes of scales in front of the keys */
     size_t values_at;
-    size_t head_bytes; /* one block and head */
-    /* [n_layers][n_kv_heads][n_blocks][head_bytes]: the blocks of a head lie side by side, so that
-     * a sequence whose blocks follow each other is one stream. With all heads in a block they would
-     * be a power of two apart in many models, and compete for the same few lines of the cache. */
+    size_t head_bytes;  /* one block, layer and head */
+    size_t block_bytes; /* one block, all layers: from one block to the next */
+    /* [n_blocks][block_bytes], of which the first [n_layers][n_kv_heads][head_bytes] are used.
+     * Memory is taken from the system when it is written first: a block takes its own and no more,
+     * and the first blocks of the cache, which are given out first, are all that a small load
+     * touches. */
     uint8_t *data;
 };
 
-/* Where block `block` of a head begins. */
+/* Where block `block` of a layer's head begins. */
 static inline uint8_t *cpu_kv_head(const struct k_kv *kv, uint32_t layer, uint32_t block,
                                    uint32_t head)
 {
-    size_t idx = ((size_t)layer * kv->p.n_kv_heads + head) * kv->p.n_blocks + block;
-    return kv->data + idx * kv->head_bytes;
+    return kv->data + block * kv->block_bytes +
+           ((size_t)layer * kv->p.n_kv_heads + head) * kv->head_bytes;
 }
 
 /* K_KV_I8: where the scales of a token group are, keys before values. */
