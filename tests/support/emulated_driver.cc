@@ -128,7 +128,7 @@ int alloc_host(void **ret, size_t bytes)
     int e = result_of("alloc_host");
     if (e)
         return e;
-    *ret = malloc(bytes);
+    *ret = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096); /* whole pages, as the driver's are */
     assert(*ret);
     host_memory[*ret] = bytes;
     state.host_allocated += bytes;
