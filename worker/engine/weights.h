@@ -42,8 +42,6 @@ struct glm_weights {            /* zero-initialised = nothing loaded */
     struct weights_report loaded;
 };
 
-enum { WEIGHTS_PAST_CACHE_BYTES = 1 << 30 };
-
 struct weights_load {
     const struct model_dir *model;
     const struct k_ops *ops;
@@ -53,9 +51,6 @@ struct weights_load {
     /* That read and pack; 0 = as many as feed the device well. More are added, which mostly wait
      * for the disk, as soon as a tensor is not in the page cache. */
     uint32_t n_threads;
-    /* A rank that has the model to itself reads what is not in the page cache past it (O_DIRECT),
-     * where the tensors have at least so many bytes; 0 = WEIGHTS_PAST_CACHE_BYTES. */
-    uint64_t past_cache_bytes;
     bool verify;
     int (*on_progress)(void *context, uint64_t done_bytes, uint64_t total_bytes); /* may be NULL */
     void *progress_context;

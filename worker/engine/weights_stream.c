@@ -15,7 +15,6 @@
 enum {
     MAX_THREADS = 64,
     DISK_THREADS = 16,            /* for a disk: as many requests are under way */
-    DISK_PIECE_BYTES = 1 << 20,   /* of a request past the page cache */
     RANGE_BYTES = 32 << 20,       /* of a tensor that is cut, about */
     AHEAD_BYTES = 8 << 20,        /* how far the kernel is asked to read ahead of a reader */
     THROUGH_SHARE = 4,            /* rows are read whole when this share of them is wanted, */
@@ -29,9 +28,7 @@ struct stream {
     const struct weights_load *load;
     const struct k_feed_ops *ops;
     size_t buffer_bytes;
-    size_t piece_bytes; /* of what is read past the page cache */
     bool verify;
-    bool past_cache; /* what is not in the page cache is read past it */
     /* owned */
     struct k_feed *feed;
     struct reader *readers; /* [max_readers]; how many there are is the driver's */
@@ -250,13 +247,13 @@ static void begin_job(struct reader *r)
     r->want = (size_t)r->job.slices[0].n_cols * element;
     r->skip = (size_t)r->job.slices[0].col0 * element;
     bool cached = model_dir_is_cached(s->load->model, t);
-    r->direct = s->past_cache && !cached;
+    r->direct = s->ops->direct && !cached;
     r->ahead = !r->direct && !cached;
     r->ahead_to = 0;
     r->whole = s->verify || r->direct ||
                (!model_dir_is_synthetic(s->load->model) &&
                 (r->want * THROUGH_SHARE >= r->full || r->want < THROUGH_BYTES));
-    size_t bytes = MIN(r->direct ? s->piece_bytes : s->ops->piece_bytes, s->buffer_bytes - SLACK);
+    size_t bytes = MIN(s->ops->piece_bytes, s->buffer_bytes - SLACK);
     size_t rows = bytes / r->full / align * align;
     r->max_rows = (uint32_t)MAX(rows, align);
     assert(r->max_rows * r->full + SLACK <= s->buffer_bytes);
@@ -326,7 +323,7 @@ static void *reader_main(void *context)
 /* ---- the stream ---- */
 
 /* Room for the longest rows of any matrix. */
-static size_t buffer_bytes(const struct weights_load *load, size_t piece_bytes)
+static size_t buffer_bytes(const struct weights_load *load)
 {
     const struct k_feed_ops *ops = load->ops->feed;
     size_t longest = 0, largest = 0;
@@ -338,7 +335,7 @@ static size_t buffer_bytes(const struct weights_load *load, size_t piece_bytes)
             largest = MAX(largest, (size_t)t->bytes);
         }
     }
-    size_t bytes = MAX(MIN(piece_bytes, largest), longest);
+    size_t bytes = MAX(MIN(ops->piece_bytes, largest), longest);
     return round_up(bytes, FILE_DIRECT_ALIGN) + SLACK;
 }
 
@@ -354,18 +351,6 @@ static int start_readers(struct stream *s, uint32_t n)
         }
     }
     return 0;
-}
-
-/* Without the page cache the disk's bytes are copied once less and need no memory beside the
- * weights. Ranks that read the same files want it, though, and so does whoever soon starts again
- * with a small model. */
-static bool reads_past_cache(const struct weights_load *load)
-{
-    uint64_t from = load->past_cache_bytes ? load->past_cache_bytes : WEIGHTS_PAST_CACHE_BYTES;
-    uint64_t bytes = 0;
-    for (size_t i = 0; i != model_dir_n_tensors(load->model); i++)
-        bytes += model_dir_tensor_at(load->model, i)->bytes;
-    return load->tp_size == 1 && bytes >= from;
 }
 
 int stream_open(const struct weights_load *load, struct stream **ret, struct err *e)
@@ -387,10 +372,7 @@ int stream_open(const struct weights_load *load, struct stream **ret, struct err
     s->load = load;
     s->ops = ops;
     s->verify = load->verify && !model_dir_is_synthetic(load->model);
-    s->past_cache = ops->direct || reads_past_cache(load);
-    s->piece_bytes =
-        ops->direct ? ops->piece_bytes : MAX(ops->piece_bytes, (size_t)DISK_PIECE_BYTES);
-    s->buffer_bytes = buffer_bytes(load, s->piece_bytes);
+    s->buffer_bytes = buffer_bytes(load);
     s->max_readers = max;
     s->readers = alloc_array(max, sizeof *s->readers);
     s->feed = s->readers ? ops->feed_new(load->ctx, max, s->buffer_bytes) : NULL;
