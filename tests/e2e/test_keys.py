@@ -10,7 +10,7 @@ import subprocess
 import grpc
 import pytest
 
-from conftest import BIN, SOURCE, glmd
+from conftest import BIN, DEADLINE_S, SOURCE, glmd
 
 USER, OPS, STRANGER = "glmd-user", "glmd-ops", "glmd-stranger"
 
@@ -34,7 +34,7 @@ def bearer(key):
 def end_of(call, request, key):
     """(code, message, bytes of the details) of a call."""
     try:
-        answer = call(request, metadata=bearer(key), timeout=30)
+        answer = call(request, metadata=bearer(key), timeout=DEADLINE_S)
         if hasattr(answer, "__iter__"):
             list(answer)
         return grpc.StatusCode.OK, "", b""
@@ -70,7 +70,7 @@ def test_every_call_asks_for_the_right_key(keyed):
     api, s = c.api, grpc.StatusCode
     calls = {
         "Generate": (c.inference.Generate, api.GenerateRequest(text="a river", max_tokens=2)),
-        "Fill": (c.inference.Fill, api.FillRequest(text="a [MASK] river")),
+        "Fill": (c.inference.Fill, api.FillRequest(text="a [MASK] river", max_length=32)),
         "Score": (c.inference.Score, api.ScoreRequest(text="a", choices=["b"])),
         "Tokenize": (c.inference.Tokenize, api.TokenizeRequest(text="a")),
         "Detokenize": (c.inference.Detokenize, api.DetokenizeRequest(ids=[200])),
