@@ -244,7 +244,7 @@ static void take_message(void *rpc, struct front_message *message)
     struct front_end refused;
     if (code == -ECANCELED)
         front_refuse(k->coordinator, code, front_job_refusal(code), &refused);
-    else if (code < 0)
+    else if (code != 0)
         front_refuse(k->coordinator, code, message->why.message, &refused);
     if (code == 0 && call_open(k, m, &refused))
         coordinator_pump(k->coordinator);
