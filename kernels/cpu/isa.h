@@ -28,6 +28,15 @@ enum { TILE_ROWS = 4, TILE_PANELS = 1, ATTENTION_ROWS = 2 };
 #define TILE_UNROLL
 #endif
 
+/* Float products have tall tiles, too: a weight is made once for up to 24 rows of one panel. */
+#if defined CPU_ISA_avx512 || defined CPU_ISA_avx512vnni
+#define TILE_F32_TALL 1
+enum { TILE_F32_ROWS = 24 };
+#else
+#define TILE_F32_TALL 0
+enum { TILE_F32_ROWS = TILE_ROWS };
+#endif
+
 #if defined CPU_ISA_avx512vnni
 enum { TILE_INT_ROWS = 24, TILE_INT_PANELS = 1 };
 #elif defined CPU_ISA_avxvnni

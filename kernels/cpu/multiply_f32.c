@@ -7,6 +7,11 @@
  */
 #include "tiles.h"
 
+enum {
+    BLOCK_STEPS = PACK_BLOCK / 8,
+    TALL_AHEAD_BYTES = 4096, /* of a tall tile's own weights; 1 KiB is too late */
+};
+
 /* 8 columns of one panel start here. */
 VEC_FN const uint8_t *step_address(const uint8_t *data, int type, uint32_t k)
 {
@@ -41,9 +46,9 @@ VEC_FN void add_blocks(const struct tile *t, uint32_t block, int type, int R, in
     vf scale[4][TILE_PANELS], sum[4][TILE_ROWS][TILE_PANELS];
     uint32_t len = 0;
     /* a few lines at a time: a block's at once would find no room among the pending loads */
-    enum { STEPS = PACK_BLOCK / 8 };
-    const uint32_t ahead_lines = (t->ahead_lines + STEPS - 1) / STEPS;
-    const uint8_t *ahead = t->ahead ? t->ahead + (size_t)block * STEPS * ahead_lines * 64 : NULL;
+    const uint32_t ahead_lines = (t->ahead_lines + BLOCK_STEPS - 1) / BLOCK_STEPS;
+    const uint8_t *ahead =
+        t->ahead ? t->ahead + (size_t)block * BLOCK_STEPS * ahead_lines * 64 : NULL;
     TILE_UNROLL for (int b = 0; b < B; b++)
     {
         struct pack_block at = pack_block(s, block + (uint32_t)b);
@@ -117,6 +122,56 @@ VEC_FN void multiply_tile(const struct tile *t, int type, int R, int P)
         tile_store(t, (uint32_t)r, (uint32_t)p, total[0][r][p]);
 }
 
+#if TILE_F32_TALL
+/* The same with more rows of one panel than leave room for totals in registers: every weight is
+ * loaded and made once for up to 24 rows. The totals, touched once a block, are in memory. */
+VEC_FN void multiply_tall_tile(const struct tile *t, int type, int R)
+{
+    const struct pack_shape *s = &t->j->l->shape;
+    const uint8_t *w = t->panel + s->scale_bytes;
+    const float *x = (const float *)t->j->data + (size_t)t->row0 * s->k_pad;
+    const uint8_t *ahead = t->ahead;
+    const uint32_t ahead_lines = (t->ahead_lines + BLOCK_STEPS - 1) / BLOCK_STEPS;
+    float area[TILE_F32_ROWS][PACK_LANES] __attribute__((aligned(64))), (*total)[PACK_LANES] = area;
+    vf sum[TILE_F32_ROWS];
+    TILE_UNROLL for (int r = 0; r < R; r++)
+    {
+        sum[r] = vf_zero();
+        vf_store(total[r], vf_zero());
+    }
+    TILE_IN_MEMORY(total);
+    for (uint32_t block = 0; block < s->n_blocks; block++) {
+        const struct pack_block at = pack_block(s, block);
+        const vf scale = type == K_WEIGHT_F16 ? vf_zero() : tile_scale(t->panel, at.group);
+        for (uint32_t k = 0; k < at.len; k += 8) {
+            for (uint32_t i = 0; ahead && i < ahead_lines; i++, ahead += 64)
+                VEC_PREFETCH_L2(ahead);
+            const uint8_t *next = step_address(w, type, 8);
+            for (const uint8_t *line = w; line < next; line += 64)
+                VEC_PREFETCH(line + TALL_AHEAD_BYTES);
+            TILE_UNROLL for (int i = 0; i < 8; i++)
+            {
+                vf column = step_column(w, type, i, scale);
+                TILE_UNROLL for (int r = 0; r < R; r++) sum[r] =
+                    vf_fma_word(column, x + i * R + r, sum[r]);
+            }
+            w = next;
+            x += 8 * R;
+        }
+        if (TILE_F32_ORDERS > 1)
+            continue;
+        TILE_IN_MEMORY(total);
+        TILE_UNROLL for (int r = 0; r < R; r++)
+        {
+            vf_store(total[r], vf_add(vf_load(total[r]), sum[r]));
+            sum[r] = vf_zero();
+        }
+    }
+    TILE_UNROLL for (int r = 0; r < R; r++)
+        tile_store(t, (uint32_t)r, 0, TILE_F32_ORDERS > 1 ? sum[r] : vf_load(total[r]));
+}
+#endif
+
 #define TILE(type, R)                                                                              \
     static void type##_one_##R(const struct tile *t)                                               \
     {                                                                                              \
@@ -134,6 +189,35 @@ TILE_SIZES(TILE_F16)
 TILE_SIZES(TILE_I8)
 TILE_SIZES(TILE_I4)
 
+#if TILE_F32_TALL
+#define TALL(type, R)                                                                              \
+    static void type##_one_##R(const struct tile *t)                                               \
+    {                                                                                              \
+        multiply_tall_tile(t, K_WEIGHT_##type, R);                                                 \
+    }
+#define TALL_SIZE(R) TALL(F16, R) TALL(I8, R) TALL(I4, R)
+TILE_TALL_SIZES(TALL_SIZE)
+
+/* A product has tall tiles or one tile that is not. */
+#define MULTIPLY(name, ones, wides)                                                                \
+    CPU_RANGE_FN(name, cpu_product)                                                                \
+    {                                                                                              \
+        static const tile_fn one[] = {TILE_SIZES(ones) TILE_TALL_SIZES(ones)},                     \
+                             wide[] = {TILE_SIZES(wides)};                                         \
+        if (j->n_rows > TILE_ROWS)                                                                 \
+            tile_walk_groups(j, first, end, one, 0);                                               \
+        else                                                                                       \
+            tile_walk(j, first, end, one, wide, false);                                            \
+    }
+#else
+#define MULTIPLY(name, ones, wides)                                                                \
+    CPU_RANGE_FN(name, cpu_product)                                                                \
+    {                                                                                              \
+        static const tile_fn one[] = {TILE_SIZES(ones)}, wide[] = {TILE_SIZES(wides)};             \
+        tile_walk(j, first, end, one, wide, true);                                                 \
+    }
+#endif
+
 #define F16_ONE(R)  F16_one_##R,
 #define F16_WIDE(R) F16_wide_##R,
 #define I8_ONE(R)   I8_one_##R,
@@ -141,20 +225,6 @@ TILE_SIZES(TILE_I4)
 #define I4_ONE(R)   I4_one_##R,
 #define I4_WIDE(R)  I4_wide_##R,
 
-CPU_RANGE_FN(multiply_f32_f16, cpu_product)
-{
-    static const tile_fn one[] = {TILE_SIZES(F16_ONE)}, wide[] = {TILE_SIZES(F16_WIDE)};
-    tile_walk(j, first, end, one, wide, true);
-}
-
-CPU_RANGE_FN(multiply_f32_i8, cpu_product)
-{
-    static const tile_fn one[] = {TILE_SIZES(I8_ONE)}, wide[] = {TILE_SIZES(I8_WIDE)};
-    tile_walk(j, first, end, one, wide, true);
-}
-
-CPU_RANGE_FN(multiply_f32_i4, cpu_product)
-{
-    static const tile_fn one[] = {TILE_SIZES(I4_ONE)}, wide[] = {TILE_SIZES(I4_WIDE)};
-    tile_walk(j, first, end, one, wide, true);
-}
+MULTIPLY(multiply_f32_f16, F16_ONE, F16_WIDE)
+MULTIPLY(multiply_f32_i8, I8_ONE, I8_WIDE)
+MULTIPLY(multiply_f32_i4, I4_ONE, I4_WIDE)

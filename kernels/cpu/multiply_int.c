@@ -66,9 +66,6 @@ struct tile_sums {
     float total[TILE_INT_ROWS][TILE_INT_PANELS][PACK_LANES];             /* of the groups before */
 };
 
-/* The compiler forgets where `sums` points to, and with it what it could keep in registers. */
-#define TILE_IN_MEMORY(sums) __asm__ volatile("" : "+r"(sums) : : "memory")
-
 /* total += part * scale, part = 0 */
 VEC_FN void end_group(const struct tile *t, uint32_t group, int R, int P, struct tile_sums *sums)
 {
@@ -215,7 +212,7 @@ TILE_INT_SIZES(TILES_ONE)
     CPU_RANGE_FN(name, cpu_product)                                                                \
     {                                                                                              \
         static const tile_fn one[] = {TILE_INT_SIZES(ones)};                                       \
-        tile_walk_groups(j, first, end, one);                                                      \
+        tile_walk_groups(j, first, end, one, TILE_GROUP_BYTES);                                    \
     }
 #else
 TILE_INT_SIZES(TILES_WIDE)

@@ -26,6 +26,9 @@ struct tile {
 
 typedef void (*tile_fn)(const struct tile *t);
 
+/* The compiler forgets where `sums` points to, and with it what it could keep in registers. */
+#define TILE_IN_MEMORY(sums) __asm__ volatile("" : "+r"(sums) : : "memory")
+
 /* The panel's scales of one group. */
 VEC_FN vf tile_scale(const uint8_t *panel, uint32_t group)
 {
@@ -86,13 +89,14 @@ VEC_FN void tile_walk(const struct cpu_product *j, uint64_t first, uint64_t end,
 enum { TILE_GROUP_BYTES = 512 << 10 };
 
 /* The same for tiles of one panel. The rows of a long batch do not fit beside the weights, so that
- * a tile visits a group of panels before the next one comes; each visit brings in a part of the
- * next group, because waiting for memory and multiplying take about the same time at 16 rows. */
+ * a tile visits a group of panels (group_bytes of them, but one at least) before the next one
+ * comes; each visit brings in a part of the next group, because waiting for memory and multiplying
+ * take about the same time at 16 rows. */
 VEC_FN void tile_walk_groups(const struct cpu_product *j, uint64_t first, uint64_t end,
-                             const tile_fn *fns)
+                             const tile_fn *fns, size_t group_bytes)
 {
     const struct pack_shape *s = &j->l->shape;
-    uint64_t group = s->panel_bytes < TILE_GROUP_BYTES ? TILE_GROUP_BYTES / s->panel_bytes : 1;
+    uint64_t group = s->panel_bytes < group_bytes ? group_bytes / s->panel_bytes : 1;
     for (uint64_t p0 = first; p0 < end; p0 += group) {
         uint64_t n = end - p0 < group ? end - p0 : group;
         for (uint32_t i = 0; i < j->n_tiles; i++)
@@ -112,6 +116,8 @@ VEC_FN void tile_walk_groups(const struct cpu_product *j, uint64_t first, uint64
 /* Expands X(rows) for the tile sizes of this instruction set. */
 #if defined CPU_ISA_avx512 || defined CPU_ISA_avx512vnni
 #define TILE_SIZES(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
+#define TILE_TALL_SIZES(X)                                                                         \
+    X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(24)
 #else
 #define TILE_SIZES(X) X(1) X(2) X(3) X(4)
 #endif
@@ -119,9 +125,7 @@ VEC_FN void tile_walk_groups(const struct cpu_product *j, uint64_t first, uint64
 #if defined CPU_ISA_avxvnni
 #define TILE_INT_SIZES(X) TILE_SIZES(X) X(5) X(6)
 #elif defined CPU_ISA_avx512vnni
-#define TILE_INT_SIZES(X)                                                                          \
-    TILE_SIZES(X)                                                                                  \
-    X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(24)
+#define TILE_INT_SIZES(X) TILE_SIZES(X) TILE_TALL_SIZES(X)
 #else
 #define TILE_INT_SIZES(X) TILE_SIZES(X)
 #endif

@@ -101,6 +101,14 @@ VEC_FN int32_t vi_max_lanes(vi a)
     return _mm512_reduce_max_epi32(a);
 }
 
+/* a * *x + c, *x the same for all lanes. As text, because the compiler copies sums around until
+ * those of a large tile no longer fit. */
+VEC_FN vf vf_fma_word(vf a, const float *x, vf c)
+{
+    __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(c) : "v"(a), "m"(*x));
+    return c;
+}
+
 #define VEC_HAVE_SUM
 
 VEC_FN int32_t vi_sum(vi a)
