@@ -153,6 +153,7 @@ static int hand_over_int8(struct reader *r, struct err *e)
     static const struct quant_scheme scheme = {.weights = QUANT_INT8, .group = QUANT_GROUP_ROW};
     struct stream *s = r->s;
     const size_t cols = r->want / sizeof(uint16_t), n = r->n_rows;
+    assert(n && cols);
     uint8_t *values = malloc(n * cols);
     uint16_t *scale = malloc(n * sizeof *scale);
     int rc = values && scale ? 0 : err_set(e, -ENOMEM, "out of memory for an INT8 head");
