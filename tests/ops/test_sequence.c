@@ -441,11 +441,11 @@ static void test_block_bytes(void **state)
         size_t found = ops->kv_block_bytes(c, &p);
         if (found != 3 * 5 * cases[i].bytes)
             fail_msg("case %zu: %zu bytes, expected 15 * %zu", i, found, cases[i].bytes);
-        p.n_layers = 4; /* blocks are an odd number of heads apart */
-        p.n_kv_heads = 2;
+        p.n_layers = 8; /* of many heads and layers an odd number */
+        p.n_kv_heads = 8;
         found = ops->kv_block_bytes(c, &p);
-        if (found != 9 * cases[i].bytes)
-            fail_msg("case %zu: %zu bytes, expected 9 * %zu", i, found, cases[i].bytes);
+        if (found != 65 * cases[i].bytes)
+            fail_msg("case %zu: %zu bytes, expected 65 * %zu", i, found, cases[i].bytes);
         ops->close(c);
     }
 }

@@ -203,7 +203,9 @@ static void check_layout(const char *text, const struct fit_request *q, const st
     }
     if (!full)
         fail_msg("%s: tp %u x pp %u: every rank has room for another block", text, l->tp, l->pp);
-    assert_int_equal(per_token, arch_kv_bytes_per_token(q->arch, 2));
+    /* a CPU's blocks may be a little larger: kernels/cpu/kv.c */
+    uint64_t least = arch_kv_bytes_per_token(q->arch, 2);
+    assert_in_range(per_token, least, least + least / 64);
 }
 
 static void test_layouts(void **state)
