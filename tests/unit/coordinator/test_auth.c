@@ -273,8 +273,16 @@ static void test_a_file_while_it_is_written(void **state)
     struct auth_key *k;
     put_hash(ALICE, alice);
     put_hash(OPS, ops);
-    const char *const parts[] = {"# written slowly\n", "alice ", alice, " reque", "sts=2", "0\n",
-                                 "ops ",                ops,      " ad", "min\n"};
+    const char *const parts[] = {"# written slowly\n",
+                                 "alice ",
+                                 alice,
+                                 " reque",
+                                 "sts=2",
+                                 "0\n",
+                                 "ops ",
+                                 ops,
+                                 " ad",
+                                 "min\n"};
     put_text("w", "%s", "");
     for (size_t i = 0; i != sizeof parts / sizeof *parts; i++) {
         assert_int_equal(auth_reload_if_changed(a, &e), 0);
