@@ -3,8 +3,11 @@
  * model_dir_synthetic) and any rank can make its own part.
  *
  * INT4 and INT8 values are uniform over all codes; scales and FP16 weights are of the size that
- * trained ones have; norms are 1 and 0. Finite and fast, nothing else is promised of what such a
- * model says.
+ * trained ones have; norms are 1 and 0, but for the last one's weights, which are 1 or -1. The
+ * residual path carries a token's embedding to the head, which is the embedding: without those
+ * signs the token would be its own successor with probability 1, whatever the layers computed. With
+ * them logits have a standard deviation of 0.03 times the root of the width, and log-probabilities
+ * show every bit of the way. Finite and fast, nothing else is promised of what such a model says.
  */
 #ifndef GLMD_MODEL_SYNTHETIC_H
 #define GLMD_MODEL_SYNTHETIC_H

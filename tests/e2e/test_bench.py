@@ -39,6 +39,19 @@ def test_engine_rows(tmp_path):
     assert hashes(engine(tmp_path, "--synthetic", "glm-tiny", "--layers", "1")) != hashes(found)
 
 
+@pytest.mark.parametrize("head", ["fp16", "int8"])
+def test_engine_hashes_see_the_arithmetic(tmp_path, head):
+    """At a real width as well: no token is so likely that its log-probability says nothing."""
+    found = {}
+    for mode, threads in (("fp16", 1), ("fp16", 2), ("a8", 1), ("a8", 2)):
+        found[mode, threads] = hashes(engine(tmp_path, "--synthetic", "glm-1.6b", "--layers", "1", "--head", head,
+                                             "--activations", mode, "--threads", threads))
+    assert found["fp16", 1] == found["fp16", 2]
+    assert found["a8", 1] == found["a8", 2]
+    same = [x for x, y in zip(found["fp16", 1], found["a8", 1], strict=True) if x == y]
+    assert same == []
+
+
 @pytest.mark.parametrize("tp, pp, layers", [(1, 2, None), (2, 2, "3,1"), (1, 3, None)])
 def test_stages(tmp_path, tp, pp, layers):
     out = tmp_path / "stages.json"

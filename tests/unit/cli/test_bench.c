@@ -181,6 +181,8 @@ static void test_contents(void **state)
         "transformer.layers.1.mlp.dense_h_to_4h.bias",
         "transformer.layers.1.input_layernorm.weight",
         "transformer.layers.1.input_layernorm.bias",
+        "transformer.final_layernorm.bias",
+        "transformer.final_layernorm.weight",
         "transformer.word_embeddings.weight",
     };
     for (size_t i = 0; i != ARRAY_LEN(names); i++) {
@@ -193,11 +195,20 @@ static void test_contents(void **state)
             assert_memory_equal(part, whole + at, n);
         }
         synthetic_fill(&t, QUANT_INT4, 2, 0, sizeof other, other);
-        bool norm = strstr(names[i], "norm");
+        bool signs = strcmp(names[i], "transformer.final_layernorm.weight") == 0;
+        bool norm = !signs && strstr(names[i], "norm");
         if ((memcmp(whole, other, sizeof whole) == 0) != norm)
             fail_msg("%s: another seed %s", names[i], norm ? "changes it" : "changes nothing");
         for (size_t k = 1; i && k < sizeof whole; k += 2) /* exponents: no infinities, no NaN */
             assert_true((whole[k] & 0x7c) < 0x40);
+        size_t n_negative = 0;
+        for (size_t k = 0; signs && k != sizeof whole; k += 2) { /* 1 or -1, half of each */
+            if (whole[k] != 0 || (whole[k + 1] & 0x7f) != 0x3c)
+                fail_msg("%s: expected 1 or -1, found %02x%02x", names[i], whole[k + 1], whole[k]);
+            n_negative += whole[k + 1] >> 7;
+        }
+        if (signs && (n_negative < 192 || n_negative > 320))
+            fail_msg("%s: expected half of 512 to be negative, found %zu", names[i], n_negative);
     }
 }
 
