@@ -256,9 +256,9 @@ static const struct conf_option options[] = {
 
     {"scheduler.prefill_budget", CONF_DURATION, AT(scheduler.prefill_budget), "100ms", MS, 60 * SEC,
      NULL,
-     "Time that prompts may add to a step while streams run: longer ones are cut, so that tokens "
-     "keep "
-     "coming. More is better for the first token, less for the others."},
+     "Time that prompts may add to a step while streams run, for each request that waits for its "
+     "first token (at most ten count): longer ones are cut, so that tokens keep coming. More is "
+     "better for the first token, less for the others."},
     {"deadlines.step", CONF_DURATION, AT(deadlines.step), "10s", 100 * MS, HOUR, NULL,
      "A step that takes longer means that a rank hangs: the group is taken down and formed again. "
      "Steps with long prompts get more time in proportion to the steps seen so far."},

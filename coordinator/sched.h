@@ -17,15 +17,18 @@
  * group's step size; a prefill that does not fit beside the decodes gets a step of its own, never
  * two in a row.
  *
- * Prompts beside streams. While streams run, the prompts in a step may cost prefill_budget_ns: as
- * many as fit, or a part of one, or, of a bidirectional prompt that costs more, as many layers as
- * fit, at least one (plan.h, "Slices"). What a token costs in a layer is measured on the steps that
- * were committed. So the time from one token of a stream to the next is at most
+ * Prompts beside streams. While streams run, the prompts in a step may cost prefill_budget_ns for
+ * each of the group's requests that wait for their first token, for at most SCHED_MAX_BUDGETS of
+ * them: as many as fit, or a part of one, or, of a bidirectional prompt that costs more, as many
+ * layers as fit, at least one (plan.h, "Slices"). What a token costs in a layer is measured on the
+ * steps that were committed. So the time from one token of a stream to the next is at most
  *
- *   a step of decodes + prefill_budget_ns + the prompt's time in one layer
+ *   a step of decodes + prefill_budget_ns * min(n waiting, SCHED_MAX_BUDGETS)
+ *                     + the prompt's time in one layer
  *
- * however long a prompt arrives, as far as the measurement holds. Without streams a prompt runs
- * whole. One prompt is sliced at a time.
+ * however long the prompts are, as far as the measurement holds. One prompt stalls nobody; a crowd
+ * is not kept waiting for a few streams, which would leave the device with small steps at both
+ * ends. Without streams a prompt runs whole. One prompt is sliced at a time.
  *
  * One step ahead. Step n + 1 is planned while n runs: a sampling sequence with one token out gets
  * its next item with PLAN_TOKEN_PREVIOUS in that token's place. Whatever ends the sequence (end
@@ -64,6 +67,7 @@ enum {
     SCHED_MAX_STAGES = 32,
     SCHED_MAX_TENANTS = 256, /* that have requests here; more share places */
     SCHED_MAX_IN_FLIGHT = SCHED_MAX_STAGES + 1,
+    SCHED_MAX_BUDGETS = 10, /* times that prompts may cost prefill_budget_ns in a step */
     /* A request that was in a step of a lost group this often is not tried again: it may be what
      * kills them. */
     SCHED_MAX_LOSSES = 2,
@@ -84,7 +88,7 @@ struct sched_config {
     uint32_t max_queue;        /* requests that wait */
     uint64_t max_queue_tokens; /* of their prompts; one request always may wait; 0 = no limit */
     int64_t max_wait_ns;       /* predicted time to the first token; 0 = no limit */
-    int64_t prefill_budget_ns; /* time that prompts may add to a step; see above */
+    int64_t prefill_budget_ns; /* time that a prompt may add to a step; see above */
     bool slices;               /* the ranks run sliced items */
     /* Somebody is told, on the group r->group of this epoch; NULL = nobody. */
     void (*on_event)(void *context, const struct request *r, enum sched_event event, uint64_t epoch,

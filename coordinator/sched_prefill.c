@@ -31,11 +31,18 @@ static bool is_stream(const struct request *r)
 
 void prefill_begin(const struct sched *s, struct sched_group *g)
 {
+    uint32_t n_waiting = 0;
     g->unlimited = true;
-    for (const struct request *r = g->running.first; r && g->unlimited; r = r->next)
-        g->unlimited = !is_stream(r);
+    for (const struct request *r = g->running.first; r; r = r->next) {
+        if (is_stream(r))
+            g->unlimited = false;
+        else
+            n_waiting += !r->paused;
+    }
+    double budget_ns =
+        (double)s->config.prefill_budget_ns * MIN(MAX(n_waiting, 1u), SCHED_MAX_BUDGETS);
     /* Nothing measured yet: at most the work of a decode step with all slots. */
-    g->work_left = g->work_ns > 0 ? (uint64_t)((double)s->config.prefill_budget_ns / g->work_ns)
+    g->work_left = g->work_ns > 0 ? (uint64_t)(budget_ns / g->work_ns)
                                   : (uint64_t)g->limits.n_slots * g->limits.n_layers;
     g->work_used = g->prefill_full = false;
 }

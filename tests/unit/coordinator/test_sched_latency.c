@@ -42,6 +42,7 @@ struct device {
     uint32_t n_out;
     int64_t now, free_ns;
     uint32_t n_sliced; /* plans with slices */
+    uint64_t n_steps;
 };
 
 static int64_t cost_of(const struct plan *p)
@@ -64,6 +65,7 @@ static void plan_all(struct device *d)
     const struct plan *p;
     while (sched_plan(d->s, 0, d->now, &p)) {
         d->n_sliced += p->layer_end != 0;
+        d->n_steps++;
         d->free_ns = MAX(d->free_ns, d->now) + cost_of(p);
         d->done_ns[d->n_out] = d->free_ns;
         d->results[d->n_out++] = fake_engine_step(d->engine, p);
@@ -180,10 +182,9 @@ static void test_gap_beside_a_long_prompt(void **state)
     run_case(LONG_PROMPT, true, false, bound);      /* the test can fail */
 }
 
-/* Many short prompts at once share the budget, too. */
-static void test_gap_beside_many_prompts(void **state)
+/* Each of many prompts brings a budget, so that all begin within a few steps; a few bring few. */
+static void many_prompts(uint32_t n_prompts, uint32_t n_budgets, uint32_t max_steps)
 {
-    (void)state;
     struct device d;
     struct request *streams[4], *r = NULL;
     open_device(&d, true);
@@ -191,17 +192,32 @@ static void test_gap_beside_many_prompts(void **state)
         streams[i] = new_stream(&d, 10, 1000);
     for (uint32_t i = 0; i != 10; i++)
         run_step(&d);
-    for (uint32_t i = 0; i != 20; i++)
+    uint64_t first_step = d.n_steps;
+    for (uint32_t i = 0; i != n_prompts; i++)
         r = new_stream(&d, 60, 10); /* 84 ms each */
-    int64_t gap = longest_gap(&d, streams, 4, r), bound = DECODE_NS + BUDGET_NS + 60 * WORK_NS;
-    printf("20 prompts of 60 tokens beside 4 streams: longest gap %.0f ms, bound %.0f ms\n",
-           (double)gap / 1e6, (double)bound / 1e6);
+    int64_t gap = longest_gap(&d, streams, 4, r);
+    int64_t bound = DECODE_NS + n_budgets * BUDGET_NS + 60 * WORK_NS;
+    uint64_t n_steps = d.n_steps - first_step;
+    printf("%u prompts of 60 tokens beside 4 streams: longest gap %.0f ms, bound %.0f ms; %llu "
+           "steps until the last had three tokens, bound %u\n",
+           n_prompts, (double)gap / 1e6, (double)bound / 1e6, (unsigned long long)n_steps,
+           max_steps);
     assert_true(gap <= bound);
+    assert_true(n_steps <= max_steps);
     for (uint32_t i = 0; i != 4; i++)
         sched_end(d.s, streams[i], RPC_CANCELLED, "enough");
     while (sched_n_requests(d.s))
         run_step(&d);
     close_device(&d);
+}
+
+static void test_gap_beside_many_prompts(void **state)
+{
+    (void)state;
+    /* One step is out when they come, two more follow the first token. */
+    many_prompts(1, 1, 1 + 1 + 2);
+    many_prompts(3, 3, 1 + 1 + 2);
+    many_prompts(20, SCHED_MAX_BUDGETS, 1 + 2 + 2);
 }
 
 /* With nobody to disturb, a prompt runs in one step; the rest of a sliced one, too. */
