@@ -212,6 +212,47 @@ VEC_FN vf vf_round_half(vf x)
                 _mm256_cvtph_ps(_mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT))};
 }
 
+/* 8 rows of 8 become their columns. */
+VEC_FN void vec_transpose_8(__m256 v[8])
+{
+    __m256 a[8], b[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+        a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; k++) {
+            b[i + 2 * k] = _mm256_shuffle_ps(a[i + k], a[i + k + 2], 0x44);
+            b[i + 2 * k + 1] = _mm256_shuffle_ps(a[i + k], a[i + k + 2], 0xee);
+        }
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+        v[k] = _mm256_permute2f128_ps(b[k], b[4 + k], 0x20);
+        v[4 + k] = _mm256_permute2f128_ps(b[k], b[4 + k], 0x31);
+    }
+}
+
+/* 16 rows of 16 become their columns. */
+VEC_FN void vf_transpose(vf v[VEC])
+{
+    __m256 part[4][8]; /* (rows, columns) (0, 0) (8, 0) (0, 8) (8, 8) */
+    for (int i = 0; i < 8; i++) {
+        part[0][i] = v[i].a;
+        part[1][i] = v[8 + i].a;
+        part[2][i] = v[i].b;
+        part[3][i] = v[8 + i].b;
+    }
+    for (int k = 0; k < 4; k++)
+        vec_transpose_8(part[k]);
+    for (int i = 0; i < 8; i++) {
+        v[i] = (vf){part[0][i], part[1][i]};
+        v[8 + i] = (vf){part[2][i], part[3][i]};
+    }
+}
+
 #ifdef CPU_ISA_avxvnni
 
 VEC_FN vi vi_dot16(vi acc, vi w, vi x)

@@ -101,6 +101,38 @@ VEC_FN int32_t vi_max_lanes(vi a)
     return _mm512_reduce_max_epi32(a);
 }
 
+/* 16 rows of 16 become their columns. */
+VEC_FN void vf_transpose(vf v[VEC])
+{
+    vf a[VEC], b[VEC];
+#pragma GCC unroll 16
+    for (int i = 0; i < VEC; i += 2) {
+        a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+        a[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < VEC; i += 4) {
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; k++) {
+            __m512d low = _mm512_castps_pd(a[i + k]), high = _mm512_castps_pd(a[i + k + 2]);
+            b[i + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            b[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+        }
+    }
+    /* quarter q of b[4 i + k]: column 4 q + k of rows 4 i .. 4 i + 3 */
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+        vf even_low = _mm512_shuffle_f32x4(b[k], b[4 + k], 0x88),
+           even_high = _mm512_shuffle_f32x4(b[8 + k], b[12 + k], 0x88),
+           odd_low = _mm512_shuffle_f32x4(b[k], b[4 + k], 0xdd),
+           odd_high = _mm512_shuffle_f32x4(b[8 + k], b[12 + k], 0xdd);
+        v[k] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+        v[4 + k] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+        v[8 + k] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+        v[12 + k] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+    }
+}
+
 /* a * *x + c, *x the same for all lanes. As text, because the compiler copies sums around until
  * those of a large tile no longer fit. */
 VEC_FN vf vf_fma_word(vf a, const float *x, vf c)

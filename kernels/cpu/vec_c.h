@@ -208,6 +208,17 @@ VEC_FN void vi_store_i16(int16_t *p, vi a)
         p[i] = (int16_t)(uint16_t)a.v[i];
 }
 
+/* 16 rows of 16 become their columns. */
+VEC_FN void vf_transpose(vf v[VEC])
+{
+    for (int i = 0; i < VEC; i++)
+        for (int k = 0; k < i; k++) {
+            float x = v[i].v[k];
+            v[i].v[k] = v[k].v[i];
+            v[k].v[i] = x;
+        }
+}
+
 /* The nearest binary16 value. */
 VEC_FN vf vf_round_half(vf a)
 {
