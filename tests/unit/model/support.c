@@ -198,3 +198,50 @@ void *read_tensor(const struct model_dir *d, const char *name, size_t *ret_bytes
     *ret_bytes = t->bytes;
     return data;
 }
+
+void note_warning(void *context, const char *text)
+{
+    struct stopper *s = context;
+    s->warnings++;
+    snprintf(s->last_warning, sizeof s->last_warning, "%s", text);
+}
+
+bool has_file(const char *dir, const char *name)
+{
+    char *path = path_in(dir, name);
+    bool there = access(path, F_OK) == 0;
+    free(path);
+    return there;
+}
+
+void assert_same_tensors(const char *a_path, const char *b_path)
+{
+    struct model_dir *a = open_model_ok(a_path), *b = open_model_ok(b_path);
+    assert_int_equal(model_dir_n_tensors(a), model_dir_n_tensors(b));
+    for (size_t i = 0; i < model_dir_n_tensors(a); i++) {
+        const char *name = model_dir_tensor_at(a, i)->name;
+        size_t n, m;
+        uint8_t *x = read_tensor(a, name, &n), *y = read_tensor(b, name, &m);
+        assert_int_equal(n, m);
+        for (size_t k = 0; k < n; k++) {
+            if (x[k] != y[k])
+                fail_msg("%s byte %zu: %s has %#x, %s has %#x", name, k, a_path, x[k], b_path,
+                         y[k]);
+        }
+        free(x);
+        free(y);
+    }
+    assert_string_equal(model_dir_digest(a)->hex, model_dir_digest(b)->hex);
+    model_dir_close(a);
+    model_dir_close(b);
+}
+
+void verify_all(const char *path)
+{
+    struct model_dir *d = open_model_ok(path);
+    struct err e = ERR_INIT;
+    for (size_t i = 0; i < model_dir_n_tensors(d); i++)
+        if (model_dir_verify_tensor(d, model_dir_tensor_at(d, i), &e) < 0)
+            fail_msg("%s", e.message);
+    model_dir_close(d);
+}

@@ -41,4 +41,18 @@ struct model_dir *open_model_ok(const char *path);
 /* All bytes of a tensor, malloc'd. */
 void *read_tensor(const struct model_dir *d, const char *name, size_t *ret_bytes);
 
+/* Every tensor of both directories has the same bytes. */
+void assert_same_tensors(const char *a_path, const char *b_path);
+void verify_all(const char *path); /* every tensor against its checksum */
+bool has_file(const char *dir, const char *name);
+
+/* What a conversion is watched with. */
+struct stopper {
+    unsigned left; /* progress reports until the stop */
+    unsigned warnings;
+    char last_warning[512];
+};
+
+void note_warning(void *context, const char *text); /* on_warning of a struct stopper */
+
 #endif
