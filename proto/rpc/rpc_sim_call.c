@@ -15,11 +15,6 @@
 #include "base/util.h"
 #include "proto/rpc/rpc_sim_impl.h"
 
-#define SEND_MIN_NS     (1 * NSEC_PER_USEC)
-#define SEND_MAX_NS     (20 * NSEC_PER_USEC)
-#define CONNECT_TIMEOUT (3 * NSEC_PER_SEC)
-#define CONNECT_RETRY   (50 * NSEC_PER_MSEC)
-
 /* ---- messages ---- */
 
 static struct message *message_new(enum message_kind kind, const void *data, size_t size)
@@ -71,7 +66,7 @@ static void clear_inbox(struct rpc_call *c)
 
 /* ---- memory and events ---- */
 
-static struct rpc_call *call_new(struct rpc_sim_host *h)
+struct rpc_call *call_new(struct rpc_sim_host *h)
 {
     struct rpc_call *c = calloc(1, sizeof *c);
     if (!c)
@@ -104,21 +99,19 @@ void call_discard(struct rpc_call *c)
     free(c);
 }
 
-static void free_if_over(struct rpc_call *c)
+void call_event_end(struct rpc_call *c)
 {
     if (c->ended && c->n_events == 0)
         call_discard(c);
 }
 
-/* Every event below starts with event_begin and ends with free_if_over. */
-static void call_post(struct rpc_call *c, struct rpc_sim_host *h, int64_t delay_ns,
-                      void (*run)(void *arg))
+void call_post(struct rpc_call *c, struct rpc_sim_host *h, int64_t delay_ns, void (*run)(void *arg))
 {
     c->n_events++;
     host_post(h, delay_ns, run, c);
 }
 
-static struct rpc_call *event_begin(void *arg)
+struct rpc_call *call_event_begin(void *arg)
 {
     struct rpc_call *c = arg;
     assert(c->n_events > 0);
@@ -156,7 +149,7 @@ static void set_end(struct rpc_call *c, enum rpc_status status, const char *mess
 /* The peer has gone, or the connection. */
 static void on_gone(void *arg)
 {
-    struct rpc_call *c = event_begin(arg);
+    struct rpc_call *c = call_event_begin(arg);
     if (!c->ended && !c->ending) {
         c->failed = true;
         list_clear(&c->queue);
@@ -166,7 +159,7 @@ static void on_gone(void *arg)
         else
             call_end(c, 0, RPC_UNAVAILABLE, "the connection broke");
     }
-    free_if_over(c);
+    call_event_end(c);
 }
 
 static void detach(struct rpc_call *c)
@@ -181,7 +174,7 @@ static void detach(struct rpc_call *c)
 
 static void on_end(void *arg)
 {
-    struct rpc_call *c = event_begin(arg);
+    struct rpc_call *c = call_event_begin(arg);
     if (!c->ended) {
         struct rpc_call *p = c->peer;
         /* A server that has sent its status ends by itself, and so does its client. */
@@ -192,7 +185,7 @@ static void on_end(void *arg)
             call_post(p, p->host, delay, on_gone);
         say_done(c);
     }
-    free_if_over(c);
+    call_event_end(c);
 }
 
 void call_end(struct rpc_call *c, int64_t delay_ns, enum rpc_status status, const char *message)
@@ -230,8 +223,8 @@ static void push_status_details(struct rpc_call *to, enum rpc_status status, con
     push_inbox(to, m, latency);
 }
 
-static void push_status(struct rpc_call *to, enum rpc_status status, const char *message,
-                        int64_t latency)
+void call_push_status(struct rpc_call *to, enum rpc_status status, const char *message,
+                      int64_t latency)
 {
     push_status_details(to, status, message, NULL, 0, latency);
 }
@@ -257,7 +250,7 @@ void call_fail(struct rpc_call *c, enum rpc_status status, const char *message)
     clear_inbox(c);
     if (c->server && c->peer && !c->sent_final) {
         c->sent_final = true;
-        push_status(c->peer, status, message, latency_to_peer(c));
+        call_push_status(c->peer, status, message, latency_to_peer(c));
     }
     call_end(c, 0, status, message);
 }
@@ -285,12 +278,12 @@ void call_kill(struct rpc_call *c, int64_t notice_ns)
     c->failed = true;
     set_end(c, c->server ? RPC_CANCELLED : RPC_UNAVAILABLE, "the process ended");
     say_done(c);
-    free_if_over(c);
+    call_event_end(c);
 }
 
-static void on_deadline(void *arg)
+void call_on_deadline(void *arg)
 {
-    struct rpc_call *c = event_begin(arg);
+    struct rpc_call *c = call_event_begin(arg);
     if (!c->ended && !c->ending && c->channel) {
         c->failed = true;
         list_clear(&c->queue);
@@ -299,14 +292,15 @@ static void on_deadline(void *arg)
     } else if (!c->ended && !c->ending) {
         if (c->peer && !c->sent_final) {
             c->sent_final = true;
-            push_status(c->peer, RPC_DEADLINE_EXCEEDED, "the deadline passed", latency_to_peer(c));
+            call_push_status(c->peer, RPC_DEADLINE_EXCEEDED, "the deadline passed",
+                             latency_to_peer(c));
         }
         c->failed = true;
         list_clear(&c->queue);
         clear_inbox(c);
         call_end(c, 0, RPC_CANCELLED, "the peer went away or its deadline passed");
     }
-    free_if_over(c);
+    call_event_end(c);
 }
 
 /* ---- sending ---- */
@@ -327,7 +321,7 @@ static void transmit(struct rpc_call *c, struct message *m)
 
 static void on_send(void *arg)
 {
-    struct rpc_call *c = event_begin(arg);
+    struct rpc_call *c = call_event_begin(arg);
     c->sending = false;
     bool open = !c->ended && !c->failed && !c->sent_final && (c->peer || c->lost);
     bool moved = false;
@@ -342,17 +336,18 @@ static void on_send(void *arg)
                                 latency_to_peer(c));
         char message[sizeof c->end_message];
         memcpy(message, c->end_message, sizeof message);
-        call_end(c, net_random(c->host->net, SEND_MIN_NS, SEND_MAX_NS), c->end_status, message);
+        call_end(c, net_random(c->host->net, SIM_SEND_MIN_NS, SIM_SEND_MAX_NS), c->end_status,
+                 message);
     } else if (open && !c->queue.first && c->half_closing) {
         c->sent_final = true;
         transmit(c, message_new(SIM_HALF_CLOSE, NULL, 0));
     } else if (moved && !c->queue.first && c->callbacks->on_drained) {
         c->callbacks->on_drained(c);
     }
-    free_if_over(c);
+    call_event_end(c);
 }
 
-static void kick(struct rpc_call *c, int64_t delay_ns)
+void call_kick(struct rpc_call *c, int64_t delay_ns)
 {
     if (c->sending)
         return;
@@ -362,7 +357,7 @@ static void kick(struct rpc_call *c, int64_t delay_ns)
 
 static void kick_soon(struct rpc_call *c)
 {
-    kick(c, net_random(c->host->net, SEND_MIN_NS, SEND_MAX_NS));
+    call_kick(c, net_random(c->host->net, SIM_SEND_MIN_NS, SIM_SEND_MAX_NS));
 }
 
 int rpc_send(struct rpc_call *c, const void *data, size_t size)
@@ -449,7 +444,7 @@ void rpc_cancel(struct rpc_call *c)
 static void give_credit(struct rpc_call *c)
 {
     if (c->peer && c->peer->queue.first)
-        kick(c->peer, latency_to_peer(c));
+        call_kick(c->peer, latency_to_peer(c));
 }
 
 /* An error ends a paused call at once: whether one is here. */
@@ -499,9 +494,9 @@ static void read_inbox(struct rpc_call *c)
 
 static void on_inbox(void *arg)
 {
-    struct rpc_call *c = event_begin(arg);
+    struct rpc_call *c = call_event_begin(arg);
     read_inbox(c);
-    free_if_over(c);
+    call_event_end(c);
 }
 
 void rpc_pause(struct rpc_call *c)
@@ -515,112 +510,6 @@ void rpc_resume(struct rpc_call *c)
         return;
     c->paused = false;
     call_post(c, c->host, 0, on_inbox);
-}
-
-/* ---- opening ---- */
-
-static void refuse(struct rpc_call *c, struct rpc_server *s, enum rpc_status status,
-                   const char *message)
-{
-    push_status(c, status, message, net_latency(c->host, s->host));
-}
-
-static void accept_call(struct rpc_call *c, struct rpc_server *s)
-{
-    int method = server_find_method(s, c->path);
-    if (method < 0) {
-        refuse(c, s, RPC_UNIMPLEMENTED, "there is no such method here");
-        return;
-    }
-    if (!server_has_room(s, method)) {
-        refuse(c, s, RPC_RESOURCE_EXHAUSTED, "the server already has its limit of calls");
-        return;
-    }
-    struct rpc_call *p = call_new(s->host);
-    p->server = s;
-    p->method = method;
-    s->n_calls++;
-    s->n_own_calls[method]++;
-    p->max_message_bytes = s->max_message_bytes;
-    memcpy(p->path, c->path, sizeof p->path);
-    memcpy(p->header_key, c->header_key, sizeof p->header_key);
-    memcpy(p->header_value, c->header_value, sizeof p->header_value);
-    snprintf(p->peer_name, sizeof p->peer_name, "sim:%s", c->host->name);
-    p->peer = c;
-    c->peer = p;
-    if (c->deadline_ns) { /* as long as the client had left when it called */
-        p->deadline_ns = clock_now_ns() + (c->deadline_ns - c->opened_ns);
-        call_post(p, p->host, p->deadline_ns - clock_now_ns(), on_deadline);
-    }
-    s->methods[method]->on_call(p, s->methods[method]->context);
-    assert(p->callbacks); /* on_call must rpc_set */
-    kick(c, 0);
-}
-
-static void on_connect_failed(void *arg)
-{
-    struct rpc_call *c = event_begin(arg);
-    if (!c->ended && !c->ending) {
-        c->failed = true;
-        call_end(c, 0, RPC_UNAVAILABLE, "failed to connect");
-    }
-    free_if_over(c);
-}
-
-/* On the server's host, if it still is there. */
-static void on_accept(void *arg)
-{
-    struct rpc_call *c = event_begin(arg);
-    struct rpc_server *s = net_find_server(c->host->net, c->channel->target);
-    if (c->ended || c->ending || c->failed)
-        ;
-    else if (s)
-        accept_call(c, s);
-    else
-        call_post(c, c->host, net_latency(c->host, c->host), on_connect_failed);
-    free_if_over(c);
-}
-
-static void on_dial(void *arg)
-{
-    struct rpc_call *c = event_begin(arg);
-    struct rpc_server *s = net_find_server(c->host->net, c->channel->target);
-    if (!c->ended && !c->ending && !c->failed) {
-        int64_t delay = net_latency(c->host, s ? s->host : c->host);
-        if (s && delay <= CONNECT_TIMEOUT)
-            call_post(c, s->host, delay, on_accept);
-        else if (c->wait_for_ready)
-            call_post(c, c->host, MIN(delay, CONNECT_TIMEOUT) + CONNECT_RETRY, on_dial);
-        else
-            call_post(c, c->host, MIN(delay, CONNECT_TIMEOUT), on_connect_failed);
-    }
-    free_if_over(c);
-}
-
-int rpc_open(struct rpc_channel *ch, const char *path, int64_t deadline_ns, bool wait_for_ready,
-             const struct rpc_callbacks *callbacks, void *user, struct rpc_call **ret)
-{
-    if (ch->host->dead || ch->closing)
-        return -ESHUTDOWN;
-    struct rpc_call *c = call_new(ch->host);
-    c->channel = ch;
-    ch->n_calls++;
-    c->callbacks = callbacks;
-    c->user = user;
-    c->wait_for_ready = wait_for_ready;
-    c->opened_ns = clock_now_ns();
-    c->max_message_bytes = ch->max_message_bytes;
-    snprintf(c->path, sizeof c->path, "%s", path);
-    snprintf(c->peer_name, sizeof c->peer_name, "sim:%.70s", ch->target);
-    if (*ch->authorization)
-        rpc_sim_set_metadata(c, "authorization", ch->authorization);
-    if (deadline_ns) {
-        c->deadline_ns = clock_now_ns() + deadline_ns;
-        call_post(c, c->host, deadline_ns, on_deadline);
-    }
-    call_post(c, c->host, net_random(ch->host->net, SEND_MIN_NS, SEND_MAX_NS), on_dial);
-    *ret = c;
-    return 0;
 }
 
 /* ---- what a call knows about itself ---- */

@@ -1,8 +1,14 @@
-/* rpc_sim_impl.h: shared by rpc_sim.c (hosts, servers, channels) and rpc_sim_call.c (calls). */
+/* rpc_sim_impl.h: shared by rpc_sim.c (hosts, servers, channels), rpc_sim_call.c (calls) and
+ * rpc_sim_open.c (how they begin). */
 #ifndef GLMD_PROTO_RPC_RPC_SIM_IMPL_H
 #define GLMD_PROTO_RPC_RPC_SIM_IMPL_H
 
+#include "base/clock.h"
 #include "proto/rpc/rpc_sim.h"
+
+/* From a send to its event. */
+#define SIM_SEND_MIN_NS (1 * NSEC_PER_USEC)
+#define SIM_SEND_MAX_NS (20 * NSEC_PER_USEC)
 
 enum {
     SIM_DEFAULT_MESSAGE_BYTES = 4 << 20,
@@ -152,5 +158,19 @@ void call_break(struct rpc_call *c);
 /* This end's process dies: on_done now. */
 void call_kill(struct rpc_call *c, int64_t notice_ns);
 void call_discard(struct rpc_call *c); /* memory only */
+/* The newest of the host's. */
+struct rpc_call *call_new(struct rpc_sim_host *h);
+/* An event of the call on `h`; each begins with call_event_begin, which gives the call that it was
+ * posted for, and ends with call_event_end, after which the call may be gone. */
+void call_post(struct rpc_call *c, struct rpc_sim_host *h, int64_t delay_ns,
+               void (*run)(void *arg));
+struct rpc_call *call_event_begin(void *arg);
+void call_event_end(struct rpc_call *c);
+void call_on_deadline(void *arg); /* an event */
+/* A status under way to this end. */
+void call_push_status(struct rpc_call *to, enum rpc_status status, const char *message,
+                      int64_t latency);
+/* What is queued is sent after the delay. */
+void call_kick(struct rpc_call *c, int64_t delay_ns);
 
 #endif
