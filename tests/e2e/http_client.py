@@ -1,10 +1,12 @@
-"""A plain HTTP client for the end-to-end suites: JSON, events, raw sockets."""
+"""A plain HTTP client for the end-to-end suites: JSON, events, raw sockets; and what they ask a cluster that
+serves the demo model."""
 
 import http.client
 import json
 import socket
 
 DEADLINE_S = 60
+PROMPT = "And it came to pass"
 
 
 class Answer:
@@ -58,3 +60,27 @@ def events(port, path, body, headers=None):
     blocks = answer.body.decode().split("\n\n")
     assert blocks.pop() == "", "an event ends with an empty line"
     return 200, [b.removeprefix("data: ") for b in blocks if not b.startswith(":")]
+
+
+# ---- a cluster ----
+
+
+def complete(server, prompt=PROMPT, **fields):
+    body = {"prompt": prompt, "max_tokens": 12, "seed": 3, **fields}
+    answer = post(server.http_port, "/v1/completions", body)
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def running(c):
+    return sum(g.running for g in c.status().groups) + c.status().waiting
+
+
+def counted(c, sample):
+    [line] = [line for line in get(c.http_port, "/metrics").body.decode().splitlines()
+              if line.startswith(sample + " ")]
+    return float(line.split()[-1])
+
+
+def wait_idle(c):
+    c.wait(lambda: running(c) == 0, "no requests")

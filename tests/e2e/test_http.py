@@ -1,27 +1,17 @@
 """The API over HTTP, against the running daemons with the demo model: OpenAI's routes, fills, the
-published server's /generate, scoring, errors, probes, keys, and what a client that leaves costs."""
+published server's /generate, scoring, errors, probes and keys."""
 
 import hashlib
 import json
 import math
 import os
-import re
-import shlex
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
 
 import pytest
 
-from conftest import SANITIZED, SOURCE
-from http_client import call, events, get, open_stream, post
+from conftest import SOURCE
+from http_client import PROMPT, call, complete, counted, events, get, post
 
 DEMO = SOURCE / "deploy/demo/model"
-PROMPT = "And it came to pass"
-SLOW = "fake:step_us=20000"  # nothing is computed; a step takes 20 ms, and no text ends
 FIXTURE = [line.split() for line in (SOURCE / "tests/e2e/http_routes.txt").read_text().splitlines()
            if not line.startswith("#")]
 
@@ -29,35 +19,6 @@ FIXTURE = [line.split() for line in (SOURCE / "tests/e2e/http_routes.txt").read_
 @pytest.fixture(scope="module")
 def server(module_cluster):
     return module_cluster("http", DEMO, tp=2)
-
-
-@pytest.fixture
-def slow(cluster):
-    def start(**settings):
-        return cluster(DEMO, group__devices=SLOW, **settings)
-
-    return start
-
-
-def complete(server, prompt=PROMPT, **fields):
-    body = {"prompt": prompt, "max_tokens": 12, "seed": 3, **fields}
-    answer = post(server.http_port, "/v1/completions", body)
-    assert answer.status == 200, answer.body
-    return answer.json
-
-
-def running(c):
-    return sum(g.running for g in c.status().groups) + c.status().waiting
-
-
-def counted(c, sample):
-    [line] = [line for line in get(c.http_port, "/metrics").body.decode().splitlines()
-              if line.startswith(sample + " ")]
-    return float(line.split()[-1])
-
-
-def wait_idle(c):
-    c.wait(lambda: running(c) == 0, "no requests")
 
 
 # ---- routes ----
@@ -253,69 +214,6 @@ def test_the_end_of_a_text_has_its_log_probability(server):
     assert lp["token_logprobs"] == ended["logprobs"]["token_logprobs"][-1:]
 
 
-# ---- what holds the loop ----
-
-
-def test_a_large_batch_does_not_hold_up_the_others(slow):
-    """128 prompts of 2,000 ids, 1.5 MB: they are parsed and admitted beside the loop."""
-    c = slow(coordinator__limits__max_queue=4)
-    batch = json.dumps({"prompt": [[200 + i % 50] * 1000 + [300] * 1000 for i in range(128)],
-                        "max_tokens": 1}).encode()
-    s = open_stream(c.http_port, "/v1/completions",
-                    {"prompt": PROMPT, "max_tokens": 1900, "ignore_eos": True})
-    gaps, stop, last = [], threading.Event(), [0.0]
-
-    def read():
-        before = None
-        while not stop.is_set() and s.recv(1 << 20):
-            now = time.monotonic()
-            if before:
-                gaps.append((now - before, now))
-            before = now
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    c.wait(lambda: len(gaps) > 20, "tokens")
-    holds = []
-    for _ in range(5):
-        begin = time.monotonic()
-        answer = post(c.http_port, "/v1/completions", batch)
-        end = time.monotonic()
-        assert answer.status == 429, (answer.status, answer.body[:200])  # more than the queue takes
-        c.wait(lambda: gaps[-1][1] > end, "a token behind it")
-        holds.append(max(gap for gap, at in gaps if begin <= at <= end + 0.05))
-    usual = sorted(gap for gap, _ in gaps)[len(gaps) // 2]
-    stop.set()
-    s.shutdown(socket.SHUT_RDWR)
-    reader.join()
-    s.close()
-    print(f"usual gap {usual * 1e3:.1f} ms, longest with a batch {[round(h * 1e3, 1) for h in holds]}")
-    if not SANITIZED:
-        assert min(holds) < usual + 0.015, (holds, usual)
-
-
-def test_clients_that_leave_while_their_long_request_is_parsed(server):
-    body = json.dumps({"prompt": ["x " * 3000] * 100, "max_tokens": 1}).encode()
-    head = (f"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n").encode()
-    for _ in range(20):
-        with socket.create_connection(("127.0.0.1", server.http_port)) as s:
-            s.sendall(head + body)
-    wait_idle(server)
-    assert complete(server)["choices"]
-
-
-def test_what_is_too_long_or_no_text_is_counted(server):
-    name = 'glmd_requests_rejected_total{reason="invalid"}'
-    for path, body in (("/v1/completions", b'{"prompt": "' + b"x" * (5 << 20) + b'"}'),
-                       ("/tokenize", {"prompt": 1}), ("/detokenize", {"tokens": [-1]}),
-                       ("/tokenize", {"prompt": "x" * (1 << 20)})):
-        before, total = counted(server, name), counted(server, "glmd_requests_total")
-        assert post(server.http_port, path, body).status in (400, 413)
-        assert counted(server, name) == before + 1, path
-        assert counted(server, "glmd_requests_total") == total + 1, path
-
-
 # ---- the other routes ----
 
 
@@ -425,6 +323,17 @@ def test_what_is_ignored_or_refused_is_counted(server):
                                                          before[2] + 1]
 
 
+def test_what_is_too_long_or_no_text_is_counted(server):
+    name = 'glmd_requests_rejected_total{reason="invalid"}'
+    for path, body in (("/v1/completions", b'{"prompt": "' + b"x" * (5 << 20) + b'"}'),
+                       ("/tokenize", {"prompt": 1}), ("/detokenize", {"tokens": [-1]}),
+                       ("/tokenize", {"prompt": "x" * (1 << 20)})):
+        before, total = counted(server, name), counted(server, "glmd_requests_total")
+        assert post(server.http_port, path, body).status in (400, 413)
+        assert counted(server, name) == before + 1, path
+        assert counted(server, "glmd_requests_total") == total + 1, path
+
+
 def test_body_too_long(server):
     answer = post(server.http_port, "/v1/completions", {"prompt": "x" * 5_000_000})
     assert answer.status == 413, answer.body
@@ -470,122 +379,6 @@ def test_traceparent_is_logged(cluster):
     assert trace in str(why)
 
 
-# ---- admission ----
-
-
-def test_deadline(slow):
-    c = slow()
-    begin = time.monotonic()
-    answer = post(c.http_port, "/v1/completions", {"prompt": PROMPT, "max_tokens": 1000},
-                  {"X-Request-Timeout": "0.5"})
-    assert answer.status == 504 and time.monotonic() - begin < 5, answer.body
-    status, pieces = events(c.http_port, "/v1/completions", {"prompt": PROMPT, "max_tokens": 1000},
-                            {"X-Request-Timeout": "0.5"})
-    assert status == 200 and "[DONE]" not in pieces
-    assert json.loads(pieces[-1])["error"]["code"] == "deadline_exceeded"
-    with open_stream(c.http_port, "/v1/completions", {"prompt": PROMPT, "max_tokens": 1000},
-                     ["X-Request-Timeout: 0.5"]) as s:
-        data = b"".join(iter(lambda: s.recv(65536), b""))  # to the end of the connection
-    assert b"deadline_exceeded" in data and data.endswith(b"0\r\n\r\n"), data[-300:]
-    wait_idle(c)
-    bad = post(c.http_port, "/v1/completions", {"prompt": "a"}, {"X-Request-Timeout": "soon"})
-    assert bad.status == 400
-
-
-def test_queue_is_full(slow):
-    c = slow(worker__slots=1, coordinator__limits__max_queue=2)
-    held = [open_stream(c.http_port, "/v1/completions", {"prompt": PROMPT, "max_tokens": 1000})
-            for _ in range(3)]
-    c.wait(lambda: running(c) == 3, "three requests")
-    answer = post(c.http_port, "/v1/completions", {"prompt": PROMPT, "max_tokens": 5})
-    assert answer.status == 429 and answer.error["type"] == "rate_limit_error", answer.body
-    # a batch of which only a part has room is refused as a whole, and leaves nothing behind
-    held.pop().close()
-    c.wait(lambda: running(c) == 2, "two requests")
-    answer = post(c.http_port, "/v1/completions", {"prompt": ["a", "b", "c"], "max_tokens": 5})
-    assert answer.status == 429 and running(c) == 2, answer.body
-    for s in held:
-        s.close()
-    wait_idle(c)
-
-
-def test_no_ranks_and_draining(cluster):
-    c = cluster(DEMO, tp=0, ready=False, workers="external")
-    assert get(c.http_port, "/health/live").status == 200
-    for path in ("/health", "/health/ready", "/v2/health/ready", "/ping"):
-        assert get(c.http_port, path).status == 503
-    waiting = open_stream(c.http_port, "/v1/completions", {"prompt": PROMPT})
-    c.wait(lambda: running(c) == 1, "a request")
-    c.processes["coordinator"].send_signal(signal.SIGTERM)
-    data = waiting.recv(65536)
-    assert data.startswith(b"HTTP/1.1 503"), data
-    assert c.processes["coordinator"].wait(60) == 0
-
-
-def test_drain_finishes_streams(slow):
-    c = slow()
-    s = open_stream(c.http_port, "/v1/completions",
-                    {"prompt": PROMPT, "max_tokens": 60, "ignore_eos": True})
-    first = s.recv(65536)
-    assert first.startswith(b"HTTP/1.1 200")
-    c.processes["coordinator"].send_signal(signal.SIGTERM)
-    c.wait(lambda: get(c.http_port, "/health").status == 503, "draining")
-    refused = post(c.http_port, "/v1/completions", {"prompt": "a"})
-    assert refused.status == 503 and int(refused.headers["Retry-After"]) >= 1, refused.body
-    data = first
-    while not data.endswith(b"0\r\n\r\n"):
-        piece = s.recv(65536)
-        assert piece, data[-200:]
-        data += piece
-    assert b"data: [DONE]" in data
-    assert c.processes["coordinator"].wait(60) == 0
-
-
-# ---- clients that leave, and clients that do not read ----
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_client_leaves(slow, stream):
-    """Its requests end within a step, whether they had been answered in part or not at all."""
-    c = slow()
-    for prompts in (PROMPT, [PROMPT, "b", "c"]):
-        n = 1 if isinstance(prompts, str) else 3
-        s = open_stream(c.http_port, "/v1/completions",
-                        {"prompt": prompts, "max_tokens": 1000, "ignore_eos": True,
-                         "stream": stream})
-        c.wait(lambda: running(c) == n, f"{n} requests")
-        begun = c.status().groups[0].decode_tokens
-        c.wait(lambda: c.status().groups[0].decode_tokens > begun + 3 * n, "some tokens of each")
-        s.close()
-        left = time.monotonic()
-        wait_idle(c)
-        assert time.monotonic() - left < 1
-    c.wait(lambda: counted(c, "glmd_cancel_to_free_seconds_count") == 4, "four cancellations")
-    mean = counted(c, "glmd_cancel_to_free_seconds_sum") / 4
-    assert 0 < mean < (1 if SANITIZED else 0.1), "the steps that were out, of 20 ms, take less"
-
-
-def test_slow_reader_waits_and_others_do_not(cluster):
-    c = cluster(DEMO, group__devices="fake:step_us=500", coordinator__limits__max_stream_bytes="16KiB",
-                coordinator__deadlines__slow_reader="3s", worker__slots=8)
-    body = {"prompt": PROMPT, "max_tokens": 1900, "ignore_eos": True, "logprobs": 5, "n": 4}
-    s = socket.socket()
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    s.settimeout(60)
-    s.connect(("127.0.0.1", c.http_port))
-    data = json.dumps({**body, "stream": True}).encode()
-    s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-              b"Content-Length: %d\r\n\r\n" % len(data) + data)
-    s.recv(100)
-    for _ in range(5):  # the others go on while it does not read
-        answer = post(c.http_port, "/v1/completions", {"prompt": "b", "max_tokens": 50,
-                                                       "ignore_eos": True})
-        assert answer.json["usage"]["completion_tokens"] == 50
-    c.wait(lambda: running(c) == 0, "the end of what nobody reads")
-    assert counted(c, 'glmd_requests_finished_total{reason="slow_reader"}') == 1
-    s.close()
-
-
 # ---- keys ----
 
 
@@ -609,128 +402,3 @@ def test_keys(cluster, tmp_path):
     answer = post(c.http_port, "/v1/completions", {"prompt": ["a", "b"], "max_tokens": 900,
                                                    "ignore_eos": True}, good)
     assert answer.status == 429, "two at once, and the key may have one"
-
-
-# ---- stock clients ----
-
-
-def test_curl(server):
-    command = (f"curl -sSN http://127.0.0.1:{server.http_port}/v1/completions "
-               "-H 'Content-Type: application/json' "
-               "-d '{\"prompt\": \"And it came to pass\", \"max_tokens\": 4, \"stream\": true}'")
-    out = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True).stdout
-    assert out.startswith("data: {") and out.endswith("data: [DONE]\n\n")
-
-
-def readme_examples(language):
-    text = (SOURCE / "README.md").read_text()
-    section = text[text.index("### Over HTTP"):]
-    section = section[:section.index("\n#", 5) if "\n#" in section[5:] else None]
-    return re.findall(rf"```{language}\n(.*?)```", section, re.S)
-
-
-def test_readme_examples(server, tmp_path):
-    sh, = readme_examples("sh")
-    script = sh.replace("127.0.0.1:8000", f"127.0.0.1:{server.http_port}")
-    r = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True,
-                       cwd=tmp_path, timeout=120)
-    assert r.returncode == 0, r.stderr
-    assert '"object":"text_completion"' in r.stdout and '"blanks":[' in r.stdout
-    assert r.stdout.rstrip().endswith("data: [DONE]")
-
-
-def test_readme_example_of_the_official_client(server, tmp_path):
-    pytest.importorskip("openai")
-    python, = readme_examples("python")
-    script = python.replace("127.0.0.1:8000", f"127.0.0.1:{server.http_port}")
-    r = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
-                       cwd=tmp_path, timeout=120)
-    assert r.returncode == 0 and r.stdout.strip(), r.stderr
-
-
-def test_official_client(server):
-    openai = pytest.importorskip("openai")
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.http_port}/v1", api_key="any",
-                           max_retries=0)
-    assert [m.id for m in client.models.list()] == ["glm-demo"]
-    assert client.models.retrieve("glm-demo").id == "glm-demo"
-    fields = dict(model="glm-demo", prompt=PROMPT, max_tokens=12, seed=3)
-    whole = client.completions.create(**fields)
-    streamed = client.completions.create(**fields, stream=True)
-    assert "".join(c.choices[0].text for c in streamed) == whole.choices[0].text
-    chat = client.chat.completions.create(
-        model="glm-demo", messages=[{"role": "user", "content": "Who was Moses?"}], max_tokens=8,
-        logprobs=True, top_logprobs=2)
-    assert len(chat.choices[0].logprobs.content) == chat.usage.completion_tokens
-    with client.chat.completions.create(model="glm-demo", stream=True, max_tokens=8, messages=[
-            {"role": "user", "content": "Who?"}], stream_options={"include_usage": True}) as s:
-        chunks = list(s)
-    assert chunks[-1].usage.completion_tokens > 0
-    with pytest.raises(openai.NotFoundError):
-        client.completions.create(model="gpt-4", prompt="a")
-    with pytest.raises(openai.BadRequestError) as e:
-        client.completions.create(model="glm-demo", prompt="a", temperature=-1)
-    assert e.value.param == "temperature"
-
-
-def recorded():
-    calls = json.loads((SOURCE / "tests/unit/coordinator/openai_python.json").read_text())["calls"]
-    return [(c["path"], c["body"]) for c in calls]
-
-
-@pytest.mark.parametrize("path, body", recorded(), ids=range(len(recorded())))
-def test_recorded_requests_of_the_official_client(server, path, body):
-    """As the client sent them, but for the model's name, the lengths, and a token of this model."""
-    fields = json.loads(body)
-    if "model" in fields:
-        fields["model"] = "glm-demo"
-    if "stop_token_ids" in fields:
-        fields["stop_token_ids"] = post(server.http_port, "/tokenize",
-                                        {"prompt": "river"}).json["tokens"][-1:]
-    for name in ("max_tokens", "max_completion_tokens"):
-        if fields.get(name):
-            fields[name] = min(fields[name], 6)
-    answer = post(server.http_port, path, fields)
-    refused = [name for name in ("tools", "guided_json") if name in fields]
-    if "image_url" in body:
-        refused.append("messages")
-    if fields.get("response_format", {}).get("type") == "json_schema":
-        refused.append("response_format")
-    assert answer.status == (400 if refused else 200), answer.body
-    if refused:
-        assert answer.error["param"].split(".")[0] in refused, "a field that is refused is named"
-
-
-# ---- many connections ----
-
-
-@pytest.mark.long
-def test_a_thousand_idle_streams(cluster):
-    """What a stream costs while it waits for its first token."""
-    n = 1000
-    c = cluster(DEMO, tp=0, ready=False, workers="external", coordinator__limits__max_queue=2 * n,
-                coordinator__limits__max_connections=2 * n, coordinator__http__heartbeat="1s")
-    pid = c.processes["coordinator"].pid
-
-    def resident():
-        text = open(f"/proc/{pid}/smaps_rollup").read()
-        return int(re.search(r"Pss:\s+(\d+) kB", text)[1])
-
-    get(c.http_port, "/health")
-    before = resident()
-    held = [open_stream(c.http_port, "/v1/completions", {"prompt": PROMPT, "max_tokens": 50})
-            for _ in range(n)]
-    for s in held:
-        data = b""
-        while b": waiting" not in data:
-            piece = s.recv(4096)
-            assert piece, data
-            data += piece
-    each = (resident() - before) / n
-    print(f"{each:.1f} KiB for each of {n} idle streams")
-    if not SANITIZED:  # whose shadow of the memory is most of it
-        assert each < 100
-    assert get(c.http_port, "/load").json["waiting"] == n
-    for s in held:
-        s.close()
-    c.wait(lambda: get(c.http_port, "/load").json["waiting"] == 0, "an empty queue")
