@@ -5,7 +5,7 @@
 
 #ifdef CPU_HAVE_FREE_ORDER
 
-typedef void multiply_fn(const struct cpu_product *j, uint64_t first, uint64_t end);
+typedef void multiply_fn(const struct cpu_product *j, uint64_t first, uint64_t end, uint64_t more);
 multiply_fn multiply_f32_f16_free_order, multiply_f32_i8_free_order, multiply_f32_i4_free_order;
 multiply_fn multiply_i16_i8_free_order, multiply_i16_i4_free_order;
 multiply_fn multiply_i8_i8_free_order, multiply_i8_i4_free_order;

@@ -106,6 +106,15 @@ void cpu_run(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg)
     c->profile.n_sections++;
 }
 
+void cpu_run_items(struct k_ctx *c, enum k_part part, uint64_t n, uint32_t piece, pool_items_fn fn,
+                   void *arg)
+{
+    uint64_t begin = now_ns();
+    pool_run_items(c->pool, n, piece, fn, arg);
+    c->profile.ns[part] += now_ns() - begin;
+    c->profile.n_sections++;
+}
+
 void cpu_run_alone(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg)
 {
     uint64_t begin = now_ns();

@@ -54,7 +54,7 @@ struct cpu_product {
     float *scale;   /* [tile][n_blocks][rows of the tile] */
     int32_t *start; /* the same: minus the zero point times the sum of the quantized values */
     void (*pack)(const struct cpu_product *j, uint64_t first, uint64_t end);
-    void (*multiply)(const struct cpu_product *j, uint64_t first, uint64_t end);
+    void (*multiply)(const struct cpu_product *j, uint64_t first, uint64_t end, uint64_t more);
 };
 
 static inline uint32_t cpu_tile_row(const struct cpu_product *j, uint32_t tile)
@@ -117,9 +117,10 @@ struct cpu_kernels {
 
     /* items: (tile, block) in this order */
     void (*pack[CPU_N_FORMATS])(const struct cpu_product *j, uint64_t first, uint64_t end);
-    /* items: panels */
+    /* items: panels; up to `more`: those that the thread may have next, which come into its cache
+     * meanwhile */
     void (*multiply[CPU_N_FORMATS][CPU_N_WEIGHTS])(const struct cpu_product *j, uint64_t first,
-                                                   uint64_t end);
+                                                   uint64_t end, uint64_t more);
     /* items: rows */
     void (*norm)(const struct cpu_norm_job *j, uint64_t first, uint64_t end);
     /* items: (row, piece) in this order */
@@ -171,9 +172,11 @@ struct k_ctx {
     struct k_profile profile; /* wait_ns apart, which the pool has */
 };
 
-/* cpu.c: a section on all threads of the pool, or on the caller's alone for what takes less than
- * handing it over; the time counts for `part`. */
+/* cpu.c: a section on all threads of the pool, in shares or in items, or on the caller's alone for
+ * what takes less than handing it over; the time counts for `part`. */
 void cpu_run(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg);
+void cpu_run_items(struct k_ctx *c, enum k_part part, uint64_t n, uint32_t piece, pool_items_fn fn,
+                   void *arg);
 void cpu_run_alone(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg);
 
 /* Rows of a product that are packed at a time; longer batches go in several passes. */

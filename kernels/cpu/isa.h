@@ -45,18 +45,20 @@ enum { TILE_INT_ROWS = 6, TILE_INT_PANELS = 1 };
 enum { TILE_INT_ROWS = TILE_ROWS, TILE_INT_PANELS = TILE_PANELS };
 #endif
 
+#define CPU_PANELS_FN(name)                                                                        \
+    void CPU_FN(name)(const struct cpu_product *j, uint64_t first, uint64_t end, uint64_t more)
 #define CPU_RANGE_FN(name, job) void CPU_FN(name)(const struct job *j, uint64_t first, uint64_t end)
 
 CPU_RANGE_FN(pack_f32, cpu_product);
 CPU_RANGE_FN(pack_i16, cpu_product);
 CPU_RANGE_FN(pack_i8, cpu_product);
-CPU_RANGE_FN(multiply_f32_f16, cpu_product);
-CPU_RANGE_FN(multiply_f32_i8, cpu_product);
-CPU_RANGE_FN(multiply_f32_i4, cpu_product);
-CPU_RANGE_FN(multiply_i16_i8, cpu_product);
-CPU_RANGE_FN(multiply_i16_i4, cpu_product);
-CPU_RANGE_FN(multiply_i8_i8, cpu_product);
-CPU_RANGE_FN(multiply_i8_i4, cpu_product);
+CPU_PANELS_FN(multiply_f32_f16);
+CPU_PANELS_FN(multiply_f32_i8);
+CPU_PANELS_FN(multiply_f32_i4);
+CPU_PANELS_FN(multiply_i16_i8);
+CPU_PANELS_FN(multiply_i16_i4);
+CPU_PANELS_FN(multiply_i8_i8);
+CPU_PANELS_FN(multiply_i8_i4);
 CPU_RANGE_FN(norm, cpu_norm_job);
 CPU_RANGE_FN(glu, cpu_glu_job);
 CPU_RANGE_FN(rope, cpu_rope_job);

@@ -159,20 +159,20 @@ void cpu_linear_free(struct k_ctx *c, struct k_linear *l)
     free(l);
 }
 
-static void pack_activations(void *arg, uint32_t thread, uint32_t n_threads)
+static void pack_activations(void *arg, uint64_t first, uint64_t end, uint64_t more)
 {
     const struct cpu_product *j = arg;
-    uint64_t first, end;
-    pool_share((uint64_t)j->n_tiles * j->l->shape.n_blocks, thread, n_threads, &first, &end);
+    (void)more;
     j->pack(j, first, end);
 }
 
-static void multiply(void *arg, uint32_t thread, uint32_t n_threads)
+/* Panels that a thread takes at least: some microseconds' worth, and whole groups of them. */
+enum { MULTIPLY_PIECE = 4 };
+
+static void multiply(void *arg, uint64_t first, uint64_t end, uint64_t more)
 {
     const struct cpu_product *j = arg;
-    uint64_t first, end;
-    pool_share(j->l->shape.n_panels, thread, n_threads, &first, &end);
-    j->multiply(j, first, end);
+    j->multiply(j, first, end, more);
 }
 
 void cpu_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows, void *y)
@@ -198,8 +198,10 @@ void cpu_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32
             .pack = c->kernels->pack[format],
             .multiply = c->kernels->multiply[format][l->type],
         };
-        cpu_run(c, K_PART_ACTIVATIONS, pack_activations, &j);
-        cpu_run(c, l->type == K_WEIGHT_F16 ? K_PART_HEAD : K_PART_PRODUCTS, multiply, &j);
+        cpu_run_items(c, K_PART_ACTIVATIONS, (uint64_t)j.n_tiles * l->shape.n_blocks, 4,
+                      pack_activations, &j);
+        cpu_run_items(c, l->type == K_WEIGHT_F16 ? K_PART_HEAD : K_PART_PRODUCTS, l->shape.n_panels,
+                      MULTIPLY_PIECE, multiply, &j);
     }
 }
 

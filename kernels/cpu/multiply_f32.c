@@ -200,21 +200,21 @@ TILE_TALL_SIZES(TALL_SIZE)
 
 /* A product has tall tiles or one tile that is not. */
 #define MULTIPLY(name, ones, wides)                                                                \
-    CPU_RANGE_FN(name, cpu_product)                                                                \
+    CPU_PANELS_FN(name)                                                                            \
     {                                                                                              \
         static const tile_fn one[] = {TILE_SIZES(ones) TILE_TALL_SIZES(ones)},                     \
                              wide[] = {TILE_SIZES(wides)};                                         \
         if (j->n_rows > TILE_ROWS)                                                                 \
-            tile_walk_groups(j, first, end, one, 0);                                               \
+            tile_walk_groups(j, first, end, more, one, 0);                                         \
         else                                                                                       \
-            tile_walk(j, first, end, one, wide, false);                                            \
+            tile_walk(j, first, end, more, one, wide, false);                                      \
     }
 #else
 #define MULTIPLY(name, ones, wides)                                                                \
-    CPU_RANGE_FN(name, cpu_product)                                                                \
+    CPU_PANELS_FN(name)                                                                            \
     {                                                                                              \
         static const tile_fn one[] = {TILE_SIZES(ones)}, wide[] = {TILE_SIZES(wides)};             \
-        tile_walk(j, first, end, one, wide, true);                                                 \
+        tile_walk(j, first, end, more, one, wide, true);                                           \
     }
 #endif
 

@@ -209,18 +209,18 @@ TILE_INT_SIZES(TILES_ONE)
 
 #ifdef CPU_ISA_avx512vnni
 #define MULTIPLY(name, ones, wides)                                                                \
-    CPU_RANGE_FN(name, cpu_product)                                                                \
+    CPU_PANELS_FN(name)                                                                            \
     {                                                                                              \
         static const tile_fn one[] = {TILE_INT_SIZES(ones)};                                       \
-        tile_walk_groups(j, first, end, one, TILE_GROUP_BYTES);                                    \
+        tile_walk_groups(j, first, end, more, one, TILE_GROUP_BYTES);                              \
     }
 #else
 TILE_INT_SIZES(TILES_WIDE)
 #define MULTIPLY(name, ones, wides)                                                                \
-    CPU_RANGE_FN(name, cpu_product)                                                                \
+    CPU_PANELS_FN(name)                                                                            \
     {                                                                                              \
         static const tile_fn one[] = {TILE_INT_SIZES(ones)}, wide[] = {TILE_INT_SIZES(wides)};     \
-        tile_walk(j, first, end, one, wide, false);                                                \
+        tile_walk(j, first, end, more, one, wide, false);                                          \
     }
 #endif
 

@@ -29,6 +29,12 @@
 
 enum { SPIN_NS = 50 * 1000, SPINS_PER_CLOCK = 64, MAX_THREADS = 1024 };
 
+/* The items that a thread has left of a section: first << 32 | end. It takes them from the front,
+ * others from the back. */
+struct pool_left {
+    _Alignas(64) _Atomic uint64_t range;
+};
+
 struct pool {
     /* a cache line each for the word that workers watch and the one that the driver watches */
     _Alignas(64) _Atomic uint32_t generation;
@@ -42,6 +48,8 @@ struct pool {
     bool stop;
 
     uint64_t wait_ns; /* the driver's */
+
+    struct pool_left *left; /* [n_threads], of a section of items */
 
     /* set once */
     uint32_t n_threads, n_started;
@@ -175,6 +183,109 @@ void pool_run(struct pool *p, pool_fn fn, void *arg)
     p->wait_ns += (uint64_t)(now_ns() - begin);
 }
 
+/* ---- sections of items ---- */
+
+struct items_job {
+    struct pool *pool;
+    uint32_t piece;
+    pool_items_fn fn;
+    void *arg;
+};
+
+static uint64_t range_of(uint64_t first, uint64_t end)
+{
+    return first << 32 | end;
+}
+
+static uint64_t range_items(uint64_t range)
+{
+    return (range & UINT32_MAX) - (range >> 32);
+}
+
+/* About n of `left` items: whole pieces, one at least. */
+static uint64_t whole_pieces(const struct items_job *j, uint64_t n, uint64_t left)
+{
+    n = n / j->piece * j->piece;
+    if (n < j->piece)
+        n = j->piece;
+    return n < left ? n : left;
+}
+
+static bool take_own(const struct items_job *j, uint32_t thread, uint64_t *first, uint64_t *end,
+                     uint64_t *more)
+{
+    _Atomic uint64_t *left = &j->pool->left[thread].range;
+    uint64_t range = atomic_load(left), n;
+    do {
+        n = range_items(range);
+        if (!n)
+            return false;
+        *first = range >> 32;
+        *end = *first + whole_pieces(j, n / 4, n);
+        *more = range & UINT32_MAX;
+    } while (!atomic_compare_exchange_weak(left, &range, range_of(*end, *more)));
+    return true;
+}
+
+/* The thread with the most items left, and its range then; false: all have been taken. */
+static bool find_victim(const struct pool *p, uint32_t *ret_thread, uint64_t *ret_range)
+{
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < p->n_threads; i++) {
+        uint64_t range = atomic_load(&p->left[i].range), n = range_items(range);
+        if (n > most) {
+            most = n;
+            *ret_thread = i;
+            *ret_range = range;
+        }
+    }
+    return most > 0;
+}
+
+/* The last items of another thread become this one's, which has none. Items are taken once in a
+ * section, so that a range that was seen and is there still has not been away. */
+static bool take_others(const struct items_job *j, uint32_t thread)
+{
+    uint32_t victim;
+    uint64_t range;
+    while (find_victim(j->pool, &victim, &range)) {
+        uint64_t end = range & UINT32_MAX, n = range_items(range);
+        n = whole_pieces(j, (n + 1) / 2, n);
+        if (atomic_compare_exchange_strong(&j->pool->left[victim].range, &range,
+                                           range_of(range >> 32, end - n))) {
+            atomic_store(&j->pool->left[thread].range, range_of(end - n, end));
+            return true;
+        }
+    }
+    return false;
+}
+
+static void run_items(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    const struct items_job *j = arg;
+    (void)n_threads;
+    do
+        for (uint64_t first, end, more; take_own(j, thread, &first, &end, &more);)
+            j->fn(j->arg, first, end, more);
+    while (take_others(j, thread));
+}
+
+void pool_run_items(struct pool *p, uint64_t n, uint32_t piece, pool_items_fn fn, void *arg)
+{
+    assert(n <= UINT32_MAX && piece);
+    if (p->n_threads == 1) {
+        if (n)
+            fn(arg, 0, n, n);
+        return;
+    }
+    for (uint32_t i = 0; i < p->n_threads; i++) {
+        uint64_t first, end;
+        pool_share(n, i, p->n_threads, &first, &end);
+        atomic_store_explicit(&p->left[i].range, range_of(first, end), memory_order_relaxed);
+    }
+    pool_run(p, run_items, &(struct items_job){p, piece, fn, arg});
+}
+
 uint64_t pool_wait_ns(const struct pool *p)
 {
     return p->wait_ns;
@@ -296,8 +407,9 @@ int pool_new(uint32_t n_threads, enum k_pin pin, struct pool **ret)
         n_threads = cpus->n;
     *p = (struct pool){.n_threads = n_threads};
     p->threads = calloc(n_threads, sizeof *p->threads);
+    p->left = aligned_alloc(64, n_threads * sizeof *p->left);
     bool pinned = pin == K_PIN_ON || (pin == K_PIN_AUTO && n_threads == cpus->n);
-    int e = p->threads ? start_workers(p, cpus, pinned) : -ENOMEM;
+    int e = p->threads && p->left ? start_workers(p, cpus, pinned) : -ENOMEM;
     free(cpus);
     if (e) {
         pool_free(p);
@@ -315,6 +427,7 @@ void pool_free(struct pool *p)
     publish(p);
     for (uint32_t i = 0; i < p->n_started; i++)
         pthread_join(p->threads[i], NULL);
+    free(p->left);
     free(p->threads);
     free(p);
 }

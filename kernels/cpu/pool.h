@@ -24,6 +24,17 @@ uint64_t pool_wait_ns(const struct pool *p);
  * returns when all have returned. One thread at a time may call it. */
 void pool_run(struct pool *p, pool_fn fn, void *arg);
 
+/* Items [first, end) of a section; up to `more` go those that the thread will probably have next.
+ */
+typedef void (*pool_items_fn)(void *arg, uint64_t first, uint64_t end, uint64_t more);
+
+/* Calls fn for ranges that make up [0, n) together, n < 2^32, and returns when all have returned.
+ * A thread begins with its pool_share and takes it piece by piece in ascending order: a quarter of
+ * what it has left at a time, in multiples of `piece` items. When it has none, it takes half of
+ * what the thread with the most has left: processors are not equally fast, and are not always
+ * there. */
+void pool_run_items(struct pool *p, uint64_t n, uint32_t piece, pool_items_fn fn, void *arg);
+
 /* The share [*first, *end) of `thread` when `n` items are cut into n_threads contiguous ranges. */
 static inline void pool_share(uint64_t n, uint32_t thread, uint32_t n_threads, uint64_t *first,
                               uint64_t *end)

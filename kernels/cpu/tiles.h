@@ -57,11 +57,11 @@ VEC_FN void tile_look_ahead(struct tile *t, uint32_t i, const uint8_t *next, siz
     t->ahead_lines = (uint32_t)((part + n_blocks - 1) / n_blocks);
 }
 
-/* All row tiles visit a group of panels while it is in the cache, and the next group comes
- * meanwhile, if `ahead`: the first tile would wait for memory and the others leave it idle.
- * one[r - 1] and wide[r - 1] are the kernels for r rows and 1 or TILE_PANELS panels. */
-VEC_FN void tile_walk(const struct cpu_product *j, uint64_t first, uint64_t end, const tile_fn *one,
-                      const tile_fn *wide, bool ahead)
+/* All row tiles visit a group of panels while it is in the cache, and the next group, before panel
+ * `more`, comes meanwhile, if `ahead`: the first tile would wait for memory and the others leave it
+ * idle. one[r - 1] and wide[r - 1] are the kernels for r rows and 1 or TILE_PANELS panels. */
+VEC_FN void tile_walk(const struct cpu_product *j, uint64_t first, uint64_t end, uint64_t more,
+                      const tile_fn *one, const tile_fn *wide, bool ahead)
 {
     size_t panel_bytes = j->l->shape.panel_bytes;
     uint32_t largest = (j->n_rows + j->n_tiles - 1) / j->n_tiles;
@@ -75,9 +75,9 @@ VEC_FN void tile_walk(const struct cpu_product *j, uint64_t first, uint64_t end,
                              .panel_idx = (uint32_t)p,
                              .row0 = cpu_tile_row(j, i)};
             t.rows = cpu_tile_row(j, i + 1) - t.row0;
-            if (ahead && j->n_tiles > 1 && p + n < end)
+            if (ahead && j->n_tiles > 1 && p + n < more)
                 tile_look_ahead(&t, i, t.panel + n * panel_bytes,
-                                (end - p - n < n ? end - p - n : n) * panel_bytes);
+                                (more - p - n < n ? more - p - n : n) * panel_bytes);
             (n == 1 ? one : wide)[t.rows - 1](&t);
         }
         p += n;
@@ -93,7 +93,7 @@ enum { TILE_GROUP_BYTES = 512 << 10 };
  * comes; each visit brings in a part of the next group, because waiting for memory and multiplying
  * take about the same time at 16 rows. */
 VEC_FN void tile_walk_groups(const struct cpu_product *j, uint64_t first, uint64_t end,
-                             const tile_fn *fns, size_t group_bytes)
+                             uint64_t more, const tile_fn *fns, size_t group_bytes)
 {
     const struct pack_shape *s = &j->l->shape;
     uint64_t group = s->panel_bytes < group_bytes ? group_bytes / s->panel_bytes : 1;
@@ -106,7 +106,7 @@ VEC_FN void tile_walk_groups(const struct cpu_product *j, uint64_t first, uint64
                                  .panel_idx = (uint32_t)p,
                                  .row0 = cpu_tile_row(j, i)};
                 t.rows = cpu_tile_row(j, i + 1) - t.row0;
-                if (j->n_tiles > 1 && p + n < end)
+                if (j->n_tiles > 1 && p + n < more)
                     tile_look_ahead(&t, i, t.panel + n * s->panel_bytes, s->panel_bytes);
                 fns[t.rows - 1](&t);
             }

@@ -153,13 +153,95 @@ static void test_share(void **state)
         }
 }
 
+/* ---- items ---- */
+
+enum { MAX_ITEMS = 5000 };
+
+struct items {
+    _Atomic uint32_t calls[MAX_ITEMS], n_done;
+    _Atomic bool wrong;
+    uint32_t n;
+    bool stuck; /* who has item 0 goes on when all that others can take is done */
+};
+
+static bool before(const struct timespec *end)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec < end->tv_sec || (t.tv_sec == end->tv_sec && t.tv_nsec < end->tv_nsec);
+}
+
+static void count_items(void *arg, uint64_t first, uint64_t end, uint64_t more)
+{
+    struct items *s = arg;
+    if (first >= end || end > more || more > s->n)
+        atomic_store(&s->wrong, true);
+    if (first == 0 && s->stuck) {
+        struct timespec deadline;
+        clock_gettime(CLOCK_MONOTONIC, &deadline);
+        deadline.tv_sec += 20;
+        while (atomic_load(&s->n_done) != s->n - end && before(&deadline))
+            sched_yield();
+    }
+    for (uint64_t i = first; i < end && i < MAX_ITEMS; i++)
+        atomic_fetch_add(&s->calls[i], 1);
+    if (first == 0 && s->stuck && atomic_load(&s->n_done) != s->n - end)
+        atomic_store(&s->wrong, true);
+    atomic_fetch_add(&s->n_done, (uint32_t)(end - first));
+}
+
+static void run_items(struct pool *p, uint32_t n, uint32_t piece, bool stuck)
+{
+    static struct items s;
+    memset(&s, 0, sizeof s);
+    s.n = n;
+    s.stuck = stuck;
+    pool_run_items(p, n, piece, count_items, &s);
+    assert_false(atomic_load(&s.wrong));
+    for (uint32_t i = 0; i < MAX_ITEMS; i++)
+        if (atomic_load(&s.calls[i]) != (i < n))
+            fail_msg("item %u of %u, pieces of %u: %u calls", i, n, piece,
+                     atomic_load(&s.calls[i]));
+}
+
+static void test_items(void **state)
+{
+    (void)state;
+    for (uint32_t threads = 1; threads <= 3; threads++) {
+        struct pool *p = NULL;
+        assert_int_equal(pool_new(threads, K_PIN_AUTO, &p), 0);
+        for (uint32_t n = 0; n < 70; n++)
+            for (uint32_t piece = 1; piece < 80; piece += piece < 10 ? 1 : 23)
+                run_items(p, n, piece, false);
+        for (uint32_t i = 0; i < 200; i++)
+            run_items(p, MAX_ITEMS, 1, false);
+        pool_free(p);
+    }
+}
+
+/* A thread that gets no further keeps nobody waiting for more than the piece that it has. */
+static void test_items_of_a_stuck_thread(void **state)
+{
+    (void)state;
+    struct pool *p = NULL;
+    assert_int_equal(pool_new(0, K_PIN_AUTO, &p), 0);
+    for (uint32_t i = 0; pool_threads(p) > 1 && i < 20; i++) {
+        run_items(p, MAX_ITEMS, 1 + i, true);
+        run_items(p, 64, 4, true);
+        run_items(p, 2 * pool_threads(p), 1, true);
+    }
+    uint32_t n = pool_threads(p);
+    pool_free(p);
+    if (n == 1)
+        skip(); /* one processor */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sections),
-        cmocka_unit_test(test_sleep),
-        cmocka_unit_test(test_pinning),
-        cmocka_unit_test(test_share),
+        cmocka_unit_test(test_sections), cmocka_unit_test(test_sleep),
+        cmocka_unit_test(test_pinning),  cmocka_unit_test(test_share),
+        cmocka_unit_test(test_items),    cmocka_unit_test(test_items_of_a_stuck_thread),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
