@@ -38,6 +38,15 @@ static_assert(PAIR_COLS / 2 * 15 * CPU_I8_MAX <= INT16_MAX, "16-bit sums are exa
 enum { PAIR_COLS = PACK_BLOCK };
 #endif
 
+/* Whether a word is made before the dots with the one before it: where there are registers for two,
+ * and but for short tiles in 8 bits, which it makes slower by a percent. */
+#ifdef VEC_HAVE_DOT_WORD
+#define AHEAD(format, R) ((format) == CPU_I16 || (R) > 8)
+#else
+#define AHEAD(format, R) false
+#define vi_made(a)       (a)
+#endif
+
 /* acc += weights of P panels times the word *x, the same for all lanes. */
 VEC_FN void dot(int format, int type, int P, const vi *weights, const uint32_t *x, vi (*acc)[4],
                 int n)
@@ -85,27 +94,42 @@ VEC_FN void end_group(const struct tile *t, uint32_t group, int R, int P, struct
     }
 }
 
-/* `len` columns of a block: acc += weights times activations, N sums per row and panel. */
+/* `len` columns of a block: acc += weights times activations, N sums per row and panel. Where words
+ * are made ahead, the dots of one never wait for it: they are taken in order, so that a word made
+ * behind the dots before would be ready when the dots' ports have been idle for a while. */
 VEC_FN void add_columns(const uint8_t *w, size_t panel_bytes, const uint32_t *x, uint32_t len,
                         int format, int type, int R, int P, int N, vi (*acc)[TILE_INT_PANELS][4])
 {
     const int words = format == CPU_I16 ? 4 : 2;
     const size_t step_bytes = type == K_WEIGHT_I4 ? PACK_STEP_BYTES : 2 * PACK_STEP_BYTES;
     uint32_t k = 0;
+    vi ahead[TILE_INT_PANELS];
+    if (AHEAD(format, R))
+        TILE_UNROLL for (int p = 0; p < P; p++) ahead[p] =
+            weight_word(w + (size_t)p * panel_bytes, format, type, 0);
     do {
         TILE_UNROLL for (int p = 0; p < P; p++) for (size_t line = 0; line < step_bytes; line += 64)
             VEC_PREFETCH(w + (size_t)p * panel_bytes + line + PREFETCH_BYTES);
+        k += PACK_COLS;
+        /* nothing is read behind the block */
+        const uint8_t *next = AHEAD(format, R) && k >= len ? w : w + step_bytes;
         TILE_UNROLL for (int i = 0; i < words; i++)
         {
             vi weights[TILE_INT_PANELS];
-            TILE_UNROLL for (int p = 0; p < P; p++) weights[p] =
-                weight_word(w + (size_t)p * panel_bytes, format, type, i);
+            TILE_UNROLL for (int p = 0; p < P; p++)
+            {
+                const size_t panel = (size_t)p * panel_bytes;
+                weights[p] = AHEAD(format, R) ? ahead[p] : weight_word(w + panel, format, type, i);
+                if (AHEAD(format, R))
+                    ahead[p] = vi_made(weight_word((i + 1 < words ? w : next) + panel, format, type,
+                                                   (i + 1) % words));
+            }
             TILE_UNROLL for (int r = 0; r < R; r++)
                 dot(format, type, P, weights, x + i * R + r, acc[r], i % N);
         }
-        w += step_bytes;
+        w = next;
         x += words * R;
-    } while ((k += PACK_COLS) < len);
+    } while (k < len);
 }
 
 /* N sums per row and panel, for short tiles: the dot instruction takes several cycles. */

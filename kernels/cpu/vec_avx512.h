@@ -170,20 +170,26 @@ VEC_FN vi vi_dot8_small(vi acc, vi u, vi s)
 }
 
 /* Dots with one word of activations for all lanes, which the compiler would broadcast into a
- * register.
- */
+ * register. They stay in the order in which they are written, and behind vi_made. */
 #define VEC_HAVE_DOT_WORD
 
 VEC_FN vi vi_dot16_word(vi acc, vi w, const uint32_t *x)
 {
-    __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*x));
+    __asm__ volatile("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*x));
     return acc;
 }
 
 VEC_FN vi vi_dot8_word(vi acc, vi u, const uint32_t *x)
 {
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*x));
+    __asm__ volatile("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*x));
     return acc;
+}
+
+/* a, which is in its register from here on. */
+VEC_FN vi vi_made(vi a)
+{
+    __asm__ volatile("" : "+v"(a));
+    return a;
 }
 
 #ifdef CPU_ISA_avx512gfni
