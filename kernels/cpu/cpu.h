@@ -106,6 +106,7 @@ struct cpu_attention_job {
     uint32_t n_seqs;
     const struct k_kv *kv;
     float *out;
+    bool bytes; /* rows of a context go in integers of 8 bits, not of up to 16 */
 };
 
 /* Kernels for one instruction set. Functions over [first, end) may be called from any thread for
@@ -218,10 +219,10 @@ void cpu_kv_copy(struct k_ctx *c, struct k_kv *kv, uint32_t src, uint32_t dst);
  * numbers for each token; scores, weights and scales of a tile's rows. */
 static inline size_t cpu_context_bytes(size_t groups, uint32_t dim_pad, uint32_t rows)
 {
-    groups += groups % 2;
+    groups = (groups + 3) / 4 * 4; /* in blocks */
     size_t token = 2 * (size_t)dim_pad * sizeof(int16_t) + 3 * sizeof(float) +
                    rows * (sizeof(float) + sizeof(int16_t));
-    return groups * CPU_KV_LANES * token + groups / 2 * rows * sizeof(float);
+    return groups * CPU_KV_LANES * token + groups / 4 * rows * sizeof(float);
 }
 
 /* sequence.c: rope, attention */

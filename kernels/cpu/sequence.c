@@ -197,7 +197,7 @@ void cpu_attention(struct k_ctx *c, const struct k_attn_params *p, const void *q
         assert(seqs[i].start + seqs[i].n_rows <= c->max_seq && seqs[i].prefix_len <= c->max_seq);
     struct attention_share s = {
         .c = c,
-        .job = {*p, q, seqs, n_seqs, kv, out},
+        .job = {*p, q, seqs, n_seqs, kv, out, c->mode == K_MODE_A8},
         .part_rows = (c->max_rows + 1) / 2 * 2 * (p->n_heads / p->n_kv_heads),
         .tile_rows = c->kernels->attention_rows,
     };

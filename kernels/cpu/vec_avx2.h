@@ -130,6 +130,19 @@ VEC_FN vf vf_rint(vf x)
                 _mm256_round_ps(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
 
+VEC_FN vf vf_fraction(vf x)
+{
+    return vf_sub(x, vf_rint(x));
+}
+
+VEC_FN vf vf_scale_2(vf x, vf n)
+{
+    return (vf){_mm256_castsi256_ps(_mm256_add_epi32(
+                    _mm256_castps_si256(x.a), _mm256_slli_epi32(_mm256_cvtps_epi32(n.a), 23))),
+                _mm256_castsi256_ps(_mm256_add_epi32(
+                    _mm256_castps_si256(x.b), _mm256_slli_epi32(_mm256_cvtps_epi32(n.b), 23)))};
+}
+
 VEC_FN vi vi_from_float(vf x)
 {
     return (vi){_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)};
@@ -187,6 +200,15 @@ VEC_FN void vi_store_i8(int8_t *p, vi x)
     __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
     _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(words),
                                                    _mm256_extracti128_si256(words, 1)));
+}
+
+VEC_FN void vi_store_bytes(uint8_t *p, vi x)
+{
+    const __m256i low = _mm256_set1_epi32(0xff);
+    __m256i words = _mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
+    words = _mm256_permute4x64_epi64(words, 0xd8);
+    _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(_mm256_castsi256_si128(words),
+                                                    _mm256_extracti128_si256(words, 1)));
 }
 
 VEC_FN void vi_store_i16(int16_t *p, vi x)

@@ -24,6 +24,8 @@ typedef __m512i vi;
 #define vf_min(a, b)       _mm512_min_ps(a, b)
 #define vf_fma(a, b, c)    _mm512_fmadd_ps(a, b, c)
 #define vf_rint(a)         _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT)
+#define vf_fraction(a)     _mm512_reduce_ps(a, _MM_FROUND_TO_NEAREST_INT)
+#define vf_scale_2(a, x)   _mm512_scalef_ps(a, x)
 #define vi_from_float(a)   _mm512_cvtps_epi32(a)
 #define vf_from_int(a)     _mm512_cvtepi32_ps(a)
 #define vf_from_bits(a)    _mm512_castsi512_ps(a)
@@ -85,6 +87,11 @@ VEC_FN vf vf_load_i8(const int8_t *p)
 }
 
 VEC_FN void vi_store_i8(int8_t *p, vi a)
+{
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a));
+}
+
+VEC_FN void vi_store_bytes(uint8_t *p, vi a)
 {
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a));
 }
@@ -155,9 +162,13 @@ VEC_FN vf vf_round_half(vf a)
 
 #ifdef CPU_ISA_avx512vnni
 
-#define vi_dot8(acc, u, s) _mm512_dpbusd_epi32(acc, u, s)
-
 /* As text, because the compiler copies sums around until those of a large tile no longer fit. */
+VEC_FN vi vi_dot8(vi acc, vi u, vi s)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
+    return acc;
+}
+
 VEC_FN vi vi_dot16(vi acc, vi w, vi x)
 {
     __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));

@@ -143,6 +143,14 @@ VEC_FN vf vf_from_int(vi a)
     return r;
 }
 
+/* a less the nearest integer. */
+VEC_FN vf vf_fraction(vf a)
+{
+    vf r;
+    VEC_LANES(a.v[i] - rintf(a.v[i]));
+    return r;
+}
+
 VEC_FN vf vf_from_bits(vi a)
 {
     vf r;
@@ -154,6 +162,19 @@ VEC_FN vi vi_bits(vf a)
 {
     vi r;
     memcpy(&r, &a, sizeof r);
+    return r;
+}
+
+/* a * 2^n, n an integer; a and the result are normal numbers. NaN where both are. */
+VEC_FN vf vf_scale_2(vf a, vf n)
+{
+    vf r;
+    for (int i = 0; i < VEC; i++) {
+        uint32_t bits, exponent = n.v[i] == n.v[i] ? (uint32_t)(int32_t)n.v[i] : 0;
+        memcpy(&bits, &a.v[i], sizeof bits);
+        bits += exponent << 23;
+        memcpy(&r.v[i], &bits, sizeof bits);
+    }
     return r;
 }
 
@@ -199,6 +220,13 @@ VEC_FN void vi_store_i8(int8_t *p, vi a)
 {
     for (int i = 0; i < VEC; i++)
         p[i] = (int8_t)a.v[i];
+}
+
+/* The low 8 bits. */
+VEC_FN void vi_store_bytes(uint8_t *p, vi a)
+{
+    for (int i = 0; i < VEC; i++)
+        p[i] = (uint8_t)a.v[i];
 }
 
 /* The low 16 bits. */

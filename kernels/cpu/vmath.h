@@ -26,6 +26,20 @@ VEC_FN vf vf_exp2(vf x)
     return vf_select_lt(x, lowest, vf_zero(), scaled);
 }
 
+/* 2^x for x below 120; relative error below 3e-6, which is enough for what becomes integers. At
+ * least 2^-120. NaN stays NaN. */
+VEC_FN vf vf_exp2_coarse(vf x)
+{
+    vf t = vf_max(vf_set1(-120.0f), x); /* in this order NaN passes */
+    vf f = vf_fraction(t);              /* exact, [-0.5, 0.5] */
+    vf p = vf_set1(0x1.3997d6p-7f);
+    p = vf_fma(p, f, vf_set1(0x1.ca1440p-5f));
+    p = vf_fma(p, f, vf_set1(0x1.ec06dap-3f));
+    p = vf_fma(p, f, vf_set1(0x1.62e0dcp-1f));
+    p = vf_fma(p, f, vf_set1(0x1.ffffe8p-1f));
+    return vf_scale_2(p, vf_sub(t, f));
+}
+
 /* x * Phi(x), Phi the cumulative normal distribution: GELU in its exact (erf) form.
  * Phi(-|x|) = erfc(t) / 2 with t = |x| / sqrt(2) and erfc(t) = 2^(t P(t)), so that nothing cancels:
  * the absolute error of Phi is below 5e-8. Beyond t = 5.7 (Phi < 4e-16) the tail counts as 0. */
