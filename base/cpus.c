@@ -111,11 +111,13 @@ int cpus_bind(const struct cpus *c)
 
 /* ---- nodes ---- */
 
-/* A list that the kernel keeps in a file. -ENOENT and others; -EINVAL: not a list. */
+/* A list that the kernel keeps in a file; empty where it fails. -ENOENT and others; -EINVAL: not a
+ * list. */
 static int read_list(const char *folder, const char *name, struct cpus *ret)
 {
     char path[512], text[CPUS_TEXT_BYTES];
     struct err e = ERR_INIT;
+    ret->n = 0;
     if ((size_t)snprintf(path, sizeof path, "%s/%s", folder, name) >= sizeof path)
         return -ENAMETOOLONG;
     int fd = open(path, O_RDONLY | O_CLOEXEC);

@@ -156,15 +156,17 @@ static int hand_over_int8(struct reader *r, struct err *e)
     assert(n && cols);
     uint8_t *values = malloc(n * cols);
     uint16_t *scale = malloc(n * sizeof *scale);
-    int rc = values && scale ? 0 : err_set(e, -ENOMEM, "out of memory for an INT8 head");
-    if (rc == 0) {
-        quant_rows(&scheme, (const uint16_t *)(const void *)(r->buffer + r->begin), n, cols, 1,
-                   values, scale);
-        memcpy(r->buffer, values, n * cols);
-        s->ops->rows(s->feed, r->idx, r->job.to, r->first_row, r->n_rows, r->buffer);
-        r->buffer = NULL;
-        rc = need_buffer(r, e);
+    if (!values || !scale) {
+        free(values);
+        free(scale);
+        return err_set(e, -ENOMEM, "out of memory for an INT8 head");
     }
+    quant_rows(&scheme, (const uint16_t *)(const void *)(r->buffer + r->begin), n, cols, 1, values,
+               scale);
+    memcpy(r->buffer, values, n * cols);
+    s->ops->rows(s->feed, r->idx, r->job.to, r->first_row, r->n_rows, r->buffer);
+    r->buffer = NULL;
+    int rc = need_buffer(r, e);
     if (rc == 0) {
         memcpy(r->buffer, scale, n * sizeof *scale);
         s->ops->scales(s->feed, r->idx, r->job.to, r->first_row, (uint32_t)n,
