@@ -185,28 +185,32 @@ void metrics_begin(struct metrics_writer *w, size_t family)
     print(w, "# HELP %s %s\n# TYPE %s %s\n", f->name, f->help, f->name, types[f->type]);
 }
 
+static void put_value(struct metrics_writer *w, va_list label_values, const char *text)
+{
+    char labels[LABELS_BYTES];
+    assert(w->family && w->family->type != METRICS_HISTOGRAM);
+    make_labels(w->family, label_values, labels);
+    put(w, "", labels, "", text);
+}
+
 void metrics_put(struct metrics_writer *w, double value, ...)
 {
-    char labels[LABELS_BYTES], text[40];
-    assert(w->family && w->family->type != METRICS_HISTOGRAM);
+    char text[40];
     va_list values;
-    va_start(values, value);
-    make_labels(w->family, values, labels);
-    va_end(values);
     number_text(value, text);
-    put(w, "", labels, "", text);
+    va_start(values, value);
+    put_value(w, values, text);
+    va_end(values);
 }
 
 void metrics_put_count(struct metrics_writer *w, uint64_t value, ...)
 {
-    char labels[LABELS_BYTES], text[40];
-    assert(w->family && w->family->type != METRICS_HISTOGRAM);
+    char text[40];
     va_list values;
-    va_start(values, value);
-    make_labels(w->family, values, labels);
-    va_end(values);
     snprintf(text, sizeof text, "%llu", (unsigned long long)value);
-    put(w, "", labels, "", text);
+    va_start(values, value);
+    put_value(w, values, text);
+    va_end(values);
 }
 
 void metrics_put_histogram(struct metrics_writer *w, const struct metrics_histogram *h, ...)

@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -16,20 +17,25 @@ static uint64_t timeval_ns(struct timeval t)
            (uint64_t)t.tv_usec * (uint64_t)NSEC_PER_USEC;
 }
 
+/* A small file of the kernel's, as text. */
+static bool read_text(const char *path, char *text, size_t size)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    ssize_t n = read(fd, text, size - 1);
+    close(fd);
+    text[n > 0 ? n : 0] = '\0';
+    return n > 0;
+}
+
 /* Pages, in the order of /proc/self/statm: total, resident, ... */
 static void read_memory(struct process_usage *u)
 {
     char text[128];
     unsigned long long total = 0, resident = 0;
-    int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
-    if (n <= 0)
-        return;
-    text[n] = '\0';
-    if (sscanf(text, "%llu %llu", &total, &resident) != 2)
+    if (!read_text("/proc/self/statm", text, sizeof text) ||
+        sscanf(text, "%llu %llu", &total, &resident) != 2)
         return;
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     u->virtual_bytes = total * page;
@@ -40,14 +46,8 @@ static void read_memory(struct process_usage *u)
 static void read_threads(struct process_usage *u)
 {
     char text[1024];
-    int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
+    if (!read_text("/proc/self/stat", text, sizeof text))
         return;
-    ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
-    if (n <= 0)
-        return;
-    text[n] = '\0';
     const char *p = strrchr(text, ')');
     for (int i = 0; p && i != 18; i++)
         p = strchr(p + 1, ' ');
