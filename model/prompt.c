@@ -5,7 +5,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "base/utf8.h"
 #include "base/util.h"
 
 static const struct {
@@ -94,14 +93,9 @@ static int encode(const struct tokenizer *t, const struct arch *a, const char *t
                   bool keep_linebreak, size_t max_tokens, size_t max_masks, struct encoded *ret,
                   struct err *e)
 {
-    size_t limit = tokenizer_text_limit(max_tokens);
-    if (size > limit)
-        return err_set(e, -E2BIG, "the text has %zu bytes, the limit is %zu (for %zu tokens)", size,
-                       limit, max_tokens);
-    size_t valid = utf8_check(text, size);
-    if (valid < size)
-        return err_set(e, -EILSEQ, "the text is not UTF-8: invalid byte at offset %zu", valid);
-    int r = count_masks(text, size, max_masks, e);
+    int r = tokenizer_check_text(text, size, max_tokens, e);
+    if (r == 0)
+        r = count_masks(text, size, max_masks, e);
     for (size_t at = 0, next, length; at < size && r == 0; at = next + length) {
         enum mask_kind kind;
         next = find_mask(text, size, at, &length, &kind);

@@ -246,6 +246,18 @@ size_t tokenizer_text_limit(size_t max_tokens)
     return MIN(limit, (size_t)TOKENIZER_MAX_TEXT_BYTES);
 }
 
+int tokenizer_check_text(const char *text, size_t size, size_t max_tokens, struct err *e)
+{
+    size_t limit = tokenizer_text_limit(max_tokens);
+    if (size > limit)
+        return err_set(e, -E2BIG, "the text has %zu bytes, the limit is %zu (for %zu tokens)", size,
+                       limit, max_tokens);
+    size_t valid = utf8_check(text, size);
+    if (valid < size)
+        return err_set(e, -EILSEQ, "the text is not UTF-8: invalid byte at offset %zu", valid);
+    return 0;
+}
+
 /* A run of blanks: the longest pieces first, as repeated replacement from 80 down to 2 does. */
 static int append_blanks(struct buf *b, size_t n)
 {
@@ -301,19 +313,12 @@ static int append_pieces(const struct tokenizer *t, int32_t *pieces, size_t n, s
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t size, bool keep_linebreak,
                      size_t max_tokens, struct token_list *ret_ids, struct err *e)
 {
-    size_t limit = tokenizer_text_limit(max_tokens);
-    if (size == 0)
-        return 0;
-    if (size > limit)
-        return err_set(e, -E2BIG, "the text has %zu bytes, the limit is %zu (for %zu tokens)", size,
-                       limit, max_tokens);
-    size_t valid = utf8_check(text, size);
-    if (valid < size)
-        return err_set(e, -EILSEQ, "the text is not UTF-8: invalid byte at offset %zu", valid);
+    int r = tokenizer_check_text(text, size, max_tokens, e);
+    if (r < 0 || size == 0)
+        return r;
     struct buf replaced = {0};
     int32_t *pieces = NULL;
     size_t n = 0;
-    int r = 0;
     if (keep_linebreak || t->variant == TOKENIZER_WHITESPACE) {
         r = replace_whitespace(t, text, size, &replaced);
         if (r < 0)

@@ -47,6 +47,8 @@ const char *tokenizer_digest(const struct tokenizer *t);
  * bytes a token. */
 enum { TOKENIZER_MAX_TEXT_BYTES = 4 << 20 };
 size_t tokenizer_text_limit(size_t max_tokens);
+/* UTF-8 within that limit: -E2BIG, -EILSEQ with a message as of tokenizer_encode. */
+int tokenizer_check_text(const char *text, size_t size, size_t max_tokens, struct err *e);
 
 /* Encodes UTF-8 text (need not be NUL-terminated) and appends the ids. -EILSEQ with the byte offset
  * for invalid UTF-8; -E2BIG with both numbers when more than max_tokens would be appended, or when
