@@ -162,28 +162,15 @@ static void on_done(struct rpc_call *c, enum rpc_status status, const char *mess
     free(q);
 }
 
-static void on_refused_message(struct rpc_call *c, const uint8_t *data, size_t size)
-{
-    (void)c, (void)data, (void)size;
-}
-
-static void on_refused_done(struct rpc_call *c, enum rpc_status status, const char *message)
-{
-    (void)c, (void)status, (void)message;
-}
-
 static void accept_query(struct rpc_call *c, struct health *h, bool watch)
 {
     static const struct rpc_callbacks callbacks = {.on_message = on_request,
                                                    .on_half_close = on_half_close,
                                                    .on_drained = on_drained,
                                                    .on_done = on_done};
-    static const struct rpc_callbacks refused = {.on_message = on_refused_message,
-                                                 .on_done = on_refused_done};
     struct query *q = calloc(1, sizeof *q);
     if (!q) {
-        rpc_set(c, &refused, NULL);
-        rpc_finish(c, RPC_RESOURCE_EXHAUSTED, "no memory");
+        rpc_refuse(c, RPC_RESOURCE_EXHAUSTED, "no memory");
         return;
     }
     *q = (struct query){.health = h, .call = c, .watch = watch, .sent = NOTHING_SENT};

@@ -19,6 +19,9 @@ struct rpc_builtin {
 struct rpc_builtin *rpc_server_builtin(struct rpc_server *s);
 int rpc_server_add_builtin(struct rpc_server *s, const struct rpc_method *methods, size_t n);
 
+/* For the services: ends a call that has just come in, and hears no more of it. */
+void rpc_refuse(struct rpc_call *c, enum rpc_status status, const char *message);
+
 /* For the transport. `stop` when the server begins to shut down: health tells its watchers
  * NOT_SERVING; streams that would otherwise stay open end with UNAVAILABLE. `free` accepts NULL. */
 void health_stop(struct health *h);

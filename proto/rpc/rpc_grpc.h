@@ -37,6 +37,23 @@ enum {
     RPC_MAX_METHODS = 64,
 };
 
+/* What clients and servers alike want of gRPC (struct grpc_arg). It inflates without a limit: a few
+ * kilobytes could become gigabytes. Channelz: books about every message, which nothing here serves.
+ * A peer that does not read, or whose messages are not read, holds 64 KiB per stream. */
+#define RPC_GRPC_ARGS(max_bytes)                                                                   \
+    {.key = GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, .value.integer = (int)(max_bytes)},               \
+        {.key = GRPC_ARG_MAX_METADATA_SIZE, .value.integer = RPC_MAX_METADATA_BYTES},              \
+        {.key = GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET,                                \
+         .value.integer = 1 << GRPC_COMPRESS_NONE},                                                \
+        {.key = GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, .value.integer = 0},                    \
+        {.key = GRPC_ARG_ENABLE_CHANNELZ, .value.integer = 0},                                     \
+        {.key = GRPC_ARG_HTTP2_BDP_PROBE, .value.integer = 0},                                     \
+        {.key = GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, .value.integer = 65536},                    \
+        {.key = GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, .value.integer = 1},                      \
+    {                                                                                              \
+        .key = GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, .value.integer = 0                           \
+    }
+
 /* The tag of one operation. `run` is called on the loop thread when the operation is over. One
  * operation at a time per event. */
 struct event {

@@ -35,25 +35,13 @@ static grpc_server *create(const struct rpc_server *s)
     grpc_arg args[] = {
         /* Two daemons on one port would share it silently. */
         {.key = GRPC_ARG_ALLOW_REUSEPORT, .value.integer = 0},
-        {.key = GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, .value.integer = (int)s->max_message_bytes},
-        {.key = GRPC_ARG_MAX_METADATA_SIZE, .value.integer = RPC_MAX_METADATA_BYTES},
+        RPC_GRPC_ARGS(s->max_message_bytes),
         {.key = GRPC_ARG_MAX_CONCURRENT_STREAMS,
          .value.integer = (int)(s->max_calls + 2 * RPC_BUILTIN_CALLS)},
-        /* gRPC inflates without a limit: a few kilobytes could become gigabytes. */
-        {.key = GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET,
-         .value.integer = 1 << GRPC_COMPRESS_NONE},
-        {.key = GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, .value.integer = 0},
-        /* Books about every message, which nothing here serves. */
-        {.key = GRPC_ARG_ENABLE_CHANNELZ, .value.integer = 0},
-        /* A peer that does not read, or whose messages are not read, holds 64 KiB per stream. */
-        {.key = GRPC_ARG_HTTP2_BDP_PROBE, .value.integer = 0},
-        {.key = GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, .value.integer = 65536},
         /* Pings of our own clients come every 5 s, also without calls. Stock clients that are idle
          * look at their connection every 5 s only, so that they get longer to answer. */
         {.key = GRPC_ARG_KEEPALIVE_TIME_MS, .value.integer = 4000},
         {.key = GRPC_ARG_KEEPALIVE_TIMEOUT_MS, .value.integer = 8000},
-        {.key = GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, .value.integer = 1},
-        {.key = GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, .value.integer = 0},
         {.key = GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, .value.integer = 1000},
         {.key = GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, .value.integer = 10000},
     };

@@ -222,34 +222,13 @@ void wire_map_free(void *object)
 
 /* ---- tables against descriptors ---- */
 
+/* Lists are shared with protobuf-c, elements look as its own do, and so do members but for bool. */
 static size_t plain_size(ProtobufCType type)
-{
-    switch (type) {
-    case PROTOBUF_C_TYPE_INT64:
-    case PROTOBUF_C_TYPE_SINT64:
-    case PROTOBUF_C_TYPE_SFIXED64:
-    case PROTOBUF_C_TYPE_UINT64:
-    case PROTOBUF_C_TYPE_FIXED64:
-    case PROTOBUF_C_TYPE_DOUBLE:
-        return 8;
-    case PROTOBUF_C_TYPE_BOOL:
-        return sizeof(bool);
-    case PROTOBUF_C_TYPE_BYTES:
-        return sizeof(struct wire_bytes);
-    case PROTOBUF_C_TYPE_STRING:
-        return sizeof(char *);
-    default:
-        return 4;
-    }
-}
-
-/* Lists are shared with protobuf-c: elements look as its own do. */
-static size_t element_size(ProtobufCType type)
 {
     static_assert(sizeof(struct wire_bytes) == sizeof(ProtobufCBinaryData) &&
                       offsetof(struct wire_bytes, data) == offsetof(ProtobufCBinaryData, data),
                   "lists of bytes are shared");
-    return type == PROTOBUF_C_TYPE_BOOL ? sizeof(protobuf_c_boolean) : plain_size(type);
+    return type == PROTOBUF_C_TYPE_BOOL ? sizeof(bool) : wire_element_size(type);
 }
 
 static const char *check_field(const struct wire_field *w, const ProtobufCFieldDescriptor *f)
@@ -269,7 +248,7 @@ static const char *check_field(const struct wire_field *w, const ProtobufCFieldD
         return "table of another message";
     if (message && w->kind != WIRE_ONEOF && w->size != w->sub->size)
         return "struct of another message";
-    if (!message && w->size != (repeated ? element_size(f->type) : plain_size(f->type)))
+    if (!message && w->size != (repeated ? wire_element_size(f->type) : plain_size(f->type)))
         return "size of the member does not fit the type";
     if (w->kind == WIRE_ONEOF && !message && f->type != PROTOBUF_C_TYPE_STRING)
         return "only strings and messages can be members of a oneof";

@@ -84,8 +84,7 @@ static unsigned wire_type_of(ProtobufCType type)
     }
 }
 
-/* sizeof an element of a repeated scalar in protobuf-c's structs */
-static size_t element_size(ProtobufCType type)
+size_t wire_element_size(ProtobufCType type)
 {
     switch (type) {
     case PROTOBUF_C_TYPE_INT64:
@@ -128,7 +127,7 @@ static int scan_packed(struct scan *s, const ProtobufCFieldDescriptor *f, size_t
         n = length / width;
     }
     s->at += length;
-    return grow(s, n * element_size(f->type));
+    return grow(s, n * wire_element_size(f->type));
 }
 
 /* The descriptor's index, or that of the first member of the same oneof. */
@@ -181,7 +180,7 @@ static int scan_delimited(struct scan *s, const ProtobufCFieldDescriptor *f, siz
     if (f->label == PROTOBUF_C_LABEL_REPEATED) {
         if (wire_type_of(f->type) != PROTOBUF_C_WIRE_TYPE_LENGTH_PREFIXED)
             return scan_packed(s, f, length);
-        r = grow(s, element_size(f->type));
+        r = grow(s, wire_element_size(f->type));
     }
     if (r)
         return r;
@@ -263,7 +262,7 @@ static int scan_field(struct scan *s)
     if (wire_type == PROTOBUF_C_WIRE_TYPE_LENGTH_PREFIXED)
         return scan_delimited(s, f, length);
     s->at = content + length;
-    return f->label == PROTOBUF_C_LABEL_REPEATED ? grow(s, element_size(f->type)) : 0;
+    return f->label == PROTOBUF_C_LABEL_REPEATED ? grow(s, wire_element_size(f->type)) : 0;
 }
 
 int wire_scan_sized(const ProtobufCMessageDescriptor *d, const uint8_t *data, size_t size,

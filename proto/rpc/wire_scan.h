@@ -34,4 +34,7 @@ int wire_scan(const ProtobufCMessageDescriptor *d, const uint8_t *data, size_t s
 int wire_scan_sized(const ProtobufCMessageDescriptor *d, const uint8_t *data, size_t size,
                     struct wire_scan_result *ret, struct err *e);
 
+/* sizeof an element of a repeated field in protobuf-c's structs. */
+size_t wire_element_size(ProtobufCType type);
+
 #endif
