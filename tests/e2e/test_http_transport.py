@@ -6,43 +6,23 @@ ends of a call can be checked.
 
 import http.client
 import os
-import pathlib
-import queue
 import re
-import signal
 import socket
 import ssl
 import struct
 import subprocess
-import threading
 import time
 
 import pytest
 
-SOURCE = pathlib.Path(os.environ.get("GLMD_SOURCE_DIR", pathlib.Path(__file__).parents[2]))
-BIN = pathlib.Path(os.environ.get("GLMD_BIN_DIR", SOURCE / "build/release/bin"))
+from echo_server import BIN, DEADLINE_S, EchoServer
+
 SERVER = BIN.parent / "tests" / "http_echo_server"
-DEADLINE_S = 60
 
 
-class Server:
+class Server(EchoServer):
     def __init__(self, *args, address="127.0.0.1:0", **env):
-        self.process = subprocess.Popen([SERVER, address, *map(str, args)], stdout=subprocess.PIPE,
-                                        text=True, env={**os.environ, **env})
-        self.lines = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-        line = self.line()
-        assert line and re.fullmatch(r"port \d+", line), line
-        self.port = int(line.split()[1])
-        self.terminated = False
-
-    def _read(self):
-        for line in self.process.stdout:
-            self.lines.put(line.strip())
-        self.lines.put(None)
-
-    def line(self):
-        return self.lines.get(timeout=DEADLINE_S)
+        super().__init__(SERVER, address, *args, **env)
 
     def seen(self, start):
         """The next line that starts with this."""
@@ -65,19 +45,6 @@ class Server:
         with self.connect() as s:
             s.sendall(data)
             return read_all(s)
-
-    def terminate(self):
-        self.terminated = True
-        self.process.send_signal(signal.SIGTERM)
-
-    def stop(self):
-        if not self.terminated:
-            self.terminate()
-        code = self.process.wait(timeout=DEADLINE_S)
-        rest = []
-        while (line := self.line()) is not None:
-            rest.append(line)
-        assert code == 0 and rest[-1] == "stopped", f"ended with {code}: {rest[-5:]}"
 
 
 def read_all(s):

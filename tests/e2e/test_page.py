@@ -187,14 +187,18 @@ def test_blanks_light_up_as_they_are_filled(page):
     page.picture("fill")
 
 
-def test_another_tab_ends_the_answer(page, server):
-    before = server.status().requests.cancelled
+def begin_a_long_answer(page):
     page.type("prompt", "The history of the river begins")
     page.open("controls")
     page.type("f-max_tokens", "2000")
     page.type("f-temperature", "0")  # goes round in circles
     page.click("run")
     page.wait(lambda: len(page.all("#answer .token")) > 3, "some tokens")
+
+
+def test_another_tab_ends_the_answer(page, server):
+    before = server.status().requests.cancelled
+    begin_a_long_answer(page)
     page.click("tab-fill")
     page.wait(lambda: page.find("run").is_enabled(), "the end of the answer")
     server.wait(lambda: server.status().requests.cancelled == before + 1, "the request's end")
@@ -315,12 +319,7 @@ def test_chat_keeps_the_conversation(page):
 
 def test_stop_cancels_within_the_server(page, server):
     before = server.status().requests.cancelled
-    page.type("prompt", "The history of the river begins")
-    page.open("controls")
-    page.type("f-max_tokens", "2000")
-    page.type("f-temperature", "0")  # goes round in circles
-    page.click("run")
-    page.wait(lambda: len(page.all("#answer .token")) > 3, "some tokens")
+    begin_a_long_answer(page)
     page.click("stop")
     page.wait(lambda: page.text("progress") == "stopped", "the word that it stopped")
     server.wait(lambda: server.status().requests.cancelled == before + 1, "the request's end")
@@ -330,12 +329,7 @@ def test_stop_cancels_within_the_server(page, server):
 
 def test_leaving_the_page_cancels(page, server):
     before = server.status().requests.cancelled
-    page.type("prompt", "The history of the river begins")
-    page.open("controls")
-    page.type("f-max_tokens", "2000")
-    page.type("f-temperature", "0")  # goes round in circles
-    page.click("run")
-    page.wait(lambda: len(page.all("#answer .token")) > 3, "some tokens")
+    begin_a_long_answer(page)
     page.driver.get("about:blank")
     server.wait(lambda: server.status().requests.cancelled == before + 1, "the request's end")
 

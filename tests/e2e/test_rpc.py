@@ -6,9 +6,7 @@ ends of a call can be checked. A client that knows nothing but reflection makes 
 
 import concurrent.futures
 import os
-import pathlib
 import queue
-import re
 import signal
 import socket
 import struct
@@ -21,32 +19,16 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-SOURCE = pathlib.Path(os.environ.get("GLMD_SOURCE_DIR", pathlib.Path(__file__).parents[2]))
-BIN = pathlib.Path(os.environ.get("GLMD_BIN_DIR", SOURCE / "build/release/bin"))
+from echo_server import BIN, DEADLINE_S, SOURCE, EchoServer
+
 SERVER = BIN.parent / "tests" / "rpc_echo_server"
-DEADLINE_S = 60
 BIG = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
-class Server:
+class Server(EchoServer):
     def __init__(self, address="127.0.0.1:0", *tls, **env):
-        self.process = subprocess.Popen([SERVER, address, *map(str, tls)], stdout=subprocess.PIPE,
-                                        text=True, env={**os.environ, **env})
-        self.terminated = False
-        self.lines = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-        line = self.line()
-        assert re.fullmatch(r"port \d+", line), line
-        self.port = int(line.split()[1])
+        super().__init__(SERVER, address, *tls, **env)
         self.target = address if address.startswith("unix:") else f"127.0.0.1:{self.port}"
-
-    def _read(self):
-        for line in self.process.stdout:
-            self.lines.put(line.strip())
-        self.lines.put(None)  # the end
-
-    def line(self):
-        return self.lines.get(timeout=DEADLINE_S)
 
     def done(self, path):
         """The next finished call of this path: (status, messages received, messages sent)."""
@@ -59,19 +41,6 @@ class Server:
 
     def channel(self, options=()):
         return grpc.insecure_channel(self.target, options=list(options))
-
-    def terminate(self):
-        self.terminated = True
-        self.process.send_signal(signal.SIGTERM)
-
-    def stop(self):
-        if not self.terminated:
-            self.terminate()
-        code = self.process.wait(timeout=DEADLINE_S)
-        rest = []
-        while (line := self.line()) is not None:
-            rest.append(line)
-        assert code == 0 and rest[-1] == "stopped", f"ended with {code}: {rest}"
 
 
 @pytest.fixture

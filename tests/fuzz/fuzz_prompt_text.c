@@ -4,22 +4,11 @@
 #include <string.h>
 
 #include "model/prompt.h"
+#include "tests/unit/coordinator/golden_arch.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { VOCAB = 640, MAX_TOKENS = 256, MAX_MASKS = 16 };
-
-static const struct arch_tokens tokens = {.mask = 512,
-                                          .gmask = 513,
-                                          .smask = 514,
-                                          .eod = 515,
-                                          .sop = 516,
-                                          .eop = 517,
-                                          .enc = 518,
-                                          .dblock = 519,
-                                          .eos = 34,
-                                          .n_image_tokens = 32,
-                                          .special_base = 512};
 
 static void check(const struct arch *a, const struct prompt *p)
 {
@@ -55,7 +44,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (!t) {
         a = arch_glm_130b;
         a.vocab = VOCAB;
-        a.tokens = tokens;
+        a.tokens = golden_arch.tokens;
         if (tokenizer_open_file(GLMD_GOLDEN_TOKENIZER, &a, TOKENIZER_PLAIN, &t, NULL) < 0)
             abort();
     }

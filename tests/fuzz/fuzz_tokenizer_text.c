@@ -6,6 +6,7 @@
 
 #include "base/utf8.h"
 #include "model/tokenizer/tokenizer.h"
+#include "tests/unit/coordinator/golden_arch.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -16,17 +17,7 @@ static struct tokenizer *open_once(enum tokenizer_variant variant)
     static struct tokenizer *opened[2];
     struct arch a = arch_glm_130b;
     a.vocab = VOCAB;
-    a.tokens = (struct arch_tokens){.mask = 512,
-                                    .gmask = 513,
-                                    .smask = 514,
-                                    .eod = 515,
-                                    .sop = 516,
-                                    .eop = 517,
-                                    .enc = 518,
-                                    .dblock = 519,
-                                    .eos = 34,
-                                    .n_image_tokens = 32,
-                                    .special_base = 512};
+    a.tokens = golden_arch.tokens;
     if (!opened[variant] &&
         tokenizer_open_file(GLMD_GOLDEN_TOKENIZER, &a, variant, &opened[variant], NULL) < 0)
         abort();

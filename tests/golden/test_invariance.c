@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/util.h"
+#include "tests/support/random.h"
 
 enum {
     N_SEQUENCES = 12,
@@ -17,15 +18,6 @@ enum {
     BLOCKS = (MAX_LENGTH + PLAN_KV_BLOCK_TOKENS - 1) / PLAN_KV_BLOCK_TOKENS,
     STEP_TOKENS = 160,
 };
-
-static uint64_t random_state;
-static uint32_t random_below(uint32_t n)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return (uint32_t)(random_state >> 33) % n;
-}
 
 struct sequence {
     int32_t ids[MAX_LENGTH], positions[MAX_LENGTH];
@@ -344,7 +336,7 @@ static void test_invariance(void **state)
     print_message("seed %llu\n", (unsigned long long)base);
     uint32_t n_steps = golden_long() ? 1000 : 60;
     for (size_t i = 0; i != ARRAY_LEN(cases); i++) {
-        random_state = base * 2654435761u + i + 1;
+        *random_state() = base * 2654435761u + i + 1;
         struct golden_options o = cases[i];
         o.n_slots = N_SLOTS;
         o.max_step_tokens = STEP_TOKENS;

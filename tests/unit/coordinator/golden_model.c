@@ -21,3 +21,19 @@ struct tokenizer *golden_tokenizer(void)
         fail_msg("%s", e.message);
     return t;
 }
+
+struct tokenizer *tokenizer;
+
+int golden_set_up(void **state)
+{
+    (void)state;
+    tokenizer = golden_tokenizer();
+    return 0;
+}
+
+int golden_tear_down(void **state)
+{
+    (void)state;
+    tokenizer_close(tokenizer);
+    return 0;
+}

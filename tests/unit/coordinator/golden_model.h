@@ -8,4 +8,9 @@
 /* Fails the test when the file is not there. */
 struct tokenizer *golden_tokenizer(void);
 
+/* One for all tests of a program: fixtures of its group. */
+extern struct tokenizer *tokenizer;
+int golden_set_up(void **state);
+int golden_tear_down(void **state);
+
 #endif

@@ -14,7 +14,7 @@
 #include "base/util.h"
 #include "coordinator/sched.h"
 #include "fake_engine.h"
-#include "golden_model.h"
+#include "golden_arch.h"
 
 void reader_deinit(struct reader *x)
 {

@@ -10,36 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "admit_rig.h"
 #include "base/util.h"
-#include "coordinator/admit.h"
-#include "golden_model.h"
-
-static struct tokenizer *tokenizer;
-static struct admit admit;
-
-static int set_up(void **state)
-{
-    (void)state;
-    tokenizer = golden_tokenizer();
-    admit = (struct admit){
-        .arch = &golden_arch,
-        .tokenizer = tokenizer,
-        .model = "golden",
-        .max_input_bytes = 4096,
-        .max_tokens = 200,
-        .max_masks = 8,
-        .max_choices = 6,
-    };
-    struct err e = ERR_INIT;
-    return admit_init(&admit, &e);
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    tokenizer_close(tokenizer);
-    return 0;
-}
 
 static void test_default_forbidden(void **state)
 {
@@ -465,5 +437,5 @@ int main(void)
         cmocka_unit_test(test_score),
         cmocka_unit_test(test_tokenize),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, admit_set_up, golden_tear_down);
 }

@@ -61,6 +61,13 @@ static void answer(struct run *x, unsigned i, uint64_t epoch)
         rank_done(&x->p[i], epoch, 1 + rnd(4), 3);
 }
 
+static void say_failed(struct fake_rank *r, uint64_t epoch)
+{
+    const struct wire_failed failed = {
+        .epoch = epoch, .code = (enum wire_failure_code)rnd(8), .message = "m"};
+    rank_say(r, &(struct wire_worker_message){.failed = &failed});
+}
+
 static void random_message(struct run *x, unsigned i)
 {
     struct fake_rank *r = &x->p[i];
@@ -76,14 +83,10 @@ static void random_message(struct run *x, unsigned i)
     case 5:
         answer(x, i, epoch);
         break;
-    case 6: {
-        if (rnd(10))
-            break;
-        const struct wire_failed failed = {
-            .epoch = epoch, .code = (enum wire_failure_code)rnd(8), .message = "m"};
-        rank_say(r, &(struct wire_worker_message){.failed = &failed});
+    case 6:
+        if (!rnd(10))
+            say_failed(r, epoch);
         break;
-    }
     default:
         rank_beat(r);
         break;
@@ -177,14 +180,10 @@ static void random_message_of_one(struct world *w, struct fake_rank *r)
     case 4:
         rank_done(r, epoch, 1 + rnd(3), rnd(10) ? 3 : 4);
         break;
-    case 5: {
-        if (rnd(4))
-            break;
-        const struct wire_failed failed = {
-            .epoch = epoch, .code = (enum wire_failure_code)rnd(8), .message = "m"};
-        rank_say(r, &(struct wire_worker_message){.failed = &failed});
+    case 5:
+        if (!rnd(4))
+            say_failed(r, epoch);
         break;
-    }
     default:
         rank_beat(r);
         break;

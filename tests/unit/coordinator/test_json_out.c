@@ -14,15 +14,7 @@
 
 #include "base/utf8.h"
 #include "coordinator/json_out.h"
-
-static uint64_t random_state = 88172645463325252u;
-static uint32_t random_next(void)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return (uint32_t)(random_state >> 32);
-}
+#include "tests/support/random.h"
 
 static void strings_are_escaped(void **state)
 {
@@ -48,9 +40,9 @@ static void strings_read_back(void **state)
     (void)state;
     for (int round = 0; round != 20000; round++) {
         char text[40];
-        size_t n = random_next() % sizeof text;
+        size_t n = random_u32() % sizeof text;
         for (size_t i = 0; i != n; i++)
-            text[i] = (char)(random_next() % 3 ? random_next() % 128 : random_next());
+            text[i] = (char)(random_u32() % 3 ? random_u32() % 128 : random_u32());
         utf8_repair(text, n);
         struct buf b = {0};
         struct json_out o = {&b, 0};
@@ -84,7 +76,7 @@ static void numbers_read_back(void **state)
         buf_deinit(&b);
     }
     for (int round = 0; round != 20000; round++) {
-        uint32_t bits = random_next();
+        uint32_t bits = random_u32();
         float v;
         memcpy(&v, &bits, sizeof v);
         struct buf b = {0};
@@ -116,7 +108,7 @@ static void doubles_are_short_and_read_back(void **state)
         buf_deinit(&b);
     }
     for (int round = 0; round != 20000; round++) {
-        uint64_t bits = (uint64_t)random_next() << 32 | random_next();
+        uint64_t bits = (uint64_t)random_u32() << 32 | random_u32();
         double v;
         memcpy(&v, &bits, sizeof v);
         struct buf b = {0};

@@ -10,37 +10,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "admit_rig.h"
 #include "base/util.h"
-#include "coordinator/admit.h"
 #include "coordinator/openai_internal.h"
-#include "golden_model.h"
 #include "openai_rig.h"
-
-static struct tokenizer *tokenizer;
-static struct admit admit;
 
 static int set_up(void **state)
 {
     (void)state;
-    tokenizer = golden_tokenizer();
-    admit = (struct admit){
-        .arch = &golden_arch,
-        .tokenizer = tokenizer,
-        .model = "golden",
-        .max_input_bytes = 4096,
-        .max_tokens = 1 << 20, /* a setting; the codec's limit is above any */
-        .max_masks = 8,
-        .max_choices = 6,
-    };
-    struct err e = ERR_INIT;
-    return admit_init(&admit, &e);
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    tokenizer_close(tokenizer);
-    return 0;
+    return admit_set_up_limit(1 << 20); /* a setting; the codec's limit is above any */
 }
 
 /* Parses and admits. "" when both take it, else the error as the client sees it. */
@@ -170,5 +148,5 @@ int main(void)
         cmocka_unit_test(limits_are_admissions),
         cmocka_unit_test(admissions_words_name_the_field),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, set_up, golden_tear_down);
 }

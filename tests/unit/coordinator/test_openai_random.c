@@ -15,15 +15,7 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "openai_rig.h"
-
-static uint64_t random_state = 88172645463325252u;
-static uint32_t random_below(uint32_t n)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return (uint32_t)(random_state >> 32) % n;
-}
+#include "tests/support/random.h"
 
 /* ---- outputs in pieces ---- */
 

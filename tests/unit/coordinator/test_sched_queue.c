@@ -19,15 +19,6 @@
 #include "reference.h"
 #include "sched_fixture.h"
 
-static const struct plan_limits limits = {
-    .n_slots = 4,
-    .n_blocks = 32,
-    .max_tokens = 256,
-    .max_seq = 256,
-    .vocab = 640,
-    .n_layers = 3,
-};
-
 enum { MAX_REQUESTS = 1200 };
 
 struct rig {
@@ -100,7 +91,7 @@ static void test_priorities(void **state)
 {
     (void)state;
     struct rig t;
-    struct plan_limits l = limits;
+    struct plan_limits l = fixture_small;
     l.n_slots = 1;
     open_rig(&t, &l, (struct sched_config){0});
     static const int32_t priorities[] = {0, -1, 5, 0, 5, -1};
@@ -139,7 +130,7 @@ static void test_tenants_share(void **state)
 {
     (void)state;
     struct rig t;
-    open_rig(&t, &limits, (struct sched_config){0});
+    open_rig(&t, &fixture_small, (struct sched_config){0});
     for (uint32_t i = 0; i != 200; i++)
         submit(&t, 10, 10, 0, 1);
     for (uint32_t i = 0; i != 100; i++)
@@ -164,7 +155,7 @@ static void test_many_tenants(void **state)
 {
     (void)state;
     struct rig t;
-    open_rig(&t, &limits, (struct sched_config){0});
+    open_rig(&t, &fixture_small, (struct sched_config){0});
     for (uint32_t i = 0; i != 1000; i++)
         submit(&t, 10, 2, 0, i);
     while (step(&t))
@@ -183,7 +174,7 @@ static void test_large_request_is_not_starved(void **state)
 {
     (void)state;
     struct rig t;
-    open_rig(&t, &limits, (struct sched_config){0});
+    open_rig(&t, &fixture_small, (struct sched_config){0});
     for (uint32_t i = 0; i != 3; i++)
         submit(&t, 10, 20 + 5 * i, 0, 0);
     step(&t);
@@ -220,7 +211,7 @@ static void test_preemption(void **state)
     (void)state;
     struct rig t;
     struct buf expected = {0};
-    open_rig(&t, &limits, (struct sched_config){0});
+    open_rig(&t, &fixture_small, (struct sched_config){0});
     struct request *old = submit(&t, 20, 100, 0, 0), *young = submit(&t, 20, 101, 0, 0);
     struct request *important = submit(&t, 20, 100, 1, 0);
     reference_run(&golden_arch, young, &expected);
@@ -254,7 +245,7 @@ static void test_preemption_takes_the_lowest(void **state)
 {
     (void)state;
     struct rig t;
-    open_rig(&t, &limits, (struct sched_config){0});
+    open_rig(&t, &fixture_small, (struct sched_config){0});
     struct request *lowest = submit(&t, 20, 100, -5, 0), *lower = submit(&t, 20, 100, -1, 0);
     struct request *low = submit(&t, 20, 100, 0, 0), *young = submit(&t, 20, 30, 1, 0);
     step(&t);
@@ -287,7 +278,7 @@ static void test_slot_of_an_ended_choice(void **state)
 {
     (void)state;
     struct rig t;
-    struct plan_limits l = limits;
+    struct plan_limits l = fixture_small;
     l.n_slots = 2;
     open_rig(&t, &l, (struct sched_config){0});
     struct request *both = submit_choices(&t, 20, 50, 0, 0, 2), *next = submit(&t, 20, 5, 0, 0);
@@ -306,7 +297,7 @@ static void test_preemption_does_not_thrash(void **state)
 {
     (void)state;
     struct rig t;
-    struct plan_limits l = limits;
+    struct plan_limits l = fixture_small;
     l.n_slots = 1;
     open_rig(&t, &l, (struct sched_config){0});
     struct request *r = submit(&t, 20, 60, 0, 0);
@@ -326,7 +317,7 @@ static void test_no_vain_preemption(void **state)
 {
     (void)state;
     struct rig t;
-    open_rig(&t, &limits, (struct sched_config){0});
+    open_rig(&t, &fixture_small, (struct sched_config){0});
     submit(&t, 20, 100, 2, 0);
     struct request *low = submit(&t, 20, 100, 0, 0);
     step(&t);
@@ -360,7 +351,7 @@ static void test_queue_is_bounded_in_tokens(void **state)
 {
     (void)state;
     struct rig t;
-    open_rig(&t, &limits, (struct sched_config){.max_queue_tokens = 250});
+    open_rig(&t, &fixture_small, (struct sched_config){.max_queue_tokens = 250});
     assert_int_equal(refused(&t, 200, 0, ""), 0);
     assert_int_equal(refused(&t, 50, 0, ""), 0);
     assert_int_equal(refused(&t, 10, 0, "prompts of 250 tokens wait"), -ENOBUFS);
@@ -371,7 +362,7 @@ static void test_queue_is_bounded_in_time(void **state)
 {
     (void)state;
     struct rig t;
-    struct plan_limits l = limits;
+    struct plan_limits l = fixture_small;
     l.n_slots = 1;
     open_rig(&t, &l, (struct sched_config){.max_wait_ns = 2 * NSEC_PER_SEC});
     struct request *first = submit(&t, 10, 50, 0, 0);
@@ -395,7 +386,7 @@ static void test_queue_knows_what_runs(void **state)
 {
     (void)state;
     struct rig t;
-    struct plan_limits l = limits;
+    struct plan_limits l = fixture_small;
     l.n_slots = 1;
     open_rig(&t, &l, (struct sched_config){.max_wait_ns = NSEC_PER_SEC / 2});
     struct request *first = submit(&t, 10, 200, 0, 0);
@@ -421,7 +412,7 @@ static void test_second_half_passes_a_full_queue(void **state)
     (void)state;
     struct rig t;
     struct err e = ERR_INIT;
-    open_rig(&t, &limits, (struct sched_config){.max_queue_tokens = 100});
+    open_rig(&t, &fixture_small, (struct sched_config){.max_queue_tokens = 100});
     assert_int_equal(refused(&t, 100, 0, ""), 0);
     assert_int_equal(refused(&t, 10, 0, "prompts of 100 tokens wait"), -ENOBUFS);
     struct request *r = fixture_request(10, 10);

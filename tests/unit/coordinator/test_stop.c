@@ -9,15 +9,7 @@
 
 #include "base/util.h"
 #include "coordinator/stop.h"
-
-static uint64_t random_state = 88172645463325252u;
-static uint32_t random_below(uint32_t n)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return (uint32_t)(random_state >> 32) % n;
-}
+#include "tests/support/random.h"
 
 /* Texts over two letters, so that borders and overlaps are everywhere. */
 static void random_text(char *ret, uint32_t max)

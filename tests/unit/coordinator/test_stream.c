@@ -13,22 +13,6 @@
 #include "golden_model.h"
 #include "stream_rig.h"
 
-static struct tokenizer *tokenizer;
-
-static int set_up(void **state)
-{
-    (void)state;
-    tokenizer = golden_tokenizer();
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    tokenizer_close(tokenizer);
-    return 0;
-}
-
 static void expect_decoded(const struct token_list *tokens, const struct buf *found)
 {
     struct buf whole = {0};
@@ -152,5 +136,5 @@ int main(void)
         cmocka_unit_test(test_fill),
         cmocka_unit_test(test_score),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, golden_set_up, golden_tear_down);
 }

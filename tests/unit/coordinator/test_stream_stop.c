@@ -14,31 +14,7 @@
 #include "base/util.h"
 #include "golden_model.h"
 #include "stream_rig.h"
-
-static struct tokenizer *tokenizer;
-
-static int set_up(void **state)
-{
-    (void)state;
-    tokenizer = golden_tokenizer();
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    tokenizer_close(tokenizer);
-    return 0;
-}
-
-static uint64_t random_state = 88172645463325252u;
-static uint32_t random_below(uint32_t n)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return (uint32_t)(random_state >> 32) % n;
-}
+#include "tests/support/random.h"
 
 static bool is_inside_character(char c)
 {
@@ -422,5 +398,5 @@ int main(void)
         cmocka_unit_test(test_best_of),
         cmocka_unit_test(test_prompt_logprobs),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, golden_set_up, golden_tear_down);
 }

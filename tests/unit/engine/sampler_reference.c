@@ -6,16 +6,7 @@
 
 #include "base/util.h"
 #include "kernels/sampling.h"
-
-static uint64_t random_state = 88172645463325252u;
-
-uint32_t random_u32(void)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return (uint32_t)(random_state >> 32);
-}
+#include "tests/support/random.h"
 
 struct entry {
     float logit;

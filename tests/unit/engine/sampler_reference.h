@@ -8,8 +8,6 @@
 
 enum { PENALTY_VOCAB = 701, MAX_HISTORY = 300 };
 
-/* The same sequence in every run. */
-uint32_t random_u32(void);
 /* Coarse logits, so that there are ties everywhere. */
 void random_row(float *row, uint32_t vocab, int coarse);
 /* Any mix of options; few distinct ids, so that most of the history repeats. */

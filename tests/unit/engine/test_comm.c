@@ -24,17 +24,11 @@
 #include "base/clock.h"
 #include "base/err.h"
 #include "base/util.h"
+#include "tests/unit/engine/comm_rig.h"
 #include "worker/engine/comm/comm.h"
-
-#define LONG_NS  (20 * NSEC_PER_SEC) /* nothing that works comes near it, even with sanitizers */
-#define SHORT_NS (100 * NSEC_PER_MSEC)
 
 enum { MAX_RANKS = 5, SHM_PIECE = 8192 };
 
-enum transport { INPROC, SHM, TCP, N_TRANSPORTS };
-static const char *const transport_names[] = {"inproc", "shm", "tcp"};
-
-static const uint8_t token[16] = "0123456789abcde";
 static const uint8_t other_token[16] = "0123456789abcdX";
 
 /* ---- a group whose ranks are threads ---- */
@@ -61,19 +55,6 @@ struct group {
     struct comm *inproc[MAX_RANKS];
     struct member members[MAX_RANKS];
 };
-
-static int listen_any(char address[32])
-{
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t size = sizeof a;
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    assert_true(fd >= 0);
-    assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
-    assert_int_equal(listen(fd, 16), 0);
-    assert_int_equal(getsockname(fd, (struct sockaddr *)&a, &size), 0);
-    snprintf(address, 32, "127.0.0.1:%u", ntohs(a.sin_port));
-    return fd;
-}
 
 static void group_init(struct group *g, enum transport t, int size, int64_t timeout_ns)
 {

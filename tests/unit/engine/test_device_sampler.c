@@ -18,27 +18,14 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/sample.h"
 #include "tests/support/emulated_driver.h"
+#include "tests/support/random.h"
 #include "worker/engine/outputs.h"
 
 enum { MAX_ROWS = 9, MAX_HISTORY = 200, MAX_LIST = 24 };
 
-static uint64_t random_state = 88172645463325252u;
-static uint32_t random_u32(void)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return (uint32_t)(random_state >> 32);
-}
-
-static uint32_t below(uint32_t n)
-{
-    return random_u32() % n;
-}
-
 static float one_of(const float *values, size_t n)
 {
-    return values[below((uint32_t)n)];
+    return values[random_below((uint32_t)n)];
 }
 
 /* ---- rows ---- */
@@ -57,26 +44,28 @@ struct row {
 static int32_t random_token(uint32_t vocab)
 {
     /* few of them, so that lists meet and repeat */
-    return (int32_t)(below(3) ? below(MIN(vocab, 40u)) : below(vocab));
+    return (int32_t)(random_below(3) ? random_below(MIN(vocab, 40u)) : random_below(vocab));
 }
 
 static void random_lists(struct row *r, uint32_t vocab)
 {
     struct plan_sampling *p = &r->p;
-    p->n_history = below(3) ? 0 : below(MAX_HISTORY);
-    p->n_history_prompt = below(p->n_history + 1);
-    p->n_bias = below(3) ? 0 : below(MAX_LIST);
-    p->n_forbidden = below(3) ? 0 : below(6);
-    p->n_banned = below(3) ? 0 : below(MAX_LIST);
+    p->n_history = random_below(3) ? 0 : random_below(MAX_HISTORY);
+    p->n_history_prompt = random_below(p->n_history + 1);
+    p->n_bias = random_below(3) ? 0 : random_below(MAX_LIST);
+    p->n_forbidden = random_below(3) ? 0 : random_below(6);
+    p->n_banned = random_below(3) ? 0 : random_below(MAX_LIST);
     for (uint32_t i = 0; i != p->n_history; i++)
         r->history[i] = random_token(vocab);
     for (uint32_t i = 0; i != p->n_bias; i++)
-        r->bias[i] = (struct plan_bias){random_token(vocab), (float)below(2000) / 100.0f - 10.0f};
+        r->bias[i] =
+            (struct plan_bias){random_token(vocab), (float)random_below(2000) / 100.0f - 10.0f};
     for (uint32_t i = 0; i != p->n_forbidden; i++) {
         int32_t begin = random_token(vocab);
         int32_t most = (int32_t)vocab - begin;
-        r->forbidden[i] = (struct plan_range){begin, begin + (int32_t)below((uint32_t)most + 1) /
-                                                                 (int32_t)(1 + below(50))};
+        r->forbidden[i] =
+            (struct plan_range){begin, begin + (int32_t)random_below((uint32_t)most + 1) /
+                                                   (int32_t)(1 + random_below(50))};
     }
     for (uint32_t i = 0; i != p->n_banned; i++)
         r->banned[i] = random_token(vocab);
@@ -93,10 +82,10 @@ static void random_params(struct row *r, uint32_t vocab)
     static const float min_p[] = {0, 0, 0, 0.02f, 0.5f, 1, 1e-13f};
     static const float repetition[] = {0, 1, 1.2f, 3, 0.5f};
     static const float presence[] = {0, 0, 0.6f, 2, -2, -0.3f};
-    const uint32_t top_k[] = {0, 0, 1, 2, 40, below(vocab) + 1, vocab - 1, vocab, vocab + 5};
+    const uint32_t top_k[] = {0, 0, 1, 2, 40, random_below(vocab) + 1, vocab - 1, vocab, vocab + 5};
     r->p = (struct plan_sampling){
         .temperature = one_of(temperature, ARRAY_LEN(temperature)),
-        .top_k = top_k[below(ARRAY_LEN(top_k))],
+        .top_k = top_k[random_below(ARRAY_LEN(top_k))],
         .top_p = one_of(top_p, ARRAY_LEN(top_p)),
         .min_p = one_of(min_p, ARRAY_LEN(min_p)),
         .repetition_penalty = one_of(repetition, ARRAY_LEN(repetition)),
@@ -104,38 +93,39 @@ static void random_params(struct row *r, uint32_t vocab)
         .frequency_penalty = one_of(presence, ARRAY_LEN(presence)),
         .seed = (uint64_t)random_u32() << 32 | random_u32(),
         .request = (uint64_t)random_u32() << 32 | random_u32(),
-        .choice = below(16),
-        .output_index = below(2048),
-        .n_top_logprobs = below(2) ? 0 : 1 + below(MIN(vocab, (uint32_t)PLAN_MAX_TOP_LOGPROBS)),
+        .choice = random_below(16),
+        .output_index = random_below(2048),
+        .n_top_logprobs =
+            random_below(2) ? 0 : 1 + random_below(MIN(vocab, (uint32_t)PLAN_MAX_TOP_LOGPROBS)),
     };
     random_lists(r, vocab);
-    r->score = below(6) == 0;
+    r->score = random_below(6) == 0;
     r->target = random_token(vocab);
-    r->previous = below(2) ? -1 : random_token(vocab);
+    r->previous = random_below(2) ? -1 : random_token(vocab);
 }
 
 enum kind { SMOOTH, COARSE, EQUAL, WIDE, SOME_NAN, ALL_NAN, PLUS_INF, MINUS_INF, ZEROS, N_KINDS };
 
 static float random_logit(enum kind kind)
 {
-    float x = (float)below(20001) / 1000.0f - 10.0f;
+    float x = (float)random_below(20001) / 1000.0f - 10.0f;
     switch (kind) {
     case COARSE: /* ties everywhere */
         return roundf(x);
     case EQUAL:
         return -3.25f;
     case WIDE:
-        return below(50) ? x * 1e3f : x * 1e37f;
+        return random_below(50) ? x * 1e3f : x * 1e37f;
     case SOME_NAN:
-        return below(3) ? (below(2) ? NAN : -NAN) : below(4) ? x : -INFINITY;
+        return random_below(3) ? (random_below(2) ? NAN : -NAN) : random_below(4) ? x : -INFINITY;
     case ALL_NAN:
         return NAN;
     case PLUS_INF:
-        return below(100) ? x : INFINITY;
+        return random_below(100) ? x : INFINITY;
     case MINUS_INF:
         return -INFINITY;
     case ZEROS:
-        return below(2) ? 0.0f : -0.0f;
+        return random_below(2) ? 0.0f : -0.0f;
     default:
         return x;
     }
@@ -199,23 +189,31 @@ struct fixture {
     struct row rows[MAX_ROWS];
 };
 
-static void fixture_open(struct fixture *f, uint32_t vocab)
+/* A context and its sampler; n_ranks 0: alone. */
+static struct k_sampler *open_device(uint32_t vocab, uint32_t n_ranks, struct k_ctx **ret_ctx)
 {
     const struct k_open_params p = {
         .device = "cuda:0", .mode = K_MODE_FP16, .max_rows = 8, .max_cols = 8, .max_seq = 8};
     const struct k_sampler_params sp = {.vocab = vocab,
                                         .max_rows = MAX_ROWS,
                                         .buffer_rows = MAX_ROWS,
+                                        .n_ranks = n_ranks,
                                         .max_history = MAX_HISTORY,
                                         .max_bias = MAX_LIST,
                                         .max_forbidden = MAX_LIST,
                                         .max_banned = MAX_LIST};
     char message[256];
-    memset(f, 0, sizeof *f);
-    if (cuda_open(&p, &f->ctx, message, sizeof message))
+    if (cuda_open(&p, ret_ctx, message, sizeof message))
         fail_msg("%s", message);
-    f->device = cuda_sample_ops.create(f->ctx, &sp);
-    assert_non_null(f->device);
+    struct k_sampler *s = cuda_sample_ops.create(*ret_ctx, &sp);
+    assert_non_null(s);
+    return s;
+}
+
+static void fixture_open(struct fixture *f, uint32_t vocab)
+{
+    memset(f, 0, sizeof *f);
+    f->device = open_device(vocab, 0, &f->ctx);
     assert_int_equal(sampler_new(vocab, &f->host), 0);
     f->vocab = vocab;
     for (uint32_t i = 0; i != MAX_ROWS; i++)
@@ -274,7 +272,7 @@ static void check_rows(struct fixture *f, uint32_t n, uint32_t n_parts, const ch
     }
     /* one of them alone */
     struct k_sample_result alone;
-    uint32_t i = below(n);
+    uint32_t i = random_below(n);
     on_device(f, i, 1, 1, &alone);
     compare(&f->rows[i], &alone, &found[i], "alone");
 }
@@ -291,10 +289,11 @@ static void test_random_rows(void **state)
         fixture_open(&f, cases[c].vocab);
         for (uint32_t round = 0; round != cases[c].n_rounds; round++) {
             emulated_driver_set_order(round);
-            uint32_t n = 1 + below(MAX_ROWS);
+            uint32_t n = 1 + random_below(MAX_ROWS);
             for (uint32_t i = 0; i != n; i++)
                 random_row(&f.rows[i], f.vocab,
-                           below(3) ? (enum kind)below(2) : (enum kind)below(N_KINDS));
+                           random_below(3) ? (enum kind)random_below(2)
+                                           : (enum kind)random_below(N_KINDS));
             check_rows(&f, n, round % 2 ? cases[c].n_parts : 1, "random rows");
         }
         emulated_driver_set_order(0);
@@ -312,8 +311,9 @@ static void test_real_vocabulary(void **state)
         struct row *r = &f.rows[i];
         random_row(r, f.vocab, SMOOTH);
         for (uint32_t t = 0; t != f.vocab; t++) {
-            float u = ((float)below(1 << 20) + 0.5f) * 0x1p-20f;
-            r->logits[t] = 4.0f * sqrtf(-2.0f * logf(u)) * cosf((float)below(6283) / 1000.0f);
+            float u = ((float)random_below(1 << 20) + 0.5f) * 0x1p-20f;
+            r->logits[t] =
+                4.0f * sqrtf(-2.0f * logf(u)) * cosf((float)random_below(6283) / 1000.0f);
         }
         r->score = i == 4;
     }
@@ -386,17 +386,6 @@ struct shards {
 
 static void shards_open(struct shards *g, struct fixture *f, uint32_t size)
 {
-    const struct k_open_params p = {
-        .device = "cuda:0", .mode = K_MODE_FP16, .max_rows = 8, .max_cols = 8, .max_seq = 8};
-    const struct k_sampler_params sp = {.vocab = f->vocab,
-                                        .max_rows = MAX_ROWS,
-                                        .buffer_rows = MAX_ROWS,
-                                        .n_ranks = size,
-                                        .max_history = MAX_HISTORY,
-                                        .max_bias = MAX_LIST,
-                                        .max_forbidden = MAX_LIST,
-                                        .max_banned = MAX_LIST};
-    char message[256];
     memset(g, 0, sizeof *g);
     g->size = size;
     g->f = f;
@@ -405,10 +394,7 @@ static void shards_open(struct shards *g, struct fixture *f, uint32_t size)
         struct shard *s = &g->shards[i];
         s->all = g;
         s->rank = i;
-        if (cuda_open(&p, &s->ctx, message, sizeof message))
-            fail_msg("%s", message);
-        s->device = cuda_sample_ops.create(s->ctx, &sp);
-        assert_non_null(s->device);
+        s->device = open_device(f->vocab, size, &s->ctx);
     }
 }
 
@@ -514,10 +500,11 @@ static void test_shards(void **state)
         shards_open(&g, &f, cases[c].n_ranks);
         for (uint32_t round = 0; round != cases[c].n_rounds; round++) {
             emulated_driver_set_order(round);
-            uint32_t n = 1 + below(MAX_ROWS);
+            uint32_t n = 1 + random_below(MAX_ROWS);
             for (uint32_t i = 0; i != n; i++)
                 random_row(&f.rows[i], f.vocab,
-                           below(3) ? (enum kind)below(2) : (enum kind)below(N_KINDS));
+                           random_below(3) ? (enum kind)random_below(2)
+                                           : (enum kind)random_below(N_KINDS));
             n_wide += check_shards(&g, n, "shards");
             n_rows += n;
         }
@@ -584,11 +571,12 @@ static void test_shards_of_the_real_vocabulary(void **state)
     for (uint32_t i = 0; i != N; i++) {
         struct row *r = &f.rows[i];
         for (uint32_t t = 0; t != f.vocab; t++) {
-            float u = ((float)below(1 << 20) + 0.5f) * 0x1p-20f;
-            r->logits[t] = 3.0f * sqrtf(-2.0f * logf(u)) * cosf((float)below(6283) / 1000.0f);
+            float u = ((float)random_below(1 << 20) + 0.5f) * 0x1p-20f;
+            r->logits[t] =
+                3.0f * sqrtf(-2.0f * logf(u)) * cosf((float)random_below(6283) / 1000.0f);
         }
         for (uint32_t t = 0; t != 60; t++)
-            r->logits[below(f.vocab)] = 14.0f + (float)below(500) / 100.0f;
+            r->logits[random_below(f.vocab)] = 14.0f + (float)random_below(500) / 100.0f;
         r->score = false;
         r->previous = -1;
     }

@@ -13,6 +13,14 @@
 #include "base/util.h"
 #include "tests/unit/engine/fake_rig.h"
 
+static void expect_tokens(const int32_t wanted[20], const int32_t found[20])
+{
+    for (int i = 0; i != 20; i++) {
+        if (wanted[i] != found[i])
+            fail_msg("token %d: expected %d, found %d", i, wanted[i], found[i]);
+    }
+}
+
 /* Decodes with penalties; sends the whole history, or what the slot does not have yet. */
 static void penalized_decodes(bool whole, int32_t tokens[20])
 {
@@ -38,10 +46,7 @@ static void test_history_is_kept(void **state)
     int32_t whole[20], kept[20];
     penalized_decodes(true, whole);
     penalized_decodes(false, kept);
-    for (int i = 0; i != 20; i++) {
-        if (whole[i] != kept[i])
-            fail_msg("token %d: expected %d, found %d", i, whole[i], kept[i]);
-    }
+    expect_tokens(whole, kept);
 }
 
 static void test_history_must_be_there(void **state)
@@ -146,10 +151,7 @@ static void test_sampling_is_kept(void **state)
     int32_t again[20], kept[20];
     tuned_decodes(true, again);
     tuned_decodes(false, kept);
-    for (int i = 0; i != 20; i++) {
-        if (again[i] != kept[i])
-            fail_msg("token %d: expected %d, found %d", i, again[i], kept[i]);
-    }
+    expect_tokens(again, kept);
 }
 
 static void test_table_must_be_there(void **state)

@@ -9,9 +9,7 @@
 
 #include <cmocka.h>
 
-#include <arpa/inet.h>
 #include <errno.h>
-#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -23,17 +21,11 @@
 
 #include "base/clock.h"
 #include "base/util.h"
+#include "tests/unit/engine/comm_rig.h"
 #include "worker/engine/comm/group.h"
 #include "worker/engine/comm/links.h"
 
-#define LONG_NS  (20 * NSEC_PER_SEC) /* nothing that works comes near it, even with sanitizers */
-#define SHORT_NS (100 * NSEC_PER_MSEC)
-
 enum { MAX_RANKS = 6, LINK_BYTES = 10000 };
-
-enum transport { INPROC, SHM, TCP, N_TRANSPORTS };
-static const char *const transport_names[] = {"inproc", "shm", "tcp"};
-static const uint8_t token[16] = "0123456789abcde";
 
 /* ---- a group whose ranks are threads ---- */
 
@@ -60,19 +52,6 @@ struct group {
     struct comm *inproc[MAX_RANKS]; /* columns of one rank only */
     struct member members[MAX_RANKS];
 };
-
-static int listen_any(char address[32])
-{
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t size = sizeof a;
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    assert_true(fd >= 0);
-    assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
-    assert_int_equal(listen(fd, 16), 0);
-    assert_int_equal(getsockname(fd, (struct sockaddr *)&a, &size), 0);
-    snprintf(address, 32, "127.0.0.1:%u", ntohs(a.sin_port));
-    return fd;
-}
 
 static int n_ranks(const struct group *g)
 {

@@ -13,6 +13,7 @@
 
 #include "base/util.h"
 #include "kernels/sampling.h"
+#include "tests/support/random.h"
 #include "tests/unit/engine/sampler_reference.h"
 #include "worker/engine/sampler.h"
 
