@@ -18,12 +18,13 @@
  * two in a row.
  *
  * Prompts beside streams. While streams run, the prompts in a step may cost prefill_budget_ns for
- * each of the group's requests that wait for their first token, for at most SCHED_MAX_BUDGETS of
- * them: as many as fit, or a part of one, or, of a bidirectional prompt that costs more, as many
- * layers as fit, at least one (plan.h, "Slices"). What a token costs in a layer is measured on the
- * steps that were committed. So the time from one token of a stream to the next is at most
+ * each of the group's requests that wait for their first token, once at least (scores have none to
+ * wait for), for at most SCHED_MAX_BUDGETS of them: as many as fit, or a part of one, or, of a
+ * bidirectional prompt that costs more, as many layers as fit, at least one (plan.h, "Slices").
+ * What a token costs in a layer is measured on the steps that were committed. So the time from one
+ * token of a stream to the next is at most
  *
- *   a step of decodes + prefill_budget_ns * min(n waiting, SCHED_MAX_BUDGETS)
+ *   a step of decodes + prefill_budget_ns * min(max(n waiting, 1), SCHED_MAX_BUDGETS)
  *                     + the prompt's time in one layer
  *
  * however long the prompts are, as far as the measurement holds. One prompt stalls nobody; a crowd

@@ -37,7 +37,8 @@ void prefill_begin(const struct sched *s, struct sched_group *g)
         if (is_stream(r))
             g->unlimited = false;
         else
-            n_waiting += !r->paused;
+            n_waiting +=
+                !r->paused && r->kind != REQUEST_SCORE; /* scores are nobody's first token */
     }
     double budget_ns =
         (double)s->config.prefill_budget_ns * MIN(MAX(n_waiting, 1u), SCHED_MAX_BUDGETS);

@@ -220,6 +220,48 @@ static void test_gap_beside_many_prompts(void **state)
     many_prompts(20, SCHED_MAX_BUDGETS, 1 + 2 + 2);
 }
 
+/* Scores of many requests at once share one budget. */
+static void test_gap_beside_scores(void **state)
+{
+    (void)state;
+    struct device d;
+    struct err e = ERR_INIT;
+    struct request *stream, *last = NULL;
+    open_device(&d, true);
+    stream = new_stream(&d, 10, 1000);
+    for (uint32_t i = 0; i != 10; i++)
+        run_step(&d);
+    for (uint32_t i = 0; i != 12; i++) {
+        struct request *r = request_new(REQUEST_SCORE);
+        int32_t ids[10];
+        for (uint32_t k = 0; k != 10; k++)
+            ids[k] = 100;
+        assert_int_equal(prompt_from_ids(&arch, ids, 10, 4096, &r->prompt, &e), 0);
+        r->params = stream->params;
+        r->n_choices_scored = 1;
+        r->choices = calloc(1, sizeof *r->choices);
+        for (uint32_t k = 0; k != 60; k++)
+            token_list_append(&r->choices[0], 100);
+        assert_int_equal(sched_submit(d.s, r, &e), 0);
+        last = r;
+    }
+    int64_t gap = 0, token_ns = d.now;
+    for (size_t n = stream->outputs[0].tokens.n; last->state != REQUEST_DONE;) {
+        run_step(&d);
+        if (stream->outputs[0].tokens.n != n) {
+            gap = MAX(gap, d.now - token_ns);
+            token_ns = d.now;
+            n = stream->outputs[0].tokens.n;
+        }
+    }
+    int64_t bound = DECODE_NS + BUDGET_NS + 60 * WORK_NS;
+    printf("12 scores of 60 tokens beside a stream: longest gap %.0f ms, bound %.0f ms\n",
+           (double)gap / 1e6, (double)bound / 1e6);
+    assert_true(gap <= bound);
+    sched_end(d.s, stream, RPC_CANCELLED, "enough");
+    close_device(&d);
+}
+
 /* With nobody to disturb, a prompt runs in one step; the rest of a sliced one, too. */
 static void test_no_slices_without_streams(void **state)
 {
@@ -396,6 +438,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gap_beside_a_long_prompt),
         cmocka_unit_test(test_gap_beside_many_prompts),
+        cmocka_unit_test(test_gap_beside_scores),
         cmocka_unit_test(test_no_slices_without_streams),
         cmocka_unit_test(test_tiny_budget),
         cmocka_unit_test(test_cancelled_slices),
