@@ -91,7 +91,7 @@ static int cpu_open(const struct k_open_params *p, struct k_ctx **ret, char *mes
     return 0;
 }
 
-static uint64_t now_ns(void)
+uint64_t cpu_now_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -100,26 +100,26 @@ static uint64_t now_ns(void)
 
 void cpu_run(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg)
 {
-    uint64_t begin = now_ns();
+    uint64_t begin = cpu_now_ns();
     pool_run(c->pool, fn, arg);
-    c->profile.ns[part] += now_ns() - begin;
+    c->profile.ns[part] += cpu_now_ns() - begin;
     c->profile.n_sections++;
 }
 
 void cpu_run_items(struct k_ctx *c, enum k_part part, uint64_t n, uint32_t piece, pool_items_fn fn,
                    void *arg)
 {
-    uint64_t begin = now_ns();
+    uint64_t begin = cpu_now_ns();
     pool_run_items(c->pool, n, piece, fn, arg);
-    c->profile.ns[part] += now_ns() - begin;
+    c->profile.ns[part] += cpu_now_ns() - begin;
     c->profile.n_sections++;
 }
 
 void cpu_run_alone(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg)
 {
-    uint64_t begin = now_ns();
+    uint64_t begin = cpu_now_ns();
     fn(arg, 0, 1);
-    c->profile.ns[part] += now_ns() - begin;
+    c->profile.ns[part] += cpu_now_ns() - begin;
 }
 
 static void cpu_profile(struct k_ctx *c, struct k_profile *ret)
@@ -210,6 +210,7 @@ const struct k_ops cpu_ops = {
     .rope_kv = cpu_rope_kv,
     .attention = cpu_attention,
     .glu = cpu_glu,
+    .linear_glu = cpu_linear_glu,
     .gather = cpu_gather,
     .feed = &cpu_feed_ops,
     .profile = cpu_profile,

@@ -53,6 +53,9 @@ struct cpu_product {
     void *data;
     float *scale;   /* [tile][n_blocks][rows of the tile] */
     int32_t *start; /* the same: minus the zero point times the sum of the quantized values */
+    float *g;       /* with a GLU behind it: [n_rows, rows / 2], in place of y */
+    enum k_glu glu;
+    uint64_t *glu_ns; /* counts the time it takes; NULL: nobody asks */
     void (*pack)(const struct cpu_product *j, uint64_t first, uint64_t end);
     void (*multiply)(const struct cpu_product *j, uint64_t first, uint64_t end, uint64_t more);
 };
@@ -122,6 +125,10 @@ struct cpu_kernels {
      * meanwhile */
     void (*multiply[CPU_N_FORMATS][CPU_N_WEIGHTS])(const struct cpu_product *j, uint64_t first,
                                                    uint64_t end, uint64_t more);
+    /* the same with a GLU behind it, whose halves are whole panels; items: panels of a half. NULL:
+     * not by itself faster than the two */
+    void (*multiply_glu[CPU_N_FORMATS][CPU_N_WEIGHTS])(const struct cpu_product *j, uint64_t first,
+                                                       uint64_t end, uint64_t more);
     /* items: rows */
     void (*norm)(const struct cpu_norm_job *j, uint64_t first, uint64_t end);
     /* items: (row, piece) in this order */
@@ -179,6 +186,7 @@ void cpu_run(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg);
 void cpu_run_items(struct k_ctx *c, enum k_part part, uint64_t n, uint32_t piece, pool_items_fn fn,
                    void *arg);
 void cpu_run_alone(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg);
+uint64_t cpu_now_ns(void);
 
 /* Rows of a product that are packed at a time; longer batches go in several passes. */
 enum { CPU_PASS_ROWS = 512 };
@@ -195,6 +203,8 @@ struct k_linear *cpu_linear_begin(struct k_ctx *c, const struct k_linear_src *sr
 struct k_linear *cpu_linear_new(struct k_ctx *c, const struct k_linear_src *src);
 void cpu_linear_free(struct k_ctx *c, struct k_linear *l);
 void cpu_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows, void *y);
+void cpu_linear_glu(struct k_ctx *c, const struct k_linear *l, enum k_glu glu, const void *x,
+                    uint32_t n_rows, void *u, void *g);
 void cpu_embed(struct k_ctx *c, const struct k_linear *table, uint32_t first_row,
                const int32_t *ids, uint32_t n_rows, void *y);
 

@@ -3,11 +3,6 @@
 #include "isa.h"
 #include "vmath.h"
 
-VEC_FN vf gated(enum k_glu kind, vf left, vf right)
-{
-    return kind == K_GLU_SWIGLU ? vf_mul(vf_silu(left), right) : vf_mul(left, vf_gelu(right));
-}
-
 CPU_RANGE_FN(glu, cpu_glu_job)
 {
     uint32_t pieces = cpu_glu_pieces(j->inner);
@@ -18,11 +13,11 @@ CPU_RANGE_FN(glu, cpu_glu_job)
         const float *u = j->u + row * 2 * j->inner;
         float *g = j->g + row * j->inner;
         for (; i + VEC <= stop; i += VEC)
-            vf_store(g + i, gated(j->kind, vf_load(u + i), vf_load(u + j->inner + i)));
+            vf_store(g + i, vf_gated(j->kind, vf_load(u + i), vf_load(u + j->inner + i)));
         if (i < stop) {
             int n = (int)(stop - i);
-            vf_store_n(g + i, gated(j->kind, vf_load_n(u + i, n), vf_load_n(u + j->inner + i, n)),
-                       n);
+            vf_store_n(g + i,
+                       vf_gated(j->kind, vf_load_n(u + i, n), vf_load_n(u + j->inner + i, n)), n);
         }
     }
 }

@@ -33,6 +33,19 @@ const struct cpu_kernels CPU_FN(cpu_kernels) = {
                     [K_WEIGHT_I4] = CPU_FN(multiply_i8_i4),
                 },
         },
+    .multiply_glu =
+        {
+            [CPU_I16] =
+                {
+                    [K_WEIGHT_I8] = MULTIPLY_GLU_FN(multiply_glu_i16_i8),
+                    [K_WEIGHT_I4] = MULTIPLY_GLU_FN(multiply_glu_i16_i4),
+                },
+            [CPU_I8] =
+                {
+                    [K_WEIGHT_I8] = MULTIPLY_GLU_FN(multiply_glu_i8_i8),
+                    [K_WEIGHT_I4] = MULTIPLY_GLU_FN(multiply_glu_i8_i4),
+                },
+        },
     .norm = CPU_FN(norm),
     .glu = CPU_FN(glu),
     .rope = CPU_FN(rope),

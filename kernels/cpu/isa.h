@@ -47,6 +47,13 @@ enum { TILE_INT_ROWS = TILE_ROWS, TILE_INT_PANELS = TILE_PANELS };
 
 #define CPU_PANELS_FN(name)                                                                        \
     void CPU_FN(name)(const struct cpu_product *j, uint64_t first, uint64_t end, uint64_t more)
+/* Products with a GLU behind them (struct cpu_kernels). */
+#if defined CPU_ISA_avx512vnni
+#define MULTIPLY_GLU_FN(name) CPU_FN(name)
+#else
+#define MULTIPLY_GLU_FN(name) NULL
+#endif
+
 #define CPU_RANGE_FN(name, job) void CPU_FN(name)(const struct job *j, uint64_t first, uint64_t end)
 
 CPU_RANGE_FN(pack_f32, cpu_product);
@@ -59,6 +66,10 @@ CPU_PANELS_FN(multiply_i16_i8);
 CPU_PANELS_FN(multiply_i16_i4);
 CPU_PANELS_FN(multiply_i8_i8);
 CPU_PANELS_FN(multiply_i8_i4);
+CPU_PANELS_FN(multiply_glu_i16_i8);
+CPU_PANELS_FN(multiply_glu_i16_i4);
+CPU_PANELS_FN(multiply_glu_i8_i8);
+CPU_PANELS_FN(multiply_glu_i8_i4);
 CPU_RANGE_FN(norm, cpu_norm_job);
 CPU_RANGE_FN(glu, cpu_glu_job);
 CPU_RANGE_FN(rope, cpu_rope_job);

@@ -5,6 +5,7 @@
 #include "mem.h"
 
 #include <assert.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -175,33 +176,85 @@ static void multiply(void *arg, uint64_t first, uint64_t end, uint64_t more)
     j->multiply(j, first, end, more);
 }
 
+/* Rows [row, row + n) of a product, and the scratch that they take. */
+static struct cpu_product product_of(struct k_ctx *c, const struct k_linear *l, const float *x,
+                                     uint32_t row, uint32_t n)
+{
+    const enum cpu_format format = format_of(c, l->type);
+    const uint32_t tile_rows = c->kernels->tile_rows[format];
+    size_t scale_at, start_at;
+    size_t bytes = scratch_bytes(&l->shape, n, &scale_at, &start_at);
+    assert(bytes <= c->activation_bytes);
+    uint8_t *scratch = c->activations;
+    return (struct cpu_product){
+        .l = l,
+        .x = x + (size_t)row * l->shape.cols,
+        .n_rows = n,
+        .n_tiles = (n + tile_rows - 1) / tile_rows,
+        .data = scratch,
+        .scale = (float *)(scratch + scale_at),
+        .start = (int32_t *)(scratch + start_at),
+        .pack = c->kernels->pack[format],
+        .multiply = c->kernels->multiply[format][l->type],
+    };
+}
+
+static void pack(struct k_ctx *c, struct cpu_product *j)
+{
+    cpu_run_items(c, K_PART_ACTIVATIONS, (uint64_t)j->n_tiles * j->l->shape.n_blocks, 4,
+                  pack_activations, j);
+}
+
 void cpu_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows, void *y)
 {
     assert(n_rows <= c->max_rows);
-    enum cpu_format format = format_of(c, l->type);
-    const uint32_t tile_rows = c->kernels->tile_rows[format];
     for (uint32_t row = 0; row < n_rows; row += CPU_PASS_ROWS) {
         uint32_t n = n_rows - row < CPU_PASS_ROWS ? n_rows - row : CPU_PASS_ROWS;
-        size_t scale_at, start_at;
-        size_t bytes = scratch_bytes(&l->shape, n, &scale_at, &start_at);
-        assert(bytes <= c->activation_bytes);
-        uint8_t *scratch = c->activations;
-        struct cpu_product j = {
-            .l = l,
-            .x = (const float *)x + (size_t)row * l->shape.cols,
-            .y = (float *)y + (size_t)row * l->shape.rows,
-            .n_rows = n,
-            .n_tiles = (n + tile_rows - 1) / tile_rows,
-            .data = scratch,
-            .scale = (float *)(scratch + scale_at),
-            .start = (int32_t *)(scratch + start_at),
-            .pack = c->kernels->pack[format],
-            .multiply = c->kernels->multiply[format][l->type],
-        };
-        cpu_run_items(c, K_PART_ACTIVATIONS, (uint64_t)j.n_tiles * l->shape.n_blocks, 4,
-                      pack_activations, &j);
+        struct cpu_product j = product_of(c, l, x, row, n);
+        j.y = (float *)y + (size_t)row * l->shape.rows;
+        pack(c, &j);
         cpu_run_items(c, l->type == K_WEIGHT_F16 ? K_PART_HEAD : K_PART_PRODUCTS, l->shape.n_panels,
                       MULTIPLY_PIECE, multiply, &j);
+    }
+}
+
+struct glu_product {
+    struct cpu_product job;
+    pthread_t driver;
+    uint64_t glu_ns; /* of the driving thread */
+};
+
+static void multiply_glu(void *arg, uint64_t first, uint64_t end, uint64_t more)
+{
+    struct glu_product *p = arg;
+    struct cpu_product j = p->job;
+    j.glu_ns = pthread_equal(p->driver, pthread_self()) ? &p->glu_ns : NULL;
+    j.multiply(&j, first, end, more);
+}
+
+void cpu_linear_glu(struct k_ctx *c, const struct k_linear *l, enum k_glu glu, const void *x,
+                    uint32_t n_rows, void *u, void *g)
+{
+    assert(n_rows <= c->max_rows && l->shape.rows % 2 == 0);
+    const enum cpu_format format = format_of(c, l->type);
+    const uint32_t inner = l->shape.rows / 2;
+    /* of one tile u stays in the caches */
+    if (!c->kernels->multiply_glu[format][l->type] || inner % PACK_LANES ||
+        n_rows <= c->kernels->tile_rows[format]) {
+        cpu_linear(c, l, x, n_rows, u);
+        cpu_glu(c, glu, u, n_rows, inner, g);
+        return;
+    }
+    for (uint32_t row = 0; row < n_rows; row += CPU_PASS_ROWS) {
+        uint32_t n = n_rows - row < CPU_PASS_ROWS ? n_rows - row : CPU_PASS_ROWS;
+        struct glu_product p = {.job = product_of(c, l, x, row, n), .driver = pthread_self()};
+        p.job.g = (float *)g + (size_t)row * inner;
+        p.job.glu = glu;
+        p.job.multiply = c->kernels->multiply_glu[format][l->type];
+        pack(c, &p.job);
+        cpu_run_items(c, K_PART_PRODUCTS, l->shape.n_panels / 2, MULTIPLY_PIECE, multiply_glu, &p);
+        c->profile.ns[K_PART_PRODUCTS] -= p.glu_ns;
+        c->profile.ns[K_PART_GLU] += p.glu_ns;
     }
 }
 

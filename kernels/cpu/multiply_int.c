@@ -8,6 +8,7 @@
  * feel: 32 dots of a block stand against them.
  */
 #include "tiles.h"
+#include "vmath.h"
 
 /* The INT4 and INT8 words of a step of 8 columns, masked as word w of the activations wants it. */
 VEC_FN vi weight_word(const uint8_t *step, int format, int type, int w)
@@ -232,6 +233,74 @@ VEC_FN void multiply_tile(const struct tile *t, int format, int type, int R, int
 TILE_INT_SIZES(TILES_ONE)
 
 #ifdef CPU_ISA_avx512vnni
+
+/* A product with a gated linear unit behind it. Where the two halves of a tile's rows meet, they
+ * are still in the first cache, and never leave it: of a long batch they would be written and read
+ * through memory. */
+enum { GLU_PANELS = 16 }; /* of each half, at most: 48 KiB for 24 rows */
+
+/* Rows of the left and of the right half, no power of two apart, so that they do not compete for
+ * the same lines of the cache. */
+struct glu_area {
+    float u[TILE_INT_ROWS][2][GLU_PANELS * PACK_LANES + VEC] __attribute__((aligned(64)));
+};
+
+VEC_FN void end_glu(const struct cpu_product *j, const struct glu_area *area, uint32_t tile,
+                    uint64_t panel, uint64_t n)
+{
+    const uint32_t inner = j->l->shape.rows / 2, row0 = cpu_tile_row(j, tile);
+    const uint32_t rows = cpu_tile_row(j, tile + 1) - row0;
+    const uint64_t begin_ns = j->glu_ns ? cpu_now_ns() : 0;
+    for (uint32_t r = 0; r < rows; r++) {
+        float *g = j->g + (size_t)(row0 + r) * inner + panel * PACK_LANES;
+        for (uint64_t i = 0; i < n * PACK_LANES; i += VEC)
+            vf_store(g + i,
+                     vf_gated(j->glu, vf_load(area->u[r][0] + i), vf_load(area->u[r][1] + i)));
+    }
+    if (j->glu_ns)
+        *j->glu_ns += cpu_now_ns() - begin_ns;
+}
+
+/* first, end, more: panels of a half. */
+VEC_FN void walk_glu(const struct cpu_product *j, uint64_t first, uint64_t end, uint64_t more,
+                     const tile_fn *fns)
+{
+    const struct pack_shape *s = &j->l->shape;
+    const uint64_t half = s->n_panels / 2, fit = TILE_GROUP_BYTES / 2 / s->panel_bytes;
+    const uint64_t group = fit < 1 ? 1 : fit < GLU_PANELS ? fit : GLU_PANELS;
+    struct glu_area area;
+    for (uint64_t p0 = first; p0 < end; p0 += group) {
+        const uint64_t n = end - p0 < group ? end - p0 : group;
+        for (uint32_t i = 0; i < j->n_tiles; i++) {
+            for (uint64_t at = 0; at < 2 * n; at++) {
+                const uint64_t side = at / n, p = p0 + at % n;
+                struct tile t = {.j = j,
+                                 .panel = j->l->panels + (side * half + p) * s->panel_bytes,
+                                 .panel_idx = (uint32_t)(side * half + p)};
+                tile_rows(&t, i);
+                t.y = area.u[0][side] + (p - p0) * PACK_LANES;
+                t.y_stride = sizeof area.u[0] / sizeof(float);
+                if (j->n_tiles > 1 && p + n < more)
+                    tile_look_ahead(&t, i, t.panel + n * s->panel_bytes, s->panel_bytes);
+                fns[t.rows - 1](&t);
+            }
+            end_glu(j, &area, i, p0, n);
+        }
+    }
+}
+
+#define MULTIPLY_GLU(name, ones)                                                                   \
+    CPU_PANELS_FN(name)                                                                            \
+    {                                                                                              \
+        static const tile_fn one[] = {TILE_INT_SIZES(ones)};                                       \
+        walk_glu(j, first, end, more, one);                                                        \
+    }
+
+MULTIPLY_GLU(multiply_glu_i16_i8, I16_I8_ONE)
+MULTIPLY_GLU(multiply_glu_i16_i4, I16_I4_ONE)
+MULTIPLY_GLU(multiply_glu_i8_i8, I8_I8_ONE)
+MULTIPLY_GLU(multiply_glu_i8_i4, I8_I4_ONE)
+
 #define MULTIPLY(name, ones, wides)                                                                \
     CPU_PANELS_FN(name)                                                                            \
     {                                                                                              \

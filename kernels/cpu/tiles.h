@@ -20,6 +20,8 @@ struct tile {
     const uint8_t *panel;
     uint32_t panel_idx;
     uint32_t row0, rows;
+    float *y; /* where the first row's first channel goes; rows are y_stride apart */
+    size_t y_stride;
     const uint8_t *ahead; /* lines to bring into the second-level cache on the way, or NULL */
     uint32_t ahead_lines; /* for each block */
 };
@@ -40,12 +42,27 @@ VEC_FN void tile_store(const struct tile *t, uint32_t row, uint32_t panel, vf to
 {
     const struct k_linear *l = t->j->l;
     uint32_t channel = (t->panel_idx + panel) * PACK_LANES;
-    float *y = t->j->y + (size_t)(t->row0 + row) * l->shape.rows + channel;
+    float *y = t->y + row * t->y_stride + panel * PACK_LANES;
     vf v = vf_add(total, vf_load(l->bias + channel));
     if (l->shape.rows - channel >= PACK_LANES)
         vf_store(y, v);
     else
         vf_store_n(y, v, (int)(l->shape.rows - channel));
+}
+
+/* The rows of tile i. */
+VEC_FN void tile_rows(struct tile *t, uint32_t i)
+{
+    t->row0 = cpu_tile_row(t->j, i);
+    t->rows = cpu_tile_row(t->j, i + 1) - t->row0;
+}
+
+/* The same, which go to their places in the product's y. */
+VEC_FN void tile_place(struct tile *t, uint32_t i)
+{
+    tile_rows(t, i);
+    t->y_stride = t->j->l->shape.rows;
+    t->y = t->j->y + t->row0 * t->y_stride + (size_t)t->panel_idx * PACK_LANES;
 }
 
 /* What tile i of several brings in while it works: its part of the `bytes` at `next`. */
@@ -70,11 +87,9 @@ VEC_FN void tile_walk(const struct cpu_product *j, uint64_t first, uint64_t end,
     for (uint64_t p = first; p < end;) {
         uint32_t n = end - p >= step ? step : 1;
         for (uint32_t i = 0; i < j->n_tiles; i++) {
-            struct tile t = {.j = j,
-                             .panel = j->l->panels + p * panel_bytes,
-                             .panel_idx = (uint32_t)p,
-                             .row0 = cpu_tile_row(j, i)};
-            t.rows = cpu_tile_row(j, i + 1) - t.row0;
+            struct tile t = {
+                .j = j, .panel = j->l->panels + p * panel_bytes, .panel_idx = (uint32_t)p};
+            tile_place(&t, i);
             if (ahead && j->n_tiles > 1 && p + n < more)
                 tile_look_ahead(&t, i, t.panel + n * panel_bytes,
                                 (more - p - n < n ? more - p - n : n) * panel_bytes);
@@ -101,11 +116,9 @@ VEC_FN void tile_walk_groups(const struct cpu_product *j, uint64_t first, uint64
         uint64_t n = end - p0 < group ? end - p0 : group;
         for (uint32_t i = 0; i < j->n_tiles; i++)
             for (uint64_t p = p0; p < p0 + n; p++) {
-                struct tile t = {.j = j,
-                                 .panel = j->l->panels + p * s->panel_bytes,
-                                 .panel_idx = (uint32_t)p,
-                                 .row0 = cpu_tile_row(j, i)};
-                t.rows = cpu_tile_row(j, i + 1) - t.row0;
+                struct tile t = {
+                    .j = j, .panel = j->l->panels + p * s->panel_bytes, .panel_idx = (uint32_t)p};
+                tile_place(&t, i);
                 if (j->n_tiles > 1 && p + n < more)
                     tile_look_ahead(&t, i, t.panel + n * s->panel_bytes, s->panel_bytes);
                 fns[t.rows - 1](&t);

@@ -5,6 +5,7 @@
 #ifndef GLMD_KERNELS_CPU_VMATH_H
 #define GLMD_KERNELS_CPU_VMATH_H
 
+#include "kernels/kernels.h"
 #include "vec.h"
 
 /* 2^x for x below 127; relative error below 1.2e-7; 0 below -126. NaN stays NaN. The whole number
@@ -72,6 +73,11 @@ VEC_FN vf vf_silu(vf x)
 {
     vf e = vf_exp2(vf_min(vf_set1(127.0f), vf_mul(x, vf_set1(-0x1.715476p+0f))));
     return vf_div(x, vf_add(vf_set1(1.0f), e));
+}
+
+VEC_FN vf vf_gated(enum k_glu kind, vf left, vf right)
+{
+    return kind == K_GLU_SWIGLU ? vf_mul(vf_silu(left), right) : vf_mul(left, vf_gelu(right));
 }
 
 #endif

@@ -248,12 +248,72 @@ static void test_fp16_quality(void **state)
     }
 }
 
+/* linear_glu gives the bits of linear and glu, for one tile, several and more than one pass, with
+ * halves that are whole panels and that are not. */
+static void check_glu(enum k_weight type, enum k_mode mode, uint32_t inner, uint32_t cols)
+{
+    static const uint32_t some[] = {1, 24, 25, 70, 530};
+    enum { MOST = 530 };
+    const struct k_ops *ops = op_cpu();
+    struct rng r = {inner + cols};
+    struct matrix m = matrix_new(&r, type, 2 * inner, cols, cols, true);
+    m.src.glu = true;
+    float *x = op_malloc((size_t)MOST * cols * sizeof *x);
+    float *u = op_malloc((size_t)MOST * 2 * inner * sizeof *u);
+    float *want = op_malloc((size_t)MOST * inner * sizeof *want);
+    float *got = op_malloc(((size_t)MOST * inner + 16) * sizeof *got);
+    rng_fill(&r, x, (size_t)MOST * cols, 1);
+    for (int set = 1; set < MAX_SETS; set++) /* plain C has no other way */
+        for (uint32_t threads = 1; threads <= 2; threads++) {
+            struct k_ctx *c = op_open(ops, op_sets[set], mode, threads, MOST, cols, 16);
+            if (!c)
+                continue;
+            struct k_linear *l = ops->linear_new(c, &m.src);
+            assert_non_null(l);
+            for (size_t i = 0; i < sizeof some / sizeof *some; i++) {
+                const size_t n = (size_t)some[i] * inner;
+                const enum k_glu glu = i % 2 ? K_GLU_SWIGLU : K_GLU_GEGLU;
+                ops->linear(c, l, x, some[i], u);
+                ops->glu(c, glu, u, some[i], inner, want);
+                memset(got, 0xff, (n + 16) * sizeof *got);
+                ops->linear_glu(c, l, glu, x, some[i], u, got);
+                assert_same_bits(got, want, n, "%s, %u threads, type %d, %s, inner %u, batch %u",
+                                 op_sets[set], threads, (int)type, op_mode_name(mode), inner,
+                                 some[i]);
+                for (int k = 0; k < 16; k++) {
+                    uint32_t bits;
+                    memcpy(&bits, got + n + k, sizeof bits);
+                    assert_int_equal(bits, 0xffffffff);
+                }
+            }
+            ops->linear_free(c, l);
+            ops->close(c);
+        }
+    free(x);
+    free(u);
+    free(want);
+    free(got);
+    matrix_free(&m);
+}
+
+static void test_glu(void **state)
+{
+    (void)state;
+    for (int mode = K_MODE_FP32; mode <= K_MODE_A8; mode++)
+        for (int type = 0; type < 2; type++) {
+            check_glu(type ? K_WEIGHT_I4 : K_WEIGHT_I8, (enum k_mode)mode, 16, 64);
+            check_glu(type ? K_WEIGHT_I4 : K_WEIGHT_I8, (enum k_mode)mode, 24, 64);
+            check_glu(type ? K_WEIGHT_I4 : K_WEIGHT_I8, (enum k_mode)mode, 304, 256);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_int4),  cmocka_unit_test(test_int8),
         cmocka_unit_test(test_f16),   cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_embed), cmocka_unit_test(test_fp16_quality),
+        cmocka_unit_test(test_glu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

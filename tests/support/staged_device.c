@@ -329,6 +329,7 @@ static void fill_in(void)
     ops.rope_kv = staged_rope_kv;
     ops.attention = staged_attention;
     ops.glu = staged_glu;
+    ops.linear_glu = NULL;
     ops.gather = staged_gather;
 }
 
