@@ -234,6 +234,18 @@ VEC_FN vf vf_round_half(vf x)
                 _mm256_cvtph_ps(_mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT))};
 }
 
+VEC_FN __m256 vec_lookup_8(const float *table, __m256i idx)
+{
+    __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), idx),
+           high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), idx);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(idx, 28)));
+}
+
+VEC_FN vf vf_lookup(const float *table, vi idx)
+{
+    return (vf){vec_lookup_8(table, idx.a), vec_lookup_8(table, idx.b)};
+}
+
 /* 8 rows of 8 become their columns. */
 VEC_FN void vec_transpose_8(__m256 v[8])
 {

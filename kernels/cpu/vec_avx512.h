@@ -108,6 +108,11 @@ VEC_FN int32_t vi_max_lanes(vi a)
     return _mm512_reduce_max_epi32(a);
 }
 
+VEC_FN vf vf_lookup(const float *table, vi idx)
+{
+    return _mm512_permutexvar_ps(idx, _mm512_loadu_ps(table));
+}
+
 /* 16 rows of 16 become their columns. */
 VEC_FN void vf_transpose(vf v[VEC])
 {

@@ -255,6 +255,14 @@ VEC_FN vf vf_round_half(vf a)
     return r;
 }
 
+/* table[the low four bits of idx] */
+VEC_FN vf vf_lookup(const float *table, vi idx)
+{
+    vf r;
+    VEC_LANES(table[idx.v[i] & (VEC - 1)]);
+    return r;
+}
+
 #define vi_sll(a, n) vi_shift_left(a, n)
 #define vi_srl(a, n) vi_shift_right(a, n)
 
