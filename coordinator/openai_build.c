@@ -23,7 +23,7 @@ int openai_take_ids(struct openai_private *p, const char *what, const json_t *ar
 {
     if (!json_is_array(array))
         return openai_refuse(p, what, "%s: expected a list of token ids, found %s", what,
-                             openai_type_name(array));
+                             jsonfile_type_name(array));
     size_t n = json_array_size(array);
     if (n > max)
         return openai_refuse(p, what, "%s: expected at most %zu token ids, found %zu", what, max,
@@ -259,7 +259,7 @@ static int take_prompt(struct openai_private *p, const json_t *v, struct wire_ge
         return openai_refuse(p, "prompt",
                              "prompt: expected a string, a list of token ids, or a list of these, "
                              "found %s",
-                             openai_type_name(v));
+                             jsonfile_type_name(v));
     if (suffix)
         return openai_refuse(p, "suffix", "suffix: expected a prompt that is a string");
     struct wire_token_ids *ids = openai_alloc(p, 1, sizeof *ids);

@@ -84,7 +84,7 @@ static int take_message(struct openai_private *p, size_t i, const json_t *m,
 {
     if (!json_is_object(m))
         return openai_refuse(p, "messages", "messages[%zu]: expected an object, found %s", i,
-                             openai_type_name(m));
+                             jsonfile_type_name(m));
     const json_t *calls = json_object_get(m, "tool_calls");
     if (calls && !json_is_null(calls) && json_array_size(calls) != 0)
         return openai_refuse(p, "messages", "messages[%zu].tool_calls: this server has no tools",

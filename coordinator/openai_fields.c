@@ -180,27 +180,6 @@ const size_t openai_n_fields = ARRAY_LEN(openai_fields);
 
 /* ---- values ---- */
 
-const char *openai_type_name(const json_t *v)
-{
-    switch (json_typeof(v)) {
-    case JSON_OBJECT:
-        return "an object";
-    case JSON_ARRAY:
-        return "a list";
-    case JSON_STRING:
-        return "a string";
-    case JSON_INTEGER:
-    case JSON_REAL:
-        return "a number";
-    case JSON_TRUE:
-    case JSON_FALSE:
-        return "a boolean";
-    case JSON_NULL:
-        return "null";
-    }
-    return "something else";
-}
-
 bool openai_whole(const json_t *v, int64_t min, int64_t max, int64_t *ret)
 {
     if (json_is_integer(v)) {
@@ -230,7 +209,7 @@ static int take_bool(struct openai_private *p, const struct openai_field *f, con
 {
     if (!json_is_boolean(v))
         return openai_refuse(p, f->name, "%s: expected true or false, found %s", f->name,
-                             openai_type_name(v));
+                             jsonfile_type_name(v));
     void *at = (char *)&p->v + f->offset;
     /* The ones that are true by default, or are numbers elsewhere. */
     if (f->offset == AT(add_generation_prompt) || f->offset == AT(logprobs))
@@ -247,7 +226,7 @@ static int take_int(struct openai_private *p, const struct openai_field *f, cons
     if (!openai_whole(v, min, max, &value)) {
         if (!json_is_number(v))
             return openai_refuse(p, f->name, "%s: expected a whole number, found %s", f->name,
-                                 openai_type_name(v));
+                                 jsonfile_type_name(v));
         return openai_refuse(p, f->name,
                              "%s: expected a whole number from %lld to %lld, found %.17g", f->name,
                              (long long)min, (long long)max, json_number_value(v));
@@ -264,7 +243,7 @@ static int take_number(struct openai_private *p, const struct openai_field *f, c
 {
     if (!json_is_number(v))
         return openai_refuse(p, f->name, "%s: expected a number, found %s", f->name,
-                             openai_type_name(v));
+                             jsonfile_type_name(v));
     double value = json_number_value(v);
     if (!(value >= f->min && value <= f->max))
         return openai_refuse(p, f->name, "%s: expected a number from %g to %g, found %.17g",
@@ -279,7 +258,7 @@ static int take_text(struct openai_private *p, const struct openai_field *f, con
     const char *text = json_string_value(v);
     if (!text)
         return openai_refuse(p, f->name, "%s: expected a string, found %s", f->name,
-                             openai_type_name(v));
+                             jsonfile_type_name(v));
     if ((double)json_string_length(v) > f->max)
         return openai_refuse(p, f->name, "%s: expected at most %.0f bytes, found %zu", f->name,
                              f->max, json_string_length(v));

@@ -5,6 +5,7 @@
 #include <jansson.h>
 
 #include "coordinator/openai.h"
+#include "model/jsonfile.h"
 
 /* ---- fields ---- */
 
@@ -96,8 +97,6 @@ int openai_refuse(struct openai_private *p, const char *param, const char *forma
 
 /* Takes every field of the tree into v. */
 int openai_take_fields(struct openai_private *p);
-/* What JSON calls a value's type, for messages. */
-const char *openai_type_name(const json_t *v);
 /* Whole numbers, also written as 16.0. false: not one, or out of [min, max]. */
 bool openai_whole(const json_t *v, int64_t min, int64_t max, int64_t *ret);
 

@@ -138,7 +138,7 @@ static int load(struct openai_private *p, const char *body, size_t size)
                              error.line, error.column, reason(&error));
     if (!json_is_object(p->root))
         return openai_refuse(p, NULL, "the body: expected a JSON object, found %s",
-                             openai_type_name(p->root));
+                             jsonfile_type_name(p->root));
     return 0;
 }
 
@@ -161,12 +161,12 @@ static int check_stream_options(struct openai_private *p)
         return 0;
     if (!json_is_object(options))
         return openai_refuse(p, "stream_options", "stream_options: expected an object, found %s",
-                             openai_type_name(options));
+                             jsonfile_type_name(options));
     const json_t *usage = json_object_get(options, "include_usage");
     if (usage && !json_is_boolean(usage) && !json_is_null(usage))
         return openai_refuse(p, "stream_options",
                              "stream_options.include_usage: expected true or false, found %s",
-                             openai_type_name(usage));
+                             jsonfile_type_name(usage));
     p->public.include_usage = p->v.stream && json_is_true(usage);
     return 0;
 }

@@ -51,13 +51,13 @@ int jsonfile_save(const char *path, const json_t *object, struct err *e)
     return r;
 }
 
-static const char *type_name(const json_t *v)
+const char *jsonfile_type_name(const json_t *v)
 {
     switch (json_typeof(v)) {
     case JSON_OBJECT:
         return "an object";
     case JSON_ARRAY:
-        return "an array";
+        return "a list";
     case JSON_STRING:
         return "a string";
     case JSON_INTEGER:
@@ -89,7 +89,8 @@ int jsonfile_get_u64(const json_t *object, const char *key, uint64_t min, uint64
     if (!v)
         return -EINVAL;
     if (!json_is_number(v))
-        return err_set(e, -EINVAL, "%s: expected a whole number, found %s", key, type_name(v));
+        return err_set(e, -EINVAL, "%s: expected a whole number, found %s", key,
+                       jsonfile_type_name(v));
     double real = json_number_value(v);
     bool whole = json_is_integer(v) ? json_integer_value(v) >= 0
                                     : real >= 0 && real < 0x1p53 && real == (double)(uint64_t)real;
@@ -110,7 +111,7 @@ int jsonfile_get_double(const json_t *object, const char *key, double min, doubl
     if (!v)
         return -EINVAL;
     if (!json_is_number(v))
-        return err_set(e, -EINVAL, "%s: expected a number, found %s", key, type_name(v));
+        return err_set(e, -EINVAL, "%s: expected a number, found %s", key, jsonfile_type_name(v));
     double value = json_number_value(v);
     if (!(value >= min && value <= max))
         return err_set(e, -EINVAL, "%s: expected a number from %g to %g, found %g", key, min, max,
@@ -125,7 +126,8 @@ int jsonfile_get_bool(const json_t *object, const char *key, bool *ret_value, st
     if (!v)
         return -EINVAL;
     if (!json_is_boolean(v))
-        return err_set(e, -EINVAL, "%s: expected true or false, found %s", key, type_name(v));
+        return err_set(e, -EINVAL, "%s: expected true or false, found %s", key,
+                       jsonfile_type_name(v));
     *ret_value = json_is_true(v);
     return 0;
 }
@@ -136,7 +138,7 @@ int jsonfile_get_string(const json_t *object, const char *key, const char **ret_
     if (!v)
         return -EINVAL;
     if (!json_is_string(v))
-        return err_set(e, -EINVAL, "%s: expected a string, found %s", key, type_name(v));
+        return err_set(e, -EINVAL, "%s: expected a string, found %s", key, jsonfile_type_name(v));
     *ret_text = json_string_value(v);
     return 0;
 }
@@ -147,7 +149,7 @@ int jsonfile_get_object(const json_t *object, const char *key, json_t **ret_obje
     if (!v)
         return -EINVAL;
     if (!json_is_object(v))
-        return err_set(e, -EINVAL, "%s: expected an object, found %s", key, type_name(v));
+        return err_set(e, -EINVAL, "%s: expected an object, found %s", key, jsonfile_type_name(v));
     *ret_object = json_object_get(object, key);
     return 0;
 }

@@ -41,4 +41,7 @@ int jsonfile_get_object(const json_t *object, const char *key, json_t **ret_obje
 int jsonfile_get_choice(const json_t *object, const char *key, const char *const *names, size_t n,
                         size_t *ret_idx, struct err *e);
 
+/* "an object", "a list", ...: what was found, for messages. */
+const char *jsonfile_type_name(const json_t *v);
+
 #endif

@@ -189,6 +189,22 @@ static void test_collectives(void **state)
     }
 }
 
+/* A greedy prompt in slot 0. */
+static struct plan_item prompt_of_four(uint32_t blocks[GOLDEN_BLOCKS_PER_SEQ])
+{
+    static const int32_t ids[4] = {5, 6, 7, 8}, positions[4] = {0, 1, 2, 3};
+    golden_blocks(0, blocks);
+    return (struct plan_item){.slot_gen = 1,
+                              .n_tokens = 4,
+                              .prefix_len = 3,
+                              .tokens = ids,
+                              .positions = positions,
+                              .blocks = blocks,
+                              .n_blocks = GOLDEN_BLOCKS_PER_SEQ,
+                              .output = PLAN_OUTPUT_SAMPLE,
+                              .sampling = {.temperature = 1.0f, .top_k = 1}};
+}
+
 /* A rank's sum fails: the step fails on all of them, as a peer's failure and not as a device's. */
 static void test_sums_fail(void **state)
 {
@@ -200,18 +216,8 @@ static void test_sums_fail(void **state)
                                              .device = "cuda",
                                              .collectives = K_COMM_NCCL,
                                              .n_slots = 1});
-    static const int32_t ids[4] = {5, 6, 7, 8}, positions[4] = {0, 1, 2, 3};
     uint32_t blocks[GOLDEN_BLOCKS_PER_SEQ];
-    golden_blocks(0, blocks);
-    struct plan_item item = {.slot_gen = 1,
-                             .n_tokens = 4,
-                             .prefix_len = 3,
-                             .tokens = ids,
-                             .positions = positions,
-                             .blocks = blocks,
-                             .n_blocks = GOLDEN_BLOCKS_PER_SEQ,
-                             .output = PLAN_OUTPUT_SAMPLE,
-                             .sampling = {.temperature = 1.0f, .top_k = 1}};
+    struct plan_item item = prompt_of_four(blocks);
     golden_step(&g, &item, 1, NULL, 0, NULL, 0);
     emulated_nccl_state()->async_error = 6;
     struct plan plan = {.epoch = g.epoch, .step = g.step + 1, .items = &item, .n_items = 1};
@@ -236,18 +242,8 @@ static void test_device_fails(void **state)
         &g,
         &(struct golden_options){
             .model = "int4-tp1", .tp = 1, .mode = K_MODE_FP16, .device = "cuda:0", .n_slots = 1});
-    static const int32_t ids[4] = {5, 6, 7, 8}, positions[4] = {0, 1, 2, 3};
     uint32_t blocks[GOLDEN_BLOCKS_PER_SEQ];
-    golden_blocks(0, blocks);
-    struct plan_item item = {.slot_gen = 1,
-                             .n_tokens = 4,
-                             .prefix_len = 3,
-                             .tokens = ids,
-                             .positions = positions,
-                             .blocks = blocks,
-                             .n_blocks = GOLDEN_BLOCKS_PER_SEQ,
-                             .output = PLAN_OUTPUT_SAMPLE,
-                             .sampling = {.temperature = 1.0f, .top_k = 1}};
+    struct plan_item item = prompt_of_four(blocks);
     golden_step(&g, &item, 1, NULL, 0, NULL, 0);
     struct emulated_driver *d = emulated_driver_state();
     d->fail = "copy";
