@@ -1,5 +1,7 @@
 /* sampler_row.c: loops over a row of logits (see sampler_impl.h), written so that compilers make
- * vectors of them. Their results are integers, or maxima: the same in any order. */
+ * vectors of them: those of a block begin at a pointer of their own, because `at + i` in 32 bits
+ * might wrap and each value would be fetched by itself. Their results are integers, or maxima: the
+ * same in any order. */
 #include "worker/engine/sampler_impl.h"
 
 #include <assert.h>
@@ -8,10 +10,10 @@
 
 enum { LANES = 16, BLOCK = 64, WIDE_BLOCK = 256 };
 
-/* Once more for AVX2, chosen when the program is loaded; the bits are the same. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) &&                             \
+/* Once more for AVX2 and for AVX-512, chosen when the program is loaded; the bits are the same. */
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) &&           \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define ROW_FN __attribute__((target_clones("avx2", "default")))
+#define ROW_FN __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #else
 #define ROW_FN
 #endif
@@ -21,13 +23,12 @@ ROW_FN float sampler_maximum(const float *row, uint32_t n)
     float lane[LANES];
     for (uint32_t j = 0; j != LANES; j++)
         lane[j] = -__builtin_inff();
-    uint32_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
+    for (; n >= LANES; n -= LANES, row += LANES) {
         for (uint32_t j = 0; j != LANES; j++)
-            lane[j] = row[i + j] > lane[j] ? row[i + j] : lane[j];
+            lane[j] = row[j] > lane[j] ? row[j] : lane[j];
     }
-    for (uint32_t j = 0; i + j < n; j++)
-        lane[j] = row[i + j] > lane[j] ? row[i + j] : lane[j];
+    for (uint32_t j = 0; j < n; j++)
+        lane[j] = row[j] > lane[j] ? row[j] : lane[j];
     float max = lane[0];
     for (uint32_t j = 1; j != LANES; j++)
         max = lane[j] > max ? lane[j] : max;
@@ -38,9 +39,10 @@ ROW_FN uint32_t sampler_first(const float *row, uint32_t n, float max)
 {
     uint32_t i = 0;
     for (; i + BLOCK <= n; i += BLOCK) {
+        const float *block = row + i;
         uint32_t found = 0;
         for (uint32_t j = 0; j != BLOCK; j++)
-            found |= (uint32_t)(row[i + j] == max);
+            found |= (uint32_t)(block[j] == max);
         if (found)
             break;
     }
@@ -58,18 +60,19 @@ ROW_FN uint64_t sampler_weigh(const float *restrict row, uint32_t n, float max,
     float e[BLOCK];
     uint64_t w[BLOCK];
     for (uint32_t at = 0; at < n; at += BLOCK) {
+        const float *from = row + at;
         uint32_t count = MIN(n - at, (uint32_t)BLOCK);
         uint64_t *to = ret_weights ? ret_weights + at : w;
         if (count == BLOCK) {
             for (uint32_t i = 0; i != BLOCK; i++)
-                e[i] = det_expf(row[at + i] - max);
+                e[i] = det_expf(from[i] - max);
             for (uint32_t i = 0; i != BLOCK; i++)
                 to[i] = sampling_fixed(e[i]);
             for (uint32_t i = 0; i != BLOCK; i++)
                 sum += to[i];
         } else {
             for (uint32_t i = 0; i != count; i++) {
-                to[i] = sampling_weight(row[at + i], max);
+                to[i] = sampling_weight(from[i], max);
                 sum += to[i];
             }
         }
@@ -133,9 +136,10 @@ ROW_FN uint32_t sampler_find(const uint64_t *weights, uint32_t n, uint64_t targe
     uint64_t cumulative = 0;
     uint32_t at = 0;
     for (; at + WIDE_BLOCK <= n; at += WIDE_BLOCK) {
+        const uint64_t *block = weights + at;
         uint64_t sum = 0;
         for (uint32_t i = 0; i != WIDE_BLOCK; i++)
-            sum += weights[at + i];
+            sum += block[i];
         if (cumulative + sum > target)
             break;
         cumulative += sum;

@@ -25,7 +25,7 @@ ROOMS = ("base", "model", "kernels", "proto", "worker", "coordinator", "cli", "e
 # __builtin_cpu_supports, an ifunc resolver or the chosen set says so.
 BEHIND_A_QUESTION = {
     "model/quantize.c": r"quantize_groups_avx2(\.|$)",
-    "worker/engine/sampler_row.c": r"\.avx2(\.|$)",
+    "worker/engine/sampler_row.c": r"\.(avx2|arch_x86_64_v4)(\.|$)",
     "kernels/bench/cpu-ceilings.c": r"_(256|512)(\.|$)",
 }
 
