@@ -14,7 +14,7 @@ static const char usage[] =
     "\n"
     "What became of a request: when it was queued, where it ran, what interrupted it, how it "
     "ended\n"
-    "and why. The id is the one that the client gave, or that of the first message of its answer.\n"
+    "and why. The id is the one that the client gave, or that in its answer.\n"
     "The coordinator remembers the last two thousand requests; the newest one of this id is "
     "first.\n"
     "\n"

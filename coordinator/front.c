@@ -551,7 +551,7 @@ void front_end_all(struct coordinator *c, enum rpc_status status, const char *wh
     coordinator_pump(c);
 }
 
-uint32_t front_abort(struct coordinator *c, const char *request_id)
+static uint32_t abort_id(struct coordinator *c, const char *request_id)
 {
     uint32_t n = 0;
     for (struct front_call *f = c->calls; f; f = f->next) {
@@ -562,6 +562,15 @@ uint32_t front_abort(struct coordinator *c, const char *request_id)
         sched_end(c->sched, f->request, RPC_CANCELLED, "aborted by an operator");
         n++;
     }
+    return n;
+}
+
+uint32_t front_abort(struct coordinator *c, const char *request_id)
+{
+    const char *plain = request_id_behind_prefix(request_id);
+    uint32_t n = abort_id(c, request_id);
+    if (n == 0 && plain)
+        n = abort_id(c, plain);
     c->counters.aborted += n;
     coordinator_pump(c);
     return n;

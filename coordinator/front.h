@@ -110,7 +110,8 @@ uint32_t front_n_calls(const struct coordinator *c); /* that have not ended; wal
 void front_touched(struct coordinator *c, struct request *r);
 /* Streams that nobody reads: cancelled after deadlines.slow_reader. */
 void front_tick(struct coordinator *c, int64_t now_ns);
-/* Ends the requests of this id; returns how many there were. */
+/* Ends the requests of this id, or, if there are none, of the id behind its prefix
+ * (request_id_behind_prefix); returns how many there were. */
 uint32_t front_abort(struct coordinator *c, const char *request_id);
 /* Every request that has not ended ends now. */
 void front_end_all(struct coordinator *c, enum rpc_status status, const char *why);

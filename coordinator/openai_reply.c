@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/util.h"
+#include "coordinator/request.h"
 
 enum { DEFAULT_MAX_BYTES = 32 << 20 };
 
@@ -78,9 +79,9 @@ static int make_head(struct openai_reply *r, const struct openai_identity *i)
     static const struct {
         const char *prefix, *whole, *chunk;
     } kinds[OPENAI_N_ROUTES] = {
-        [OPENAI_COMPLETIONS] = {"cmpl-", "text_completion", "text_completion"},
-        [OPENAI_CHAT] = {"chatcmpl-", "chat.completion", "chat.completion.chunk"},
-        [OPENAI_FILL] = {"fill-", "fill", "fill.chunk"},
+        [OPENAI_COMPLETIONS] = {REQUEST_ID_COMPLETION, "text_completion", "text_completion"},
+        [OPENAI_CHAT] = {REQUEST_ID_CHAT, "chat.completion", "chat.completion.chunk"},
+        [OPENAI_FILL] = {REQUEST_ID_FILL, "fill", "fill.chunk"},
         [OPENAI_LEGACY] = {"", "", ""},
     };
     const struct openai_request *q = r->q;

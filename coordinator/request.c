@@ -191,6 +191,17 @@ uint32_t request_n_tokens(const struct request *r, const struct seq *s)
     return n + r->beam_step;
 }
 
+const char *request_id_behind_prefix(const char *id)
+{
+    static const char *const prefixes[] = {REQUEST_ID_COMPLETION, REQUEST_ID_CHAT, REQUEST_ID_FILL};
+    for (size_t i = 0; i != ARRAY_LEN(prefixes); i++) {
+        size_t n = strlen(prefixes[i]);
+        if (strncmp(id, prefixes[i], n) == 0 && id[n])
+            return id + n;
+    }
+    return NULL;
+}
+
 uint32_t request_max_new(const struct request *r)
 {
     if (r->kind != REQUEST_FILL)

@@ -223,6 +223,15 @@ int32_t request_token(const struct request *r, const struct seq *s, uint32_t ind
 /* Tokens of the sequence that must be in the cache before the next output. */
 uint32_t request_n_tokens(const struct request *r, const struct seq *s);
 
+/* What answers over HTTP write in front of a request's id, by kind. */
+#define REQUEST_ID_COMPLETION "cmpl-"
+#define REQUEST_ID_CHAT       "chatcmpl-"
+#define REQUEST_ID_FILL       "fill-"
+
+/* The id behind such a prefix; NULL: there is none. A request may have been given an id that begins
+ * like that, so the whole one is to be tried first. */
+const char *request_id_behind_prefix(const char *id);
+
 /* New tokens that the current round may produce. */
 uint32_t request_max_new(const struct request *r);
 

@@ -58,6 +58,9 @@ static void fill_in(const struct coordinator *c, const struct timeline_entry *e,
 
 static int pack(const struct coordinator *c, const char *id, struct buf *out, uint32_t *ret_n)
 {
+    const char *plain = request_id_behind_prefix(id);
+    if (plain && !timeline_find(c->timeline, id, 0))
+        id = plain;
     struct wire_request_event events[MAX_TIMELINES][TIMELINE_EVENTS];
     struct wire_request_timeline timelines[MAX_TIMELINES];
     uint64_t before = 0;

@@ -133,8 +133,8 @@ def test_drain_and_abort(weights, cluster, api):
     for s in (mine, unnamed):
         s.began.wait()
     assert mine.id == "mine" and unnamed.id
-    for s in (mine, unnamed):
-        assert "aborted 1 request" in glmd("abort", s.id, "-c", c.target).stdout
+    for s, name in ((mine, "mine"), (unnamed, f"chatcmpl-{unnamed.id}")):  # as a chat's answer has it
+        assert "aborted 1 request" in glmd("abort", name, "-c", c.target).stdout
         s.join()
         assert s.error.code() == grpc.StatusCode.CANCELLED, s.error
     assert "operator" in mine.error.details()

@@ -6,6 +6,7 @@ import grpc
 import pytest
 
 from conftest import glmd
+from http_client import post
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -48,6 +49,15 @@ def test_the_newest_of_the_same_name_is_first(server, api):
     for n in (2, 3):
         list(server.inference.Generate(request(api, "again", n), timeout=60))
     assert [t["completion_tokens"] for t in why(server, "again")] == [3, 2]
+
+
+def test_the_id_in_an_answer_over_http(server):
+    for route, body in (("/v1/completions", {"prompt": "The river"}),
+                        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]})):
+        answer = post(server.http_port, route, dict(body, max_tokens=3, ignore_eos=True))
+        (t,) = why(server, answer.json["id"])
+        assert t["request_id"] == answer.headers["X-Request-Id"] and t["completion_tokens"] == 3
+        assert answer.json["id"].endswith("cmpl-" + t["request_id"])
 
 
 def test_cancelled_and_unknown(server, api):
