@@ -22,7 +22,8 @@ static const struct shape shapes[] = {
     {35, 1000, 200}, {9, 30, 6},     {12, 2048, 32},  {3, 12288, 12288},
 };
 
-static const uint32_t batches[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17, 23, 70};
+static const uint32_t batches[] = {1,  2,  3,  4,  5,  6,  7,  8,  9, 10,
+                                   11, 13, 14, 15, 16, 17, 23, 24, 70};
 enum { MAX_BATCH = 70, N_BATCHES = sizeof batches / sizeof *batches };
 
 /* What the mode may lose in one product: the rounding of FP32 sums, and half a step of each
@@ -144,6 +145,74 @@ static void test_f16(void **state)
 {
     (void)state;
     check_type(K_WEIGHT_F16);
+}
+
+enum { EXTREME_ROWS = 18, EXTREME_COLS = 264 };
+
+/* Rows of the smallest and of the largest weights, and of both by turns. */
+static struct matrix extreme_matrix(struct rng *r, enum k_weight type)
+{
+    struct matrix m = matrix_new(r, type, EXTREME_ROWS, EXTREME_COLS, EXTREME_COLS, false);
+    const size_t row_bytes = (size_t)EXTREME_COLS * (type == K_WEIGHT_I8 ? 8 : 4) / 8;
+    for (uint32_t row = 0; row < EXTREME_ROWS; row++)
+        for (uint32_t k = 0; k < EXTREME_COLS; k++) {
+            bool low = row % 3 == 0 || (row % 3 == 1 && k % 2);
+            int q = type == K_WEIGHT_I8 ? (low ? -128 : 127) : (low ? -8 : 7);
+            uint8_t *byte = m.data + row * row_bytes + (type == K_WEIGHT_I8 ? k : k / 2);
+            if (type == K_WEIGHT_I8)
+                *byte = (uint8_t)q;
+            else
+                *byte = (uint8_t)(k % 2 ? (*byte & 0xf0) | (q & 15) : (*byte & 15) | (q & 15) << 4);
+            m.exact[(size_t)row * EXTREME_COLS + k] = q * (double)half_to_float(m.scale[row]);
+        }
+    return m;
+}
+
+/* The largest sums that a block can have: activations that are all as large as the largest, with
+ * one sign, with both, and with the values around the edges of a byte between them. */
+static void extreme_rows(float *x, uint32_t n)
+{
+    static const float edges[] = {1, -1, 127, -127, 128, -128, 129, -129, 255, -255, 256, -256};
+    for (uint32_t t = 0; t < n; t++)
+        for (uint32_t k = 0; k < EXTREME_COLS; k++) {
+            float value = t % 4 == 3 && k % 128 ? edges[(k + t) % 12] : 32639;
+            bool negative = t % 4 == 0 || (t % 4 == 2 && k % 2);
+            x[(size_t)t * EXTREME_COLS + k] = negative ? -value : value;
+        }
+}
+
+static void test_extremes(void **state)
+{
+    (void)state;
+    const struct k_ops *ops = op_cpu();
+    enum { N = 24, TOTAL = N * EXTREME_ROWS };
+    struct rng r = {31};
+    float x[N * EXTREME_COLS], want[TOTAL + 16], got[TOTAL + 16];
+    extreme_rows(x, N);
+    for (int type = K_WEIGHT_I8; type <= K_WEIGHT_I4; type++)
+        for (int mode = K_MODE_FP16; mode <= K_MODE_A8; mode++) {
+            struct matrix m = extreme_matrix(&r, (enum k_weight)type);
+            for (int set = 0; set < MAX_SETS; set++) {
+                struct k_ctx *c =
+                    op_open(ops, op_sets[set], (enum k_mode)mode, 1, N, EXTREME_COLS, 16);
+                if (!c)
+                    continue;
+                struct k_linear *l = ops->linear_new(c, &m.src);
+                assert_non_null(l);
+                for (uint32_t n = set ? 1 : N; n <= N; n++) {
+                    product(ops, c, l, x, n, EXTREME_ROWS, set ? got : want);
+                    if (!set)
+                        check_against_double(&m, (enum k_mode)mode, x, n, want);
+                    else
+                        assert_same_bits(got, want, (size_t)n * EXTREME_ROWS,
+                                         "%s, type %d, %s, batch %u", op_sets[set], type,
+                                         op_mode_name((enum k_mode)mode), n);
+                }
+                ops->linear_free(c, l);
+                ops->close(c);
+            }
+            matrix_free(&m);
+        }
 }
 
 static void test_not_finite(void **state)
@@ -310,10 +379,10 @@ static void test_glu(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_int4),  cmocka_unit_test(test_int8),
-        cmocka_unit_test(test_f16),   cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_embed), cmocka_unit_test(test_fp16_quality),
-        cmocka_unit_test(test_glu),
+        cmocka_unit_test(test_int4),         cmocka_unit_test(test_int8),
+        cmocka_unit_test(test_f16),          cmocka_unit_test(test_extremes),
+        cmocka_unit_test(test_not_finite),   cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_fp16_quality), cmocka_unit_test(test_glu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
