@@ -33,8 +33,9 @@ static float *on_gpu(struct run r, size_t *ret_n)
 
 static void same_bits(const float *a, const float *b, size_t n, const char *what)
 {
+    const unsigned char *bytes_a = (const unsigned char *)a, *bytes_b = (const unsigned char *)b;
     for (size_t i = 0; i != n; i++)
-        if (memcmp(&a[i], &b[i], sizeof *a) != 0)
+        if (memcmp(bytes_a + i * sizeof *a, bytes_b + i * sizeof *b, sizeof *a) != 0)
             fail_msg("%s: logit %zu: %.9g and %.9g", what, i, (double)a[i], (double)b[i]);
 }
 

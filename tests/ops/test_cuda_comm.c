@@ -36,7 +36,7 @@ static int gather_values(struct rank *r)
  * nobody has to wait for to know it. */
 static void check_times(struct rank *ranks)
 {
-    struct k_comm_times before[MAX_RANKS], after, again;
+    struct k_comm_times before[MAX_RANKS] = {0}, after, again;
     const struct k_comm_ops *op = glmd_cuda_ops.comm;
     for (int r = 0; r < ranks[0].group->size; r++)
         op->times(ranks[r].comm, &before[r]);
