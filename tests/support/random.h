@@ -3,6 +3,7 @@
 #ifndef GLMD_TESTS_SUPPORT_RANDOM_H
 #define GLMD_TESTS_SUPPORT_RANDOM_H
 
+#include <assert.h>
 #include <stdint.h>
 
 /* Another sequence: *random_state() = anything but 0. */
@@ -25,6 +26,7 @@ static inline uint32_t random_u32(void)
 /* In [0, n). */
 static inline uint32_t random_below(uint32_t n)
 {
+    assert(n);
     return random_u32() % n;
 }
 

@@ -159,7 +159,10 @@ static void on_host(struct sampler *s, const struct row *r, uint32_t vocab,
 
 static bool same_token(const struct k_sample_token *a, const struct k_sample_token *b)
 {
-    return a->token == b->token && memcmp(&a->logprob, &b->logprob, sizeof a->logprob) == 0;
+    uint32_t bits_a, bits_b;
+    memcpy(&bits_a, &a->logprob, sizeof bits_a);
+    memcpy(&bits_b, &b->logprob, sizeof bits_b);
+    return a->token == b->token && bits_a == bits_b;
 }
 
 static void compare(const struct row *r, const struct k_sample_result *found,
@@ -354,8 +357,9 @@ static void test_draws(void **state)
     }
     memcpy(row, f.rows[0].logits, VOCAB * sizeof *row);
     sampler_distribution(f.host, row, &f.rows[0].p, -1, probs);
+    const uint32_t n_drawn = N / MAX_ROWS * MAX_ROWS + MAX_ROWS;
     for (uint32_t t = 0; t != VOCAB; t++) {
-        double expected = (double)probs[t] * (N / MAX_ROWS * MAX_ROWS + MAX_ROWS);
+        double expected = (double)probs[t] * n_drawn;
         if (fabs(counts[t] - expected) > 4.5 * sqrt(expected) + 1e-9)
             fail_msg("token %u: drawn %u times, expected %g", t, counts[t], expected);
     }
