@@ -117,8 +117,8 @@ VEC_FN void store_integers(int bits, uint8_t *to, vi x)
 VEC_FN void convert_keys(const struct context *c, enum k_kv_type type, int bits,
                          const struct group *at, uint32_t g)
 {
-    const uint32_t dim = c->dim_pad;
-    uint8_t *to = c->keys + (size_t)g * dim / IN_WORD(bits) * sizeof(vi);
+    const uint32_t dim = c->dim_pad, in_word = IN_WORD(bits);
+    uint8_t *to = c->keys + (size_t)g * dim / in_word * sizeof(vi);
     vf inverse = vf_set1(1.0f), scale;
     if (type == K_KV_I8) {
         scale = vf_load_half(at->k_scale);
@@ -130,9 +130,9 @@ VEC_FN void convert_keys(const struct context *c, enum k_kv_type type, int bits,
         inverse = vf_div(vf_set1(c->key_limit), m);
         scale = vf_div(m, vf_set1(c->key_limit));
     }
-    for (uint32_t d = 0; d < dim; d += IN_WORD(bits), to += sizeof(vi)) {
+    for (uint32_t d = 0; d < dim; d += in_word, to += sizeof(vi)) {
         vi k[MAX_IN_WORD];
-        TILE_UNROLL for (uint32_t i = 0; i < IN_WORD(bits); i++)
+        TILE_UNROLL for (uint32_t i = 0; i < in_word; i++)
         {
             k[i] = quantized(load_cached(type, at->k, (size_t)(d + i) * VEC), inverse);
             if (bits == 8)
@@ -167,7 +167,7 @@ VEC_FN vf largest_values(const struct context *c, enum k_kv_type type, const str
 VEC_FN void convert_values(const struct context *c, enum k_kv_type type, int bits,
                            const struct group *at, uint32_t g)
 {
-    const uint32_t dim = c->dim_pad;
+    const uint32_t dim = c->dim_pad, in_word = IN_WORD(bits);
     const int n = tokens_seen(at, c->seq->prefix_len);
     float inverses[VEC];
     vf scale, inverse = vf_set1(1.0f);
@@ -180,13 +180,13 @@ VEC_FN void convert_values(const struct context *c, enum k_kv_type type, int bit
     }
     vf_store(inverses, vf_select_n(n, inverse, vf_zero()));
     vf_store(c->value_scale + (size_t)g * VEC, vf_select_n(n, scale, vf_zero()));
-    const size_t stream = (size_t)c->n_blocks * BLOCK_TOKENS / IN_WORD(bits) * sizeof(vi);
-    uint8_t *group = c->values + (size_t)g * VEC / IN_WORD(bits) * sizeof(vi);
+    const size_t stream = (size_t)c->n_blocks * BLOCK_TOKENS / in_word * sizeof(vi);
+    uint8_t *group = c->values + (size_t)g * VEC / in_word * sizeof(vi);
     for (uint32_t d = 0; d < dim; d += VEC, group += stream) {
         uint8_t *to = group;
-        for (uint32_t t = 0; t < VEC; t += IN_WORD(bits), to += sizeof(vi)) {
+        for (uint32_t t = 0; t < VEC; t += in_word, to += sizeof(vi)) {
             vi v[MAX_IN_WORD];
-            TILE_UNROLL for (uint32_t i = 0; i < IN_WORD(bits); i++) v[i] = quantized(
+            TILE_UNROLL for (uint32_t i = 0; i < in_word; i++) v[i] = quantized(
                 load_cached(type, at->v, (size_t)(t + i) * dim + d), vf_set1(inverses[t + i]));
             vi_store(to, word_of(v, bits));
         }
