@@ -11,16 +11,13 @@
 #include "base/util.h"
 #include "worker/engine/comm/futex.h"
 
-/* About 20 us: two ranks of an idle host meet within it, and a sleep costs 10-50 us. */
-enum { SPINS = 500 };
-
-uint32_t comm_barrier_spins(int size)
+int64_t comm_spin_ns(int size, int64_t spin_ns)
 {
     cpu_set_t allowed; /* the process's: the calling thread may be bound to its rank's share */
     if (sched_getaffinity(getpid(), sizeof allowed, &allowed) < 0)
         return 0;
     uint32_t quota = cpus_quota(CPUS_GROUPS, CPUS_MEMBERSHIP);
-    return MIN((uint32_t)CPU_COUNT(&allowed), quota) >= (uint32_t)size ? SPINS : 0;
+    return MIN((uint32_t)CPU_COUNT(&allowed), quota) >= (uint32_t)size ? spin_ns : 0;
 }
 
 int comm_barrier_fail(struct comm_barrier *b, int code)
@@ -34,7 +31,7 @@ int comm_barrier_fail(struct comm_barrier *b, int code)
     return atomic_load(&b->failed);
 }
 
-int comm_barrier_wait(struct comm_barrier *b, int size, uint32_t spins, int64_t timeout_ns)
+int comm_barrier_wait(struct comm_barrier *b, int size, int64_t spin_ns, int64_t timeout_ns)
 {
     uint32_t generation = atomic_load_explicit(&b->generation, memory_order_acquire);
     int failed = atomic_load(&b->failed);
@@ -47,11 +44,9 @@ int comm_barrier_wait(struct comm_barrier *b, int size, uint32_t spins, int64_t 
         futex_wake_all(&b->generation);
         return atomic_load(&b->failed);
     }
-    for (uint32_t i = 0; i != spins; i++) {
+    for (struct futex_spin spin = {0}; futex_spin(&spin, spin_ns);)
         if (atomic_load_explicit(&b->generation, memory_order_acquire) != generation)
             return atomic_load(&b->failed);
-        futex_relax();
-    }
     int64_t deadline_ns = clock_now_ns() + timeout_ns;
     while (atomic_load_explicit(&b->generation, memory_order_acquire) == generation) {
         int64_t left_ns = deadline_ns - clock_now_ns();

@@ -17,13 +17,18 @@ struct comm_barrier {
     _Alignas(64) _Atomic int32_t failed; /* 0, or the negative errno value of the first failure */
 };
 
-/* How often a wait looks at the generation before it sleeps: a short while when every rank can have
- * a CPU of its own, not at all otherwise (a spinning rank would keep its peer from running). */
-uint32_t comm_barrier_spins(int size);
+/* How long waits spin before they sleep. Ranks of one step come to a sum some hundred microseconds
+ * apart where others use the processors, too, and a sleep costs both sides 30 to 100 us (on virtual
+ * machines most); what comes over a link takes longer than that, so that spinning gains little. */
+enum { COMM_SPIN_NS = 500 * 1000, COMM_LINK_SPIN_NS = 20 * 1000 };
+
+/* spin_ns when every rank can have a CPU of its own; 0, not at all, otherwise: a spinning rank
+ * would keep its peer from running. */
+int64_t comm_spin_ns(int size, int64_t spin_ns);
 
 /* Waits until `size` ranks have arrived. 0, -ETIMEDOUT (after failing the barrier for everyone), or
  * the failure of another rank. */
-int comm_barrier_wait(struct comm_barrier *b, int size, uint32_t spins, int64_t timeout_ns);
+int comm_barrier_wait(struct comm_barrier *b, int size, int64_t spin_ns, int64_t timeout_ns);
 
 /* Fails the barrier for everyone, from any thread; the first code stays. Returns that code. */
 int comm_barrier_fail(struct comm_barrier *b, int code);

@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -19,6 +20,30 @@ static inline void futex_relax(void)
 #elif defined(__aarch64__)
     __asm__ volatile("yield");
 #endif
+}
+
+/* A wait that spins before it sleeps: true as long as it has spun for less than `spin_ns`, since
+ * the first call with a zeroed `s`. */
+struct futex_spin {
+    uint32_t n;
+    int64_t end_ns;
+};
+
+enum { FUTEX_SPINS_PER_CLOCK = 64 };
+
+static inline bool futex_spin(struct futex_spin *s, int64_t spin_ns)
+{
+    if (spin_ns == 0)
+        return false;
+    if (s->n++ % FUTEX_SPINS_PER_CLOCK == 0) {
+        int64_t now = clock_now_ns();
+        if (s->end_ns == 0)
+            s->end_ns = now + spin_ns;
+        else if (now >= s->end_ns)
+            return false;
+    }
+    futex_relax();
+    return true;
 }
 
 static inline void futex_wake_all(_Atomic uint32_t *word)

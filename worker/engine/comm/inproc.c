@@ -22,7 +22,7 @@ struct inproc_group {
     _Atomic uint32_t n_open; /* comms that are not closed yet */
     _Atomic uint32_t n_busy; /* ranks between the two barriers: they touch their peers' buffers */
     int size;
-    uint32_t spins;
+    int64_t spin_ns;
     int64_t timeout_ns;
     void *buffers[COMM_MAX_RANKS]; /* written by its rank before the first barrier of a call */
 };
@@ -39,7 +39,7 @@ static struct inproc_group *group_of(struct comm *c)
 
 static int wait_all(struct inproc_group *g)
 {
-    return comm_barrier_wait(&g->barrier, g->size, g->spins, g->timeout_ns);
+    return comm_barrier_wait(&g->barrier, g->size, g->spin_ns, g->timeout_ns);
 }
 
 /* Publishes this rank's buffer and waits for the peers'. After 0 the caller works on all buffers
@@ -140,7 +140,7 @@ int comm_inproc_new(int size, int64_t timeout_ns, struct comm **ret)
         return -ENOMEM;
     memset(g, 0, sizeof *g);
     g->size = size;
-    g->spins = comm_barrier_spins(size);
+    g->spin_ns = comm_spin_ns(size, COMM_SPIN_NS);
     g->timeout_ns = timeout_ns;
     atomic_store(&g->n_open, (uint32_t)size);
     for (int rank = 0; rank != size; rank++) {

@@ -93,7 +93,7 @@ int comm_inproc_links_new(int n_stages, size_t link_bytes, int64_t timeout_ns, s
             return -ENOMEM;
         }
         int before = (stage + n_stages - 1) % n_stages;
-        uint32_t spins = comm_barrier_spins(n_stages);
+        int64_t spin_ns = comm_spin_ns(n_stages, COMM_LINK_SPIN_NS);
         l->links = (struct comm_links){
             .base = {.ops = &ops, .size = 1, .stage = stage, .n_stages = n_stages},
             .timeout_ns = timeout_ns,
@@ -101,9 +101,11 @@ int comm_inproc_links_new(int n_stages, size_t link_bytes, int64_t timeout_ns, s
         };
         l->column = column;
         comm_ring_attach(&l->links.out, column->rings[stage],
-                         comm_links_capacity(stage, n_stages, link_bytes), &column->failed, spins);
+                         comm_links_capacity(stage, n_stages, link_bytes), &column->failed,
+                         spin_ns);
         comm_ring_attach(&l->links.in, column->rings[before],
-                         comm_links_capacity(before, n_stages, link_bytes), &column->failed, spins);
+                         comm_links_capacity(before, n_stages, link_bytes), &column->failed,
+                         spin_ns);
         ret[stage] = &l->links.base;
     }
     return 0;

@@ -14,14 +14,14 @@ size_t comm_ring_bytes(size_t capacity)
 }
 
 void comm_ring_attach(struct comm_ring *r, void *memory, size_t capacity, _Atomic int32_t *failed,
-                      uint32_t spins)
+                      int64_t spin_ns)
 {
     assert(capacity > 0 && (uintptr_t)memory % 64 == 0);
     *r = (struct comm_ring){.shared = memory,
                             .data = (char *)memory + sizeof(struct comm_ring_shared),
                             .capacity = capacity,
                             .failed = failed,
-                            .spins = spins};
+                            .spin_ns = spin_ns};
 }
 
 /* Bytes in the ring, at most its capacity. */
@@ -87,7 +87,7 @@ void comm_ring_wake(struct comm_ring_shared *s)
 static int wait_while(struct comm_ring *r, size_t stuck, _Atomic uint32_t *word,
                       int64_t deadline_ns)
 {
-    for (uint32_t i = 0;; i++) {
+    for (struct futex_spin spin = {0};;) {
         uint32_t value = atomic_load_explicit(word, memory_order_acquire);
         size_t n = used(r);
         int failed = atomic_load(r->failed);
@@ -95,10 +95,8 @@ static int wait_while(struct comm_ring *r, size_t stuck, _Atomic uint32_t *word,
             return failed;
         if (n != stuck)
             return 0;
-        if (i < r->spins) {
-            futex_relax();
+        if (futex_spin(&spin, r->spin_ns))
             continue;
-        }
         int64_t left_ns = deadline_ns - clock_now_ns();
         if (left_ns <= 0)
             return -ETIMEDOUT;

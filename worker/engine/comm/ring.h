@@ -25,14 +25,14 @@ struct comm_ring { /* one side's view; belongs to one thread */
     char *data; /* [capacity], behind `shared` */
     size_t capacity;
     _Atomic int32_t *failed; /* 0, or a negative errno value that ends all waits */
-    uint32_t spins;          /* looks at the futex word before sleeping */
+    int64_t spin_ns;         /* before sleeping */
 };
 
 /* A multiple of 64. */
 size_t comm_ring_bytes(size_t capacity);
 /* `memory` is 64-byte aligned. */
 void comm_ring_attach(struct comm_ring *r, void *memory, size_t capacity, _Atomic int32_t *failed,
-                      uint32_t spins);
+                      int64_t spin_ns);
 
 /* The next contiguous bytes that may be written or read; 0 when the ring is full or empty. Damaged
  * positions set *failed (-EIO). */

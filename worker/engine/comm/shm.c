@@ -25,7 +25,7 @@ struct comm_shm {
     struct shm_segment segment; /* owned */
     size_t slot_bytes;
     uint32_t parity;
-    uint32_t spins;
+    int64_t spin_ns;
     int64_t timeout_ns;
 };
 
@@ -43,7 +43,7 @@ static char *slot(const struct comm_shm *s, int rank)
 
 static int wait_all(struct comm_shm *s)
 {
-    return comm_barrier_wait(&s->segment.header->barrier, s->base.size, s->spins, s->timeout_ns);
+    return comm_barrier_wait(&s->segment.header->barrier, s->base.size, s->spin_ns, s->timeout_ns);
 }
 
 static int reduce_piece(struct comm_shm *s, float *data, size_t n)
@@ -151,7 +151,7 @@ int comm_shm_new(const char *name, const uint8_t token[16], int rank, int size, 
     s->base = (struct comm){
         .ops = &ops, .rank = rank, .size = size, .n_stages = 1, .timeout_ns = timeout_ns};
     s->slot_bytes = slot_bytes;
-    s->spins = comm_barrier_spins(size);
+    s->spin_ns = comm_spin_ns(size, COMM_SPIN_NS);
     s->timeout_ns = timeout_ns;
     struct shm_segment_params p = {.name = name,
                                    .token = token,
@@ -159,7 +159,7 @@ int comm_shm_new(const char *name, const uint8_t token[16], int rank, int size, 
                                    .size = size,
                                    .unit_bytes = slot_bytes,
                                    .payload_bytes = payload_bytes,
-                                   .spins = s->spins,
+                                   .spin_ns = s->spin_ns,
                                    .timeout_ns = timeout_ns};
     int r = shm_segment_join(&p, &s->segment, e);
     if (r < 0) {

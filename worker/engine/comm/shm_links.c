@@ -53,12 +53,12 @@ static const struct comm_ops ops = {
     .close = shm_close,
 };
 
-static void attach(struct shm_links *s, struct comm_ring *ring, int stage, uint32_t spins)
+static void attach(struct shm_links *s, struct comm_ring *ring, int stage, int64_t spin_ns)
 {
     int n_stages = s->links.base.n_stages;
     comm_ring_attach(ring, s->segment.payload + ring_at(stage, n_stages, s->link_bytes),
                      comm_links_capacity(stage, n_stages, s->link_bytes),
-                     &s->segment.header->barrier.failed, spins);
+                     &s->segment.header->barrier.failed, spin_ns);
 }
 
 int comm_shm_links_new(const char *name, const uint8_t token[16], int stage, int n_stages,
@@ -70,7 +70,7 @@ int comm_shm_links_new(const char *name, const uint8_t token[16], int stage, int
     struct shm_links *s = calloc(1, sizeof *s);
     if (!s)
         return err_set(e, -ENOMEM, "out of memory");
-    uint32_t spins = comm_barrier_spins(n_stages);
+    int64_t spin_ns = comm_spin_ns(n_stages, COMM_LINK_SPIN_NS);
     s->link_bytes = link_bytes;
     s->links = (struct comm_links){
         .base = {.ops = &ops, .size = 1, .stage = stage, .n_stages = n_stages},
@@ -83,15 +83,15 @@ int comm_shm_links_new(const char *name, const uint8_t token[16], int stage, int
                                    .size = n_stages,
                                    .unit_bytes = link_bytes,
                                    .payload_bytes = ring_at(n_stages, n_stages, link_bytes),
-                                   .spins = spins,
+                                   .spin_ns = spin_ns,
                                    .timeout_ns = timeout_ns};
     r = shm_segment_join(&p, &s->segment, e);
     if (r < 0) {
         free(s);
         return r;
     }
-    attach(s, &s->links.out, stage, spins);
-    attach(s, &s->links.in, (stage + n_stages - 1) % n_stages, spins);
+    attach(s, &s->links.out, stage, spin_ns);
+    attach(s, &s->links.in, (stage + n_stages - 1) % n_stages, spin_ns);
     *ret = &s->links.base;
     return 0;
 }

@@ -125,7 +125,7 @@ static int join(struct joining *j, struct err *e)
         return err_set(e, -EEXIST, "rank %d has joined %s already: two processes have this rank",
                        j->p->rank, j->path);
     int r =
-        comm_barrier_wait(&j->segment.header->barrier, j->p->size, j->p->spins, j->p->timeout_ns);
+        comm_barrier_wait(&j->segment.header->barrier, j->p->size, j->p->spin_ns, j->p->timeout_ns);
     if (r < 0) {
         int n_joined = 0;
         for (int rank = 0; rank != j->p->size; rank++)

@@ -28,7 +28,7 @@ struct shm_segment_params {
     int rank, size;
     size_t unit_bytes;    /* equal on all ranks */
     size_t payload_bytes; /* behind the header, zeroed */
-    uint32_t spins;
+    int64_t spin_ns;
     int64_t timeout_ns;
 };
 

@@ -170,7 +170,7 @@ static struct comm_ring_shared *new_ring(struct tcp_links *t, size_t capacity,
     if (!s)
         return NULL;
     memset(s, 0, sizeof *s);
-    comm_ring_attach(engine_side, s, capacity, &t->failed, comm_barrier_spins(2));
+    comm_ring_attach(engine_side, s, capacity, &t->failed, comm_spin_ns(2, COMM_LINK_SPIN_NS));
     comm_ring_attach(mover_side, s, capacity, &t->failed, 0);
     return s;
 }
