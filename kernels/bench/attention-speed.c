@@ -182,15 +182,25 @@ static int run(struct bench *b)
     return 0;
 }
 
+static bool find_mode(const char *name, enum k_mode *ret)
+{
+    static const char *const names[] = {
+        [K_MODE_FP32] = "fp32", [K_MODE_FP16] = "fp16", [K_MODE_A8] = "a8"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(name, names[i]) == 0) {
+            *ret = (enum k_mode)i;
+            return true;
+        }
+    return false;
+}
+
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {{"isa", required_argument, NULL, 'i'},
-                                            {"threads", required_argument, NULL, 't'},
-                                            {"seconds", required_argument, NULL, 's'},
-                                            {"heads", required_argument, NULL, 'h'},
-                                            {"kv-heads", required_argument, NULL, 'k'},
-                                            {"layers", required_argument, NULL, 'l'},
-                                            {0}};
+    static const struct option options[] = {
+        {"isa", required_argument, NULL, 'i'},      {"threads", required_argument, NULL, 't'},
+        {"seconds", required_argument, NULL, 's'},  {"heads", required_argument, NULL, 'h'},
+        {"kv-heads", required_argument, NULL, 'k'}, {"layers", required_argument, NULL, 'l'},
+        {"mode", required_argument, NULL, 'm'},     {0}};
     struct bench b = {.n_layers = 1,
                       .max_seq = 2048,
                       .max_tokens = 16 * 2048,
@@ -215,9 +225,11 @@ int main(int argc, char **argv)
             b.n_layers = (uint32_t)strtoul(optarg, NULL, 10);
         } else if (c == 'k') {
             b.params.n_kv_heads = (uint32_t)strtoul(optarg, NULL, 10);
+        } else if (c == 'm' && find_mode(optarg, &p.mode)) {
+            continue;
         } else {
             fprintf(stderr, "usage: attention-speed [--isa NAME] [--threads N] [--seconds S] "
-                            "[--heads N] [--kv-heads N] [--layers N]\n");
+                            "[--heads N] [--kv-heads N] [--layers N] [--mode fp32|fp16|a8]\n");
             return 2;
         }
     }
