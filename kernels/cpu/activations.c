@@ -2,8 +2,7 @@
  * reads one stream. For a tile of R rows:
  *
  *   CPU_F32: float [k_pad][R]
- *   CPU_I16: 32-bit words [k_pad / 8][4][R], two values each, or with VNNI
- *            [k_pad / 8][2][2][R], the low and the high bytes of four values each
+ *   CPU_I16: 32-bit words [k_pad / 8][4][R], two values each
  *   CPU_I8:  32-bit words [k_pad / 8][2][R], four values each
  *
  * in the order of columns that the weights are read in (int4.h). Quantized values are
@@ -137,23 +136,6 @@ VEC_FN void store_words(const struct words *words, uint32_t n_rows, uint32_t n_w
             out[(size_t)w * n_rows + r] = words->row[r][w];
 }
 
-#ifdef VEC_HAVE_DOT_WORD
-/* q -> the words of a row, two planes: a word of the low bytes of four values and one of the high
- * ones, q = 256 high + low, both signed; columns as with 8 bits. */
-VEC_FN void words_i16(const int32_t *q, enum k_weight type, uint32_t *words)
-{
-    /* where the bytes of a step come from: low, high of column 0, of column 1, ... */
-    static const uint8_t places[2][16] = {
-        {2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9, 13}, /* INT4 */
-        {0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15}, /* INT8 */
-    };
-    const __m256i order =
-        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)places[type != K_WEIGHT_I4]));
-    for (uint32_t k = 0; k < PACK_BLOCK; k += VEC)
-        _mm256_storeu_si256((__m256i *)(words + k / 2),
-                            _mm256_shuffle_epi8(vi_planes(vi_load(q + k)), order));
-}
-#else
 /* q -> the words of a row, 16 bits: two values each, columns (1, 5) (0, 4) (3, 7) (2, 6) of a step
  * of 8 for INT4 weights, (0, 2) (1, 3) (4, 6) (5, 7) for INT8. */
 VEC_FN void words_i16(const int32_t *q, enum k_weight type, uint32_t *words)
@@ -177,7 +159,6 @@ VEC_FN void words_i16(const int32_t *q, enum k_weight type, uint32_t *words)
 #endif
     }
 }
-#endif
 
 /* The same with 8 bits: four values each, columns (1, 3, 5, 7) (0, 2, 4, 6) for INT4 weights, as
  * they are for INT8. */

@@ -6,7 +6,7 @@
 
 const struct cpu_kernels CPU_FN(cpu_kernels) = {
     .name = CPU_TEXT(CPU_ISA),
-    .tile_rows = {[CPU_F32] = TILE_F32_ROWS, [CPU_I16] = TILE_I16_ROWS, [CPU_I8] = TILE_INT_ROWS},
+    .tile_rows = {[CPU_F32] = TILE_F32_ROWS, [CPU_I16] = TILE_INT_ROWS, [CPU_I8] = TILE_INT_ROWS},
     .attention_rows = ATTENTION_ROWS,
     .pack =
         {

@@ -16,7 +16,7 @@
  *
  * Integer products with VNNI take one panel and up to 24 rows: unpacking a weight word costs as
  * much as a dot or two, and 24 rows share it (8 rows times 2 panels: 0.80 of the peak at best, 24
- * times 1: 0.89). With 16 bits it is 15 rows of two sums each, one for each plane. */
+ * times 1: 0.89). */
 #if defined CPU_ISA_avx512 || defined CPU_ISA_avx512vnni
 enum { TILE_ROWS = 8, TILE_PANELS = 2, ATTENTION_ROWS = 12 };
 #define TILE_UNROLL _Pragma("GCC unroll 32")
@@ -38,16 +38,11 @@ enum { TILE_F32_ROWS = TILE_ROWS };
 #endif
 
 #if defined CPU_ISA_avx512vnni
-enum { TILE_INT_ROWS = 24, TILE_I16_ROWS = 15, TILE_INT_PANELS = 1, TILE_I16_PLANES = 2 };
+enum { TILE_INT_ROWS = 24, TILE_INT_PANELS = 1 };
 #elif defined CPU_ISA_avxvnni
-enum { TILE_INT_ROWS = 6, TILE_I16_ROWS = 6, TILE_INT_PANELS = 1, TILE_I16_PLANES = 1 };
+enum { TILE_INT_ROWS = 6, TILE_INT_PANELS = 1 };
 #else
-enum {
-    TILE_INT_ROWS = TILE_ROWS,
-    TILE_I16_ROWS = TILE_ROWS,
-    TILE_INT_PANELS = TILE_PANELS,
-    TILE_I16_PLANES = 1,
-};
+enum { TILE_INT_ROWS = TILE_ROWS, TILE_INT_PANELS = TILE_PANELS };
 #endif
 
 #define CPU_PANELS_FN(name)                                                                        \

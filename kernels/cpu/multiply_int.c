@@ -6,38 +6,21 @@
  *   total = fma(part, weight scale, total)
  * so that a block ends with two vector instructions for each row, which is what 16 rows and more
  * feel: 32 dots of a block stand against them.
- *
- * With VNNI an activation of 16 bits is two planes of signed bytes, x = 256 high + low, which are
- * multiplied with the same weight word and joined at the block's end: as many dots as of 16-bit
- * pairs, but half of the words to unpack, and none at all of INT8 weights.
  */
 #include "tiles.h"
 #include "vmath.h"
 
-/* Planes of the activations, sums of their own each. */
-#define PLANES(format) ((format) == CPU_I16 ? TILE_I16_PLANES : 1)
-/* Whether a weight takes 16 bits of a word, or 8. */
-#define WIDE(format) ((format) == CPU_I16 && TILE_I16_PLANES == 1)
-/* Words of weights in a step of 8 columns. */
-#define WORDS(format) (WIDE(format) ? 4 : 2)
-
-static_assert((CPU_I16_MAX + 128) >> 8 <= INT8_MAX, "a high byte is signed");
-static_assert((int64_t)PACK_BLOCK * 255 * 128 * 257 +
-                      (int64_t)PACK_BLOCK * PACK_I8_ZERO * CPU_I16_MAX <=
-                  INT32_MAX,
-              "sums of planes are exact");
-
-/* Word w of a step of 8 columns of INT4 or INT8. */
+/* The INT4 and INT8 words of a step of 8 columns, masked as word w of the activations wants it. */
 VEC_FN vi weight_word(const uint8_t *step, int format, int type, int w)
 {
 #ifdef VEC_HAVE_HIGH_NIBBLES
-    if (type == K_WEIGHT_I4 && !WIDE(format) && w == 1)
+    if (type == K_WEIGHT_I4 && format == CPU_I8 && w == 1)
         return vi_high_nibbles(vi_load(step));
 #endif
     if (type == K_WEIGHT_I4)
         return vi_and(vi_srl(vi_load(step), 4 * w),
-                      vi_set1(WIDE(format) ? 0x000f000f : 0x0f0f0f0f));
-    if (WIDE(format))
+                      vi_set1(format == CPU_I16 ? 0x000f000f : 0x0f0f0f0f));
+    if (format == CPU_I16)
         return vi_and(vi_srl(vi_load(step + w / 2 * PACK_STEP_BYTES), 8 * (w % 2)),
                       vi_set1(0x00ff00ff));
     return vi_load(step + w * PACK_STEP_BYTES);
@@ -70,9 +53,10 @@ VEC_FN void dot(int format, int type, int P, const vi *weights, const uint32_t *
                 int n)
 {
 #ifdef VEC_HAVE_DOT_WORD
-    static_assert(!WIDE(CPU_I16), "bytes only");
-    (void)format, (void)type;
-    TILE_UNROLL for (int p = 0; p < P; p++) acc[p][n] = vi_dot8_word(acc[p][n], weights[p], x);
+    (void)type;
+    TILE_UNROLL for (int p = 0; p < P; p++) acc[p][n] =
+        format == CPU_I16 ? vi_dot16_word(acc[p][n], weights[p], x)
+                          : vi_dot8_word(acc[p][n], weights[p], x);
 #else
     const vi v = vi_bcast(x);
     TILE_UNROLL for (int p = 0; p < P; p++) acc[p][n] =
@@ -111,14 +95,13 @@ VEC_FN void end_group(const struct tile *t, uint32_t group, int R, int P, struct
     }
 }
 
-/* `len` columns of a block: acc += weights times activations, N sums per row, panel and plane.
- * Where words are made ahead, the dots of one never wait for it: they are taken in order, so that a
- * word made behind the dots before would be ready when the dots' ports have been idle for a while.
- */
+/* `len` columns of a block: acc += weights times activations, N sums per row and panel. Where words
+ * are made ahead, the dots of one never wait for it: they are taken in order, so that a word made
+ * behind the dots before would be ready when the dots' ports have been idle for a while. */
 VEC_FN void add_columns(const uint8_t *w, size_t panel_bytes, const uint32_t *x, uint32_t len,
                         int format, int type, int R, int P, int N, vi (*acc)[TILE_INT_PANELS][4])
 {
-    const int words = WORDS(format), planes = PLANES(format);
+    const int words = format == CPU_I16 ? 4 : 2;
     const size_t step_bytes = type == K_WEIGHT_I4 ? PACK_STEP_BYTES : 2 * PACK_STEP_BYTES;
     uint32_t k = 0;
     vi ahead[TILE_INT_PANELS];
@@ -142,20 +125,19 @@ VEC_FN void add_columns(const uint8_t *w, size_t panel_bytes, const uint32_t *x,
                     ahead[p] = vi_made(weight_word((i + 1 < words ? w : next) + panel, format, type,
                                                    (i + 1) % words));
             }
-            TILE_UNROLL for (int n = 0; n < planes; n++) TILE_UNROLL for (int r = 0; r < R; r++)
-                dot(format, type, P, weights, x + (i * planes + n) * R + r, acc[r],
-                    i % N * planes + n);
+            TILE_UNROLL for (int r = 0; r < R; r++)
+                dot(format, type, P, weights, x + i * R + r, acc[r], i % N);
         }
         w = next;
-        x += words * planes * R;
+        x += words * R;
     } while (k < len);
 }
 
-/* N sums per row, panel and plane, for short tiles: the dot instruction takes several cycles. */
+/* N sums per row and panel, for short tiles: the dot instruction takes several cycles. */
 VEC_FN void multiply_tile(const struct tile *t, int format, int type, int R, int P, int N)
 {
     const struct pack_shape *s = &t->j->l->shape;
-    const int planes = PLANES(format), words = WORDS(format) * planes, n_sums = N * planes;
+    const int words = format == CPU_I16 ? 4 : 2;
     const size_t step_bytes = type == K_WEIGHT_I4 ? PACK_STEP_BYTES : 2 * PACK_STEP_BYTES;
     const size_t word0 = (size_t)t->row0 * s->k_pad / 8 * (size_t)words;
     const uint32_t *x = (const uint32_t *)t->j->data + word0;
@@ -178,7 +160,7 @@ VEC_FN void multiply_tile(const struct tile *t, int format, int type, int R, int
             TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int p = 0; p < P; p++)
             {
                 sum[r][p][0] = vi_bcast(x_start + r);
-                TILE_UNROLL for (int n = 1; n < n_sums; n++) sum[r][p][n] = vi_zero();
+                TILE_UNROLL for (int n = 1; n < N; n++) sum[r][p][n] = vi_zero();
             }
             for (uint32_t line = 0; ahead && line < t->ahead_lines; line++, ahead += 64)
                 VEC_PREFETCH_L2(ahead);
@@ -201,10 +183,8 @@ VEC_FN void multiply_tile(const struct tile *t, int format, int type, int R, int
             TILE_IN_MEMORY(sums);
             TILE_UNROLL for (int r = 0; r < R; r++) TILE_UNROLL for (int p = 0; p < P; p++)
             {
-                TILE_UNROLL for (int n = planes; n < n_sums; n++) sum[r][p][n % planes] =
-                    vi_add(sum[r][p][n % planes], sum[r][p][n]);
-                if (planes == 2)
-                    sum[r][p][0] = vi_add(sum[r][p][0], vi_sll(sum[r][p][1], 8));
+                TILE_UNROLL for (int n = 1; n < N; n++) sum[r][p][0] =
+                    vi_add(sum[r][p][0], sum[r][p][n]);
                 float *part = sums->part[left / PACK_BLOCK % TILE_ORDERS][r][p];
                 vf_store(part,
                          vf_fma(vf_from_int(sum[r][p][0]), vf_set1(x_scale[r]), vf_load(part)));
@@ -218,10 +198,10 @@ VEC_FN void multiply_tile(const struct tile *t, int format, int type, int R, int
         tile_store(t, (uint32_t)r, (uint32_t)p, vf_load(sums->total[r][p]));
 }
 
-/* Sums per row, panel and plane: about ten chains in all, where there are registers for them, and
- * no more than there are words in a step. */
+/* Sums per row and panel: about ten chains in all, where there are registers for them, and no more
+ * than there are words in a step. */
 #if defined CPU_ISA_avx512vnni
-#define SUMS(format, R) ((R) <= (format == CPU_I16 ? 5 : 10) ? 2 : 1)
+#define SUMS(format, R) ((R) <= 2 && format == CPU_I16 ? 4 : (R) <= 10 ? 2 : 1)
 #else
 #define SUMS(format, R) ((R) == 1 ? (format == CPU_I16 ? 4 : 2) : (R) <= 3 ? 2 : 1)
 #endif
@@ -236,10 +216,10 @@ VEC_FN void multiply_tile(const struct tile *t, int format, int type, int R, int
     {                                                                                              \
         multiply_tile(t, CPU_##format, K_WEIGHT_##type, R, TILE_INT_PANELS, 1);                    \
     }
-#define TILES_I16_ONE(R)  TILE_ONE(I16, I4, R) TILE_ONE(I16, I8, R)
-#define TILES_I8_ONE(R)   TILE_ONE(I8, I4, R) TILE_ONE(I8, I8, R)
-#define TILES_I16_WIDE(R) TILE_WIDE(I16, I4, R) TILE_WIDE(I16, I8, R)
-#define TILES_I8_WIDE(R)  TILE_WIDE(I8, I4, R) TILE_WIDE(I8, I8, R)
+#define TILES_ONE(R)                                                                               \
+    TILE_ONE(I16, I4, R) TILE_ONE(I16, I8, R) TILE_ONE(I8, I4, R) TILE_ONE(I8, I8, R)
+#define TILES_WIDE(R)                                                                              \
+    TILE_WIDE(I16, I4, R) TILE_WIDE(I16, I8, R) TILE_WIDE(I8, I4, R) TILE_WIDE(I8, I8, R)
 
 #define I16_I4_ONE(R)  I16_I4_one_##R,
 #define I16_I4_WIDE(R) I16_I4_wide_##R,
@@ -250,8 +230,7 @@ VEC_FN void multiply_tile(const struct tile *t, int format, int type, int R, int
 #define I8_I8_ONE(R)   I8_I8_one_##R,
 #define I8_I8_WIDE(R)  I8_I8_wide_##R,
 
-TILE_I16_SIZES(TILES_I16_ONE)
-TILE_I8_SIZES(TILES_I8_ONE)
+TILE_INT_SIZES(TILES_ONE)
 
 #ifdef CPU_ISA_avx512vnni
 
@@ -310,36 +289,35 @@ VEC_FN void walk_glu(const struct cpu_product *j, uint64_t first, uint64_t end, 
     }
 }
 
-#define MULTIPLY_GLU(name, sizes, ones)                                                            \
+#define MULTIPLY_GLU(name, ones)                                                                   \
     CPU_PANELS_FN(name)                                                                            \
     {                                                                                              \
-        static const tile_fn one[] = {sizes(ones)};                                                \
+        static const tile_fn one[] = {TILE_INT_SIZES(ones)};                                       \
         walk_glu(j, first, end, more, one);                                                        \
     }
 
-MULTIPLY_GLU(multiply_glu_i16_i8, TILE_I16_SIZES, I16_I8_ONE)
-MULTIPLY_GLU(multiply_glu_i16_i4, TILE_I16_SIZES, I16_I4_ONE)
-MULTIPLY_GLU(multiply_glu_i8_i8, TILE_I8_SIZES, I8_I8_ONE)
-MULTIPLY_GLU(multiply_glu_i8_i4, TILE_I8_SIZES, I8_I4_ONE)
+MULTIPLY_GLU(multiply_glu_i16_i8, I16_I8_ONE)
+MULTIPLY_GLU(multiply_glu_i16_i4, I16_I4_ONE)
+MULTIPLY_GLU(multiply_glu_i8_i8, I8_I8_ONE)
+MULTIPLY_GLU(multiply_glu_i8_i4, I8_I4_ONE)
 
-#define MULTIPLY(name, sizes, ones, wides)                                                         \
+#define MULTIPLY(name, ones, wides)                                                                \
     CPU_PANELS_FN(name)                                                                            \
     {                                                                                              \
-        static const tile_fn one[] = {sizes(ones)};                                                \
+        static const tile_fn one[] = {TILE_INT_SIZES(ones)};                                       \
         tile_walk_groups(j, first, end, more, one, TILE_GROUP_BYTES);                              \
     }
 #else
-TILE_I16_SIZES(TILES_I16_WIDE)
-TILE_I8_SIZES(TILES_I8_WIDE)
-#define MULTIPLY(name, sizes, ones, wides)                                                         \
+TILE_INT_SIZES(TILES_WIDE)
+#define MULTIPLY(name, ones, wides)                                                                \
     CPU_PANELS_FN(name)                                                                            \
     {                                                                                              \
-        static const tile_fn one[] = {sizes(ones)}, wide[] = {sizes(wides)};                       \
+        static const tile_fn one[] = {TILE_INT_SIZES(ones)}, wide[] = {TILE_INT_SIZES(wides)};     \
         tile_walk(j, first, end, more, one, wide, false);                                          \
     }
 #endif
 
-MULTIPLY(multiply_i16_i4, TILE_I16_SIZES, I16_I4_ONE, I16_I4_WIDE)
-MULTIPLY(multiply_i16_i8, TILE_I16_SIZES, I16_I8_ONE, I16_I8_WIDE)
-MULTIPLY(multiply_i8_i4, TILE_I8_SIZES, I8_I4_ONE, I8_I4_WIDE)
-MULTIPLY(multiply_i8_i8, TILE_I8_SIZES, I8_I8_ONE, I8_I8_WIDE)
+MULTIPLY(multiply_i16_i4, I16_I4_ONE, I16_I4_WIDE)
+MULTIPLY(multiply_i16_i8, I16_I8_ONE, I16_I8_WIDE)
+MULTIPLY(multiply_i8_i4, I8_I4_ONE, I8_I4_WIDE)
+MULTIPLY(multiply_i8_i8, I8_I8_ONE, I8_I8_WIDE)

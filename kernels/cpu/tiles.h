@@ -128,23 +128,19 @@ VEC_FN void tile_walk_groups(const struct cpu_product *j, uint64_t first, uint64
 
 /* Expands X(rows) for the tile sizes of this instruction set. */
 #if defined CPU_ISA_avx512 || defined CPU_ISA_avx512vnni
-#define TILE_SIZES(X)        X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
-#define TILE_MIDDLE_SIZES(X) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
+#define TILE_SIZES(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 #define TILE_TALL_SIZES(X)                                                                         \
-    TILE_MIDDLE_SIZES(X) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(24)
+    X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(24)
 #else
 #define TILE_SIZES(X) X(1) X(2) X(3) X(4)
 #endif
 
 #if defined CPU_ISA_avxvnni
-#define TILE_I8_SIZES(X)  TILE_SIZES(X) X(5) X(6)
-#define TILE_I16_SIZES(X) TILE_I8_SIZES(X)
+#define TILE_INT_SIZES(X) TILE_SIZES(X) X(5) X(6)
 #elif defined CPU_ISA_avx512vnni
-#define TILE_I8_SIZES(X)  TILE_SIZES(X) TILE_TALL_SIZES(X)
-#define TILE_I16_SIZES(X) TILE_SIZES(X) TILE_MIDDLE_SIZES(X)
+#define TILE_INT_SIZES(X) TILE_SIZES(X) TILE_TALL_SIZES(X)
 #else
-#define TILE_I8_SIZES(X)  TILE_SIZES(X)
-#define TILE_I16_SIZES(X) TILE_SIZES(X)
+#define TILE_INT_SIZES(X) TILE_SIZES(X)
 #endif
 
 #endif

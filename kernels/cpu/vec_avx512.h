@@ -189,17 +189,16 @@ VEC_FN vi vi_dot8_small(vi acc, vi u, vi s)
  * register. They stay in the order in which they are written, and behind vi_made. */
 #define VEC_HAVE_DOT_WORD
 
+VEC_FN vi vi_dot16_word(vi acc, vi w, const uint32_t *x)
+{
+    __asm__ volatile("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*x));
+    return acc;
+}
+
 VEC_FN vi vi_dot8_word(vi acc, vi u, const uint32_t *x)
 {
     __asm__ volatile("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*x));
     return acc;
-}
-
-/* Values of 16 bits as two signed bytes each, low and high: a = 256 high + low. */
-VEC_FN __m256i vi_planes(vi a)
-{
-    const vi half = vi_set1(128);
-    return _mm512_cvtepi32_epi16(_mm512_xor_si512(vi_add(a, half), half));
 }
 
 /* a, which is in its register from here on. */
