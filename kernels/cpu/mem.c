@@ -1,6 +1,7 @@
 /* mem.c: small areas come from malloc, where sanitizers watch them; large ones are mapped, so that
  * they start as zero pages and are placed near the thread that writes them first. */
 #include "mem.h"
+#include "watch.h"
 
 #include <errno.h>
 #include <stdint.h>
@@ -10,6 +11,13 @@
 #include <unistd.h>
 
 enum { ALIGN = 64, MAP_FROM_BYTES = 1 << 20, PAGE = 4096, HUGE_PAGE = 2 << 20 };
+
+/* Bytes behind an area, for what reads or writes past its end to be noticed. */
+#ifdef WATCH_AREAS
+enum { BEHIND = 256 };
+#else
+enum { BEHIND = 0 };
+#endif
 
 #ifndef MADV_POPULATE_WRITE /* Linux 5.14 */
 #define MADV_POPULATE_WRITE 23
@@ -28,36 +36,53 @@ static void *map(size_t total)
         return NULL;
     madvise(h, total, MADV_HUGEPAGE); /* a wish: refused where huge pages are off */
     h->mapped_bytes = total;
-    return (uint8_t *)h + ALIGN;
+    return h;
+}
+
+static void *take(size_t total)
+{
+    void *all;
+    if (posix_memalign(&all, ALIGN, total))
+        return NULL;
+    return memset(all, 0, total);
+}
+
+/* As the header in front of an area says, which nobody else looks at. */
+__attribute__((no_sanitize_address)) static size_t mapped_bytes(const void *area)
+{
+    return ((const struct header *)((const uint8_t *)area - ALIGN))->mapped_bytes;
 }
 
 void *mem_alloc(size_t bytes)
 {
     if (bytes > SIZE_MAX / 2)
         return NULL;
-    size_t total = (bytes + ALIGN - 1) / ALIGN * ALIGN + ALIGN;
-    if (total >= MAP_FROM_BYTES)
-        return map(total);
-    void *area;
-    if (posix_memalign(&area, ALIGN, total))
+    size_t total = (bytes + ALIGN - 1) / ALIGN * ALIGN + ALIGN + BEHIND;
+    void *all = total >= MAP_FROM_BYTES ? map(total) : take(total);
+    if (!all)
         return NULL;
-    memset(area, 0, total);
-    return (uint8_t *)area + ALIGN;
+    uint8_t *area = (uint8_t *)all + ALIGN;
+    watch_forbid(all, ALIGN);
+    watch_forbid(area + bytes, total - ALIGN - bytes);
+    return area;
 }
 
 void mem_free(void *p)
 {
     if (!p)
         return;
-    struct header *h = (struct header *)((uint8_t *)p - ALIGN);
-    if (h->mapped_bytes)
-        munmap(h, h->mapped_bytes);
-    else
-        free(h);
+    uint8_t *all = (uint8_t *)p - ALIGN;
+    size_t mapped = mapped_bytes(p);
+    if (!mapped) {
+        free(all);
+        return;
+    }
+    watch_allow(all, mapped); /* something else may come to be there */
+    munmap(all, mapped);
 }
 
 /* A fault for every page, where the kernel does not make many at once. */
-static void touch_pages(uint8_t *first, const uint8_t *end)
+__attribute__((no_sanitize_address)) static void touch_pages(uint8_t *first, const uint8_t *end)
 {
     for (volatile uint8_t *at = first; at < end; at += PAGE)
         *at = *at;
@@ -65,10 +90,10 @@ static void touch_pages(uint8_t *first, const uint8_t *end)
 
 void mem_touch(void *p, size_t from, size_t to)
 {
-    struct header *h = (struct header *)((uint8_t *)p - ALIGN);
-    if (!h->mapped_bytes)
+    const size_t mapped = mapped_bytes(p);
+    if (!mapped)
         return; /* malloc's, which mem_alloc has cleared */
-    const uintptr_t begin = (uintptr_t)h, end = begin + h->mapped_bytes;
+    const uintptr_t begin = (uintptr_t)p - ALIGN, end = begin + mapped;
     uintptr_t first = ((uintptr_t)p + from) / HUGE_PAGE * HUGE_PAGE;
     uintptr_t last = ((uintptr_t)p + to) / HUGE_PAGE * HUGE_PAGE;
     first = first < begin ? begin : first;

@@ -2,6 +2,7 @@
  * words (8 INT4 or 4 INT8 columns) and of halves (FP16 columns, scales). Panels are written past
  * the caches: they are larger than these, and whoever reads them next is another thread. */
 #include "cpu.h"
+#include "watch.h"
 
 #include <assert.h>
 #include <string.h>
@@ -29,6 +30,12 @@ static struct rows rows_of(const void *data, size_t row_bytes, uint32_t n)
 
 #ifdef __SSE2__
 
+static inline void stream(void *to, __m128i v)
+{
+    watch_bytes(to, sizeof v);
+    _mm_stream_si128(to, v);
+}
+
 /* Words [0, 4) of four rows to lanes [lane, lane + 4) of four steps. */
 static inline void transpose_words(const uint8_t *const row[4], size_t offset, __m128i flip,
                                    uint32_t *to)
@@ -43,7 +50,7 @@ static inline void transpose_words(const uint8_t *const row[4], size_t offset, _
                              _mm_unpacklo_epi64(ab_high, cd_high),
                              _mm_unpackhi_epi64(ab_high, cd_high)};
     for (int i = 0; i < 4; i++)
-        _mm_stream_si128((__m128i *)(to + (size_t)i * PACK_LANES), _mm_xor_si128(step[i], flip));
+        stream(to + (size_t)i * PACK_LANES, _mm_xor_si128(step[i], flip));
 }
 
 /* Halves [0, 8) of eight rows to lanes of eight columns. */
@@ -64,7 +71,7 @@ static inline void transpose_halves(const uint8_t *const row[8], size_t offset, 
             _mm_unpacklo_epi64(low_01, low_23), _mm_unpackhi_epi64(low_01, low_23),
             _mm_unpacklo_epi64(high_01, high_23), _mm_unpackhi_epi64(high_01, high_23)};
         for (int i = 0; i < 4; i++)
-            _mm_stream_si128((__m128i *)(to + (size_t)(4 * h + i) * PACK_LANES), column[i]);
+            stream(to + (size_t)(4 * h + i) * PACK_LANES, column[i]);
     }
 }
 

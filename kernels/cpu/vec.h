@@ -12,6 +12,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "watch.h"
+
 #define VEC 16 /* lanes */
 
 #if defined CPU_ISA_avx512 || defined CPU_ISA_avx512vnni

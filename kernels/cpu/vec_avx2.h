@@ -99,6 +99,7 @@ VEC_FN vi vec_mask(int n)
 VEC_FN vf vf_load_n(const float *p, int n)
 {
     vi m = vec_mask(n);
+    watch_bytes(p, (size_t)n * sizeof *p);
     /* an address behind the array is not formed */
     const float *upper = n > 8 ? p + 8 : p;
     return (vf){_mm256_maskload_ps(p, m.a), _mm256_maskload_ps(upper, m.b)};
@@ -107,6 +108,7 @@ VEC_FN vf vf_load_n(const float *p, int n)
 VEC_FN void vf_store_n(float *p, vf x, int n)
 {
     vi m = vec_mask(n);
+    watch_bytes(p, (size_t)n * sizeof *p);
     _mm256_maskstore_ps(p, m.a, x.a);
     if (n > 8)
         _mm256_maskstore_ps(p + 8, m.b, x.b);

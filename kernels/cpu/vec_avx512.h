@@ -46,11 +46,13 @@ VEC_FN __mmask16 vec_mask(int n)
 
 VEC_FN vf vf_load_n(const float *p, int n)
 {
+    watch_bytes(p, (size_t)n * sizeof *p);
     return _mm512_maskz_loadu_ps(vec_mask(n), p);
 }
 
 VEC_FN void vf_store_n(float *p, vf a, int n)
 {
+    watch_bytes(p, (size_t)n * sizeof *p);
     _mm512_mask_storeu_ps(p, vec_mask(n), a);
 }
 
@@ -149,6 +151,7 @@ VEC_FN void vf_transpose(vf v[VEC])
  * those of a large tile no longer fit. */
 VEC_FN vf vf_fma_word(vf a, const float *x, vf c)
 {
+    watch_word(x);
     __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(c) : "v"(a), "m"(*x));
     return c;
 }
@@ -191,12 +194,14 @@ VEC_FN vi vi_dot8_small(vi acc, vi u, vi s)
 
 VEC_FN vi vi_dot16_word(vi acc, vi w, const uint32_t *x)
 {
+    watch_word(x);
     __asm__ volatile("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*x));
     return acc;
 }
 
 VEC_FN vi vi_dot8_word(vi acc, vi u, const uint32_t *x)
 {
+    watch_word(x);
     __asm__ volatile("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*x));
     return acc;
 }

@@ -59,6 +59,11 @@ int64_t golden_int(const json_t *object, const char *key, int64_t absent)
     return v ? (int64_t)json_integer_value(v) : absent;
 }
 
+static const char *golden_isa(void)
+{
+    return getenv("GLMD_TEST_ISA");
+}
+
 bool golden_long(void)
 {
     const char *value = getenv("GLMD_TEST_LONG");
@@ -95,7 +100,7 @@ void golden_open(struct golden_engine *g, const struct golden_options *o)
                                    .mode = o->mode,
                                    .kv_type = o->kv_type,
                                    .n_threads = o->tp * MAX(o->pp, 1u), /* one each */
-                                   .isa = o->isa,
+                                   .isa = o->isa || o->device ? o->isa : golden_isa(),
                                    .n_slots = o->n_slots,
                                    .n_kv_blocks = o->n_blocks,
                                    .max_step_tokens = o->max_step_tokens,

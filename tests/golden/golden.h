@@ -54,8 +54,8 @@ struct golden_options {
     uint32_t tp;
     enum k_mode mode;
     enum k_kv_type kv_type;
-    const char *device; /* NULL = "cpu" */
-    const char *isa;
+    const char *device;           /* NULL = "cpu" */
+    const char *isa;              /* NULL = GLMD_TEST_ISA, or the best */
     uint32_t pp;                  /* stages; 0 = 1 */
     const uint32_t *stage_layers; /* [pp], NULL = even */
     uint32_t slice_layers; /* golden_step runs steps that only begin sequences in slices of so many
