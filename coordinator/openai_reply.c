@@ -64,7 +64,7 @@ int openai_count_bytes(struct openai_reply *r, size_t more)
 static int take_front(struct openai_reply *r, uint32_t prompt)
 {
     struct buf *front = &r->prompts[prompt].front.text;
-    const char *text = r->q->echo ? r->p->prompts[prompt] : NULL;
+    const char *text = r->q->echo && r->p->prompts ? r->p->prompts[prompt] : NULL;
     const struct wire_token_ids *ids = r->q->generate[prompt].tokens;
     int code = 0;
     if (text)
