@@ -368,14 +368,10 @@ static void weights_of_row_16(struct context *c, uint32_t R, uint32_t r)
     weights_of_row(c, 16, R, r);
 }
 
-#if HAVE_BYTES
 static void weights_of_row_8(struct context *c, uint32_t R, uint32_t r)
 {
     weights_of_row(c, 8, R, r);
 }
-#else
-#define weights_of_row_8 weights_of_row_16
-#endif
 
 VEC_FN void attend(struct context *c, int bits, int R, float *y)
 {
