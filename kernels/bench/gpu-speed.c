@@ -157,8 +157,8 @@ static size_t divided(const struct bench *b, size_t bytes)
     return bytes / b->s.divide / b->s.divide / 16 * 16;
 }
 
-/* In a program that the backend is linked into; NULL elsewhere. */
-extern const struct cuda_bench glmd_cuda_bench __attribute__((weak));
+/* There in a program that the backend is linked into; without an address elsewhere. */
+#pragma weak glmd_cuda_bench
 
 /* The bench table of the library that holds the backend's operations. */
 static const struct cuda_bench *find_bench(const struct k_ops *ops)
