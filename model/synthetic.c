@@ -50,12 +50,18 @@ static void set_shape(struct arch *a, const struct shape *s)
                                      .special_base = (uint32_t)base};
 }
 
+/* Whether `name` is that of a shape, "glm-130b", or what is behind its "glm-". */
+static bool is_name(const char *name, const char *shape)
+{
+    return strcmp(name, shape) == 0 || strcmp(name, shape + strlen("glm-")) == 0;
+}
+
 int synthetic_arch(const char *name, uint32_t n_layers, struct arch *ret)
 {
     *ret = arch_glm_130b;
-    bool found = strcmp(name, "glm-130b") == 0;
+    bool found = is_name(name, "glm-130b");
     for (size_t i = 0; i != ARRAY_LEN(shapes); i++) {
-        if (strcmp(name, shapes[i].name) != 0)
+        if (!is_name(name, shapes[i].name))
             continue;
         set_shape(ret, &shapes[i]);
         found = true;

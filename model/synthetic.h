@@ -26,7 +26,8 @@
  *   glm-tiny       256       2     64               512        2048     0.003e9
  *
  * 130b is the published model. The two in the middle are siblings of it; tiny is for machinery: it
- * can be split among 64 ranks. n_layers 0: as many as the table says. -ENOENT. */
+ * can be split among 64 ranks. "glm-" may be left out of a name. n_layers 0: as many as the table
+ * says. -ENOENT. */
 int synthetic_arch(const char *name, uint32_t n_layers, struct arch *ret);
 extern const char synthetic_names[]; /* for messages: "glm-130b, ..." */
 

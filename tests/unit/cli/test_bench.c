@@ -168,7 +168,13 @@ static void test_shapes(void **state)
     assert_int_equal(a.n_layers, 4);
     assert_int_equal(synthetic_arch("glm-tiny", 0, &a), 0);
     assert_int_equal(arch_check_tp(&a, 64, &e), 0);
-    assert_int_equal(synthetic_arch("glm-5", 0, &a), -ENOENT);
+    assert_int_equal(synthetic_arch("1.6b", 0, &a), 0);
+    assert_string_equal(a.name, "glm-1.6b");
+    assert_int_equal(synthetic_arch("130b", 0, &a), 0);
+    assert_int_equal(a.hidden, 12288);
+    static const char *const unknown[] = {"glm-5", "glm-", "", "glm", "glm-1.6"};
+    for (size_t i = 0; i != ARRAY_LEN(unknown); i++)
+        assert_int_equal(synthetic_arch(unknown[i], 0, &a), -ENOENT);
 }
 
 /* A piece is the same bytes wherever it begins. */
