@@ -162,7 +162,8 @@ enum k_part {
 /* Since the context was opened, of the thread that drives it. */
 struct k_profile {
     uint64_t ns[K_N_PARTS];
-    uint64_t wait_ns; /* of these: its own share done, waiting for the pool's other threads */
+    /* of these and of each_thread: its own share done, waiting for the pool's other threads */
+    uint64_t wait_ns;
     uint64_t n_sections;
 };
 
@@ -296,6 +297,12 @@ struct k_ops {
     /* Gathers rows: y[i] = x[rows[i]], i < n. */
     void (*gather)(struct k_ctx *c, const void *x, uint32_t cols, const uint32_t *rows, uint32_t n,
                    void *y);
+
+    /* fn(arg, i, n) for every i < n on the n threads of the context at once, the caller's being the
+     * first, for what the host does with results. Returns when all have returned. NULL: it has no
+     * threads but the caller's. */
+    void (*each_thread)(struct k_ctx *c, void (*fn)(void *arg, uint32_t thread, uint32_t n_threads),
+                        void *arg);
 
     /* What was counted until now; NULL where a call does not wait for the work. */
     void (*profile)(struct k_ctx *c, struct k_profile *ret);

@@ -122,6 +122,11 @@ void cpu_run_alone(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg)
     c->profile.ns[part] += cpu_now_ns() - begin;
 }
 
+static void cpu_each_thread(struct k_ctx *c, pool_fn fn, void *arg)
+{
+    pool_run(c->pool, fn, arg);
+}
+
 static void cpu_profile(struct k_ctx *c, struct k_profile *ret)
 {
     *ret = c->profile;
@@ -213,5 +218,6 @@ const struct k_ops cpu_ops = {
     .linear_glu = cpu_linear_glu,
     .gather = cpu_gather,
     .feed = &cpu_feed_ops,
+    .each_thread = cpu_each_thread,
     .profile = cpu_profile,
 };

@@ -99,7 +99,7 @@ void golden_open(struct golden_engine *g, const struct golden_options *o)
                                    .device = o->device ? o->device : "cpu",
                                    .mode = o->mode,
                                    .kv_type = o->kv_type,
-                                   .n_threads = o->tp * MAX(o->pp, 1u), /* one each */
+                                   .n_threads = o->tp * MAX(o->pp, 1u) * MAX(o->threads, 1u),
                                    .isa = o->isa || o->device ? o->isa : golden_isa(),
                                    .n_slots = o->n_slots,
                                    .n_kv_blocks = o->n_blocks,

@@ -52,6 +52,7 @@ struct golden_engine {
 struct golden_options {
     const char *model; /* "fp16-tp1", "int4-tp2", ... */
     uint32_t tp;
+    uint32_t threads; /* of each rank; 0 = 1 */
     enum k_mode mode;
     enum k_kv_type kv_type;
     const char *device;           /* NULL = "cpu" */

@@ -560,8 +560,9 @@ void engine_memory(const struct engine *g, struct engine_memory *ret)
         .weights = g->model.weights.bytes,
         .kv = g->kv_bytes,
         .scratch = m->ws.bytes + m->ops->product_bytes(m->ctx) + rope + context.device +
-                   context.host + sums_bytes(g) + g->batch.bytes + outputs_bytes(l) +
-                   device_sampler + g->outputs.results.logits_cap * sizeof(float),
+                   context.host + sums_bytes(g) + g->batch.bytes +
+                   outputs_bytes(l, m->ops->sample) + device_sampler +
+                   g->outputs.results.logits_cap * sizeof(float),
     };
 }
 

@@ -108,6 +108,6 @@ int footprint_of(const struct footprint_rank *r, const struct plan_limits *limit
     if (r->layer_end == a->n_layers)
         ret->scratch += outputs_device_bytes(r->sizes->backend, r->tp_size, limits);
     ret->scratch_host = workspace_host_bytes(&ws, alone, r->sizes->host_memory) + context.host +
-                        batch_bytes(limits) + outputs_bytes(limits);
+                        batch_bytes(limits) + outputs_bytes(limits, r->sizes->sampler_bytes);
     return 0;
 }

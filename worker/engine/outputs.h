@@ -21,13 +21,17 @@
 #include "worker/engine/results.h"
 #include "worker/engine/sampler.h"
 
+/* Threads that sample rows on the host at most: each takes 28 bytes of memory per token id. */
+enum { OUTPUTS_SAMPLERS = 8 };
+
 struct outputs {
     /* owned */
     struct results results;
-    struct sampler *sampler;
     struct k_sampler *device; /* NULL: the host samples */
-    float *row;               /* [vocab] logits that come from several ranks, one row */
-    uint64_t sample_ns;       /* so far: choosing tokens on the host */
+    /* For each thread that samples on the host; one alone where a device does, then NULL. */
+    struct sampler *samplers[OUTPUTS_SAMPLERS];
+    float *rows[OUTPUTS_SAMPLERS]; /* [vocab] logits that come from several ranks, one row */
+    uint64_t sample_ns;            /* so far: choosing tokens on the host */
     /* so far: rows that the devices of several ranks chose together; that went through whole logits
      * after all */
     uint64_t n_shared_rows, n_wide_rows;
@@ -45,8 +49,9 @@ int outputs_init(struct outputs *o, struct glm *model, const struct batch *batch
                  const struct plan_limits *limits);
 void outputs_deinit(struct outputs *o);
 
-/* What outputs_init allocates on the host, and on the device for a stage that holds the head. */
-uint64_t outputs_bytes(const struct plan_limits *limits);
+/* What outputs_init allocates on the host, with a device that samples or without, and on such a
+ * device for a stage that holds the head. */
+uint64_t outputs_bytes(const struct plan_limits *limits, bool on_device);
 uint64_t outputs_device_bytes(const char *backend, uint32_t tp_size,
                               const struct plan_limits *limits);
 
