@@ -10,20 +10,24 @@
 #include "tiles.h"
 #include "vmath.h"
 
-/* The INT4 and INT8 words of a step of 8 columns, masked as word w of the activations wants it. */
+/* The INT4 and INT8 words of a step of 8 columns, masked as word w of the activations wants it.
+ * What is shifted out of a byte or of 16 bits needs no mask. */
 VEC_FN vi weight_word(const uint8_t *step, int format, int type, int w)
 {
+    if (type == K_WEIGHT_I8 && format == CPU_I16) {
+        const vi v = vi_load(step + w / 2 * PACK_STEP_BYTES);
+        return w % 2 ? vi_srl16(v, 8) : vi_and(v, vi_set1(0x00ff00ff));
+    }
+    if (type == K_WEIGHT_I8)
+        return vi_load(step + w * PACK_STEP_BYTES);
+    const vi v = vi_load(step);
 #ifdef VEC_HAVE_HIGH_NIBBLES
-    if (type == K_WEIGHT_I4 && format == CPU_I8 && w == 1)
-        return vi_high_nibbles(vi_load(step));
+    if (w == 1)
+        return format == CPU_I16 ? vi_even_high_nibbles(v) : vi_high_nibbles(v);
 #endif
-    if (type == K_WEIGHT_I4)
-        return vi_and(vi_srl(vi_load(step), 4 * w),
-                      vi_set1(format == CPU_I16 ? 0x000f000f : 0x0f0f0f0f));
-    if (format == CPU_I16)
-        return vi_and(vi_srl(vi_load(step + w / 2 * PACK_STEP_BYTES), 8 * (w % 2)),
-                      vi_set1(0x00ff00ff));
-    return vi_load(step + w * PACK_STEP_BYTES);
+    if (w == 3)
+        return vi_srl16(v, 12);
+    return vi_and(vi_srl(v, 4 * w), vi_set1(format == CPU_I16 ? 0x000f000f : 0x0f0f0f0f));
 }
 
 /* INT4 times 8 bits where there is no dot instruction: products are summed in pairs of 16 bits,

@@ -41,6 +41,7 @@ VEC_I2(vi_max, _mm256_max_epi32)
 
 #define vi_sll(x, n)       ((vi){_mm256_slli_epi32((x).a, n), _mm256_slli_epi32((x).b, n)})
 #define vi_srl(x, n)       ((vi){_mm256_srli_epi32((x).a, n), _mm256_srli_epi32((x).b, n)})
+#define vi_srl16(x, n)     ((vi){_mm256_srli_epi16((x).a, n), _mm256_srli_epi16((x).b, n)})
 #define VEC_PREFETCH(p)    _mm_prefetch((const char *)(p), _MM_HINT_T0)
 #define VEC_PREFETCH_L2(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 

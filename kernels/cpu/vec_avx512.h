@@ -36,6 +36,7 @@ typedef __m512i vi;
 #define vi_max(a, b)       _mm512_max_epi32(a, b)
 #define vi_sll(a, n)       _mm512_slli_epi32(a, n)
 #define vi_srl(a, n)       _mm512_srli_epi32(a, n)
+#define vi_srl16(a, n)     _mm512_srli_epi16(a, n)
 #define VEC_PREFETCH(p)    _mm_prefetch((const char *)(p), _MM_HINT_T0)
 #define VEC_PREFETCH_L2(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 
@@ -214,10 +215,13 @@ VEC_FN vi vi_made(vi a)
 }
 
 #ifdef CPU_ISA_avx512gfni
-/* The high nibble of each byte, in one instruction: bit i of it is bit i + 4. */
+/* The high nibble of each byte, or of each even one with the odd ones zero, in one instruction: bit
+ * i of it is bit i + 4. */
 #define VEC_HAVE_HIGH_NIBBLES
-#define vi_high_nibbles(a)                                                                         \
-    _mm512_gf2p8affine_epi64_epi8(a, _mm512_set1_epi64(INT64_C(0x1020408000000000)), 0)
+#define VEC_NIBBLE_BITS    _mm512_set1_epi64(INT64_C(0x1020408000000000))
+#define vi_high_nibbles(a) _mm512_gf2p8affine_epi64_epi8(a, VEC_NIBBLE_BITS, 0)
+#define vi_even_high_nibbles(a)                                                                    \
+    _mm512_maskz_gf2p8affine_epi64_epi8(0x5555555555555555, a, VEC_NIBBLE_BITS, 0)
 #endif
 
 #else

@@ -265,6 +265,8 @@ VEC_FN vf vf_lookup(const float *table, vi idx)
 
 #define vi_sll(a, n) vi_shift_left(a, n)
 #define vi_srl(a, n) vi_shift_right(a, n)
+/* The same in each 16 bits. */
+#define vi_srl16(a, n) vi_shift_halves_right(a, n)
 
 VEC_FN vi vi_shift_left(vi a, int n)
 {
@@ -277,6 +279,13 @@ VEC_FN vi vi_shift_right(vi a, int n)
 {
     vi r;
     VEC_LANES((int32_t)((uint32_t)a.v[i] >> n));
+    return r;
+}
+
+VEC_FN vi vi_shift_halves_right(vi a, int n)
+{
+    vi r;
+    VEC_LANES((int32_t)(((uint32_t)a.v[i] >> 16 >> n << 16) | ((uint32_t)a.v[i] & 0xffff) >> n));
     return r;
 }
 
