@@ -110,15 +110,12 @@ void cpu_run_items(struct k_ctx *c, enum k_part part, uint64_t n, uint32_t piece
                    void *arg)
 {
     uint64_t begin = cpu_now_ns();
-    pool_run_items(c->pool, n, piece, fn, arg);
-    c->profile.ns[part] += cpu_now_ns() - begin;
-    c->profile.n_sections++;
-}
-
-void cpu_run_alone(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg)
-{
-    uint64_t begin = cpu_now_ns();
-    fn(arg, 0, 1);
+    if (n > piece) {
+        pool_run_items(c->pool, n, piece, fn, arg);
+        c->profile.n_sections++;
+    } else if (n) {
+        fn(arg, 0, n, n);
+    }
     c->profile.ns[part] += cpu_now_ns() - begin;
 }
 

@@ -180,13 +180,22 @@ struct k_ctx {
     struct k_profile profile; /* wait_ns apart, which the pool has */
 };
 
-/* cpu.c: a section on all threads of the pool, in shares or in items, or on the caller's alone for
- * what takes less than handing it over; the time counts for `part`. */
+/* cpu.c: a section on all threads of the pool, in shares or in items; the time counts for `part`.
+ * One piece of items is not worth a section: the caller does it. */
 void cpu_run(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg);
 void cpu_run_items(struct k_ctx *c, enum k_part part, uint64_t n, uint32_t piece, pool_items_fn fn,
                    void *arg);
-void cpu_run_alone(struct k_ctx *c, enum k_part part, pool_fn fn, void *arg);
 uint64_t cpu_now_ns(void);
+
+/* Values of a row that a thread changes in some microseconds, where handing a section over to
+ * threads that spin takes one and waking them thirty. */
+enum { CPU_PIECE_VALUES = 16384 };
+
+/* Items of so many values that make up a piece, one at least. */
+static inline uint32_t cpu_piece(uint64_t values)
+{
+    return (uint32_t)(CPU_PIECE_VALUES / (values + 1)) + 1;
+}
 
 /* Rows of a product that are packed at a time; longer batches go in several passes. */
 enum { CPU_PASS_ROWS = 512 };

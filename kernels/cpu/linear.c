@@ -201,8 +201,9 @@ static struct cpu_product product_of(struct k_ctx *c, const struct k_linear *l, 
 
 static void pack(struct k_ctx *c, struct cpu_product *j)
 {
-    cpu_run_items(c, K_PART_ACTIVATIONS, (uint64_t)j->n_tiles * j->l->shape.n_blocks, 4,
-                  pack_activations, j);
+    const uint32_t tile_rows = (j->n_rows + j->n_tiles - 1) / j->n_tiles;
+    cpu_run_items(c, K_PART_ACTIVATIONS, (uint64_t)j->n_tiles * j->l->shape.n_blocks,
+                  cpu_piece((uint64_t)tile_rows * PACK_BLOCK), pack_activations, j);
 }
 
 void cpu_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows, void *y)

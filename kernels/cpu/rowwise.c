@@ -66,69 +66,59 @@ void cpu_bias_free(struct k_ctx *c, struct k_bias *b)
     free(b);
 }
 
-struct norm_share {
+struct norm_section {
     const struct cpu_kernels *kernels;
     struct cpu_norm_job job;
-    uint32_t n_rows;
 };
 
-static void norm_share(void *arg, uint32_t thread, uint32_t n_threads)
+static void norm_rows(void *arg, uint64_t first, uint64_t end, uint64_t more)
 {
-    const struct norm_share *s = arg;
-    uint64_t first, end;
-    pool_share(s->n_rows, thread, n_threads, &first, &end);
+    const struct norm_section *s = arg;
+    (void)more;
     s->kernels->norm(&s->job, first, end);
 }
 
-/* A section costs some microseconds when the threads sleep: one row is not worth it. */
-static void run_norm(struct k_ctx *c, struct norm_share *s)
+static void run_norm(struct k_ctx *c, struct norm_section *s, uint32_t n_rows)
 {
-    if (s->n_rows > 1)
-        cpu_run(c, K_PART_NORM, norm_share, s);
-    else
-        cpu_run_alone(c, K_PART_NORM, norm_share, s);
+    cpu_run_items(c, K_PART_NORM, n_rows, cpu_piece(s->job.norm->cols), norm_rows, s);
 }
 
 void cpu_norm(struct k_ctx *c, const struct k_norm *n, float eps, const void *x, uint32_t n_rows,
               void *y)
 {
-    struct norm_share s = {c->kernels, {.norm = n, .eps = eps, .x = x, .y = y}, n_rows};
-    run_norm(c, &s);
+    struct norm_section s = {c->kernels, {.norm = n, .eps = eps, .x = x, .y = y}};
+    run_norm(c, &s, n_rows);
 }
 
 void cpu_residual_norm(struct k_ctx *c, const struct k_norm *n, float eps, float alpha,
                        const void *a, void *r, const struct k_bias *bias, uint32_t n_rows, void *y)
 {
     assert(!bias || bias->cols == n->cols);
-    struct norm_share s = {
+    struct norm_section s = {
         c->kernels,
         {.norm = n, .bias = bias, .a = a, .alpha = alpha, .eps = eps, .residual = r, .y = y},
-        n_rows,
     };
-    run_norm(c, &s);
+    run_norm(c, &s, n_rows);
 }
 
-struct glu_share {
+struct glu_section {
     const struct cpu_kernels *kernels;
     struct cpu_glu_job job;
-    uint64_t n_items;
 };
 
-static void glu_share(void *arg, uint32_t thread, uint32_t n_threads)
+static void glu_pieces(void *arg, uint64_t first, uint64_t end, uint64_t more)
 {
-    const struct glu_share *s = arg;
-    uint64_t first, end;
-    pool_share(s->n_items, thread, n_threads, &first, &end);
+    const struct glu_section *s = arg;
+    (void)more;
     s->kernels->glu(&s->job, first, end);
 }
 
 void cpu_glu(struct k_ctx *c, enum k_glu glu, const void *u, uint32_t n_rows, uint32_t inner,
              void *g)
 {
-    struct glu_share s = {c->kernels,
-                          {.kind = glu, .u = u, .g = g, .inner = inner},
-                          (uint64_t)n_rows * cpu_glu_pieces(inner)};
-    cpu_run(c, K_PART_GLU, glu_share, &s);
+    struct glu_section s = {c->kernels, {.kind = glu, .u = u, .g = g, .inner = inner}};
+    cpu_run_items(c, K_PART_GLU, (uint64_t)n_rows * cpu_glu_pieces(inner), cpu_piece(CPU_GLU_PIECE),
+                  glu_pieces, &s);
 }
 
 void cpu_gather(struct k_ctx *c, const void *x, uint32_t cols, const uint32_t *rows, uint32_t n,

@@ -50,17 +50,16 @@ static void check_params(const struct k_attn_params *p, const struct k_kv *kv)
     assert(p->layer < kv->p.n_layers);
 }
 
-struct rope_share {
+struct rope_section {
     const struct cpu_kernels *kernels;
     struct cpu_rope_job job;
 };
 
 /* By heads, so that no two threads write into the same piece of the cache. */
-static void rope_share(void *arg, uint32_t thread, uint32_t n_threads)
+static void rope_heads(void *arg, uint64_t first, uint64_t end, uint64_t more)
 {
-    const struct rope_share *s = arg;
-    uint64_t first, end;
-    pool_share(s->job.p.n_kv_heads, thread, n_threads, &first, &end);
+    const struct rope_section *s = arg;
+    (void)more;
     s->kernels->rope(&s->job, first, end);
 }
 
@@ -70,8 +69,12 @@ void cpu_rope_kv(struct k_ctx *c, const struct k_attn_params *p, const struct k_
 {
     check_params(p, kv);
     assert(r->half_dim * 2 == p->head_dim);
-    struct rope_share s = {c->kernels, {*p, r, qkv, positions, seqs, n_seqs, kv, q}};
-    cpu_run(c, K_PART_ROPE, rope_share, &s);
+    struct rope_section s = {c->kernels, {*p, r, qkv, positions, seqs, n_seqs, kv, q}};
+    uint64_t n_rows = 0;
+    for (uint32_t i = 0; i < n_seqs; i++)
+        n_rows += seqs[i].n_rows;
+    const uint64_t head_values = n_rows * (p->n_heads / p->n_kv_heads + 2) * (uint64_t)p->head_dim;
+    cpu_run_items(c, K_PART_ROPE, p->n_kv_heads, cpu_piece(head_values), rope_heads, &s);
 }
 
 /* Items are taken from a counter: their costs differ by the lengths of the sequences. Those of a

@@ -195,6 +195,39 @@ static void test_gelu_range(void **state)
     free(g);
 }
 
+static uint64_t sections(const struct k_ops *ops, struct k_ctx *c)
+{
+    struct k_profile p;
+    ops->profile(c, &p);
+    return p.n_sections;
+}
+
+/* The threads of the pool are asked when there is something to share out. */
+static void test_sections(void **state)
+{
+    (void)state;
+    enum { COLS = 2048, MAX = 64 };
+    const struct k_ops *ops = op_cpu();
+    struct k_ctx *c = op_open(ops, NULL, K_MODE_FP16, 2, MAX, COLS, 16);
+    struct rng r = {5};
+    uint16_t *weight = rng_halves(&r, COLS, 1, 0.1f);
+    struct k_norm *norm = ops->norm_new(c, K_NORM_RMS, weight, NULL, COLS);
+    float *x = op_malloc(MAX * COLS * sizeof *x), *y = op_malloc(MAX * COLS * sizeof *y);
+    rng_fill(&r, x, MAX * COLS, 1);
+    ops->norm(c, norm, 1e-5f, x, 1, y);
+    ops->glu(c, K_GLU_GEGLU, x, 1, COLS / 2, y);
+    assert_int_equal(sections(ops, c), 0);
+    ops->norm(c, norm, 1e-5f, x, MAX, y);
+    assert_int_equal(sections(ops, c), 1);
+    ops->glu(c, K_GLU_GEGLU, x, MAX, COLS / 2, y);
+    assert_int_equal(sections(ops, c), 2);
+    free(x);
+    free(y);
+    free(weight);
+    ops->norm_free(c, norm);
+    ops->close(c);
+}
+
 static void test_buffers(void **state)
 {
     (void)state;
@@ -286,6 +319,7 @@ int main(void)
         cmocka_unit_test(test_norms),      cmocka_unit_test(test_glu),
         cmocka_unit_test(test_gelu_range), cmocka_unit_test(test_buffers),
         cmocka_unit_test(test_open),       cmocka_unit_test(test_registry),
+        cmocka_unit_test(test_sections),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
