@@ -259,6 +259,8 @@ struct k_ops {
     void (*residual_norm)(struct k_ctx *c, const struct k_norm *n, float eps, float alpha,
                           const void *a, void *r, const struct k_bias *bias, uint32_t n_rows,
                           void *y);
+    /* Whether `y` may be `a`: x is not kept then, and one row less goes through memory. */
+    bool norm_in_place;
 
     struct k_kv *(*kv_new)(struct k_ctx *c, const struct k_kv_params *p);
     void (*kv_free)(struct k_ctx *c, struct k_kv *kv);

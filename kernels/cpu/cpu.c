@@ -203,6 +203,7 @@ const struct k_ops cpu_ops = {
     .bias_new = cpu_bias_new,
     .bias_free = cpu_bias_free,
     .residual_norm = cpu_residual_norm,
+    .norm_in_place = true,
     .kv_new = cpu_kv_new,
     .kv_free = cpu_kv_free,
     .kv_block_bytes = cpu_kv_block_bytes,

@@ -68,11 +68,11 @@ static inline uint32_t cpu_tile_row(const struct cpu_product *j, uint32_t tile)
 struct cpu_norm_job {
     const struct k_norm *norm;
     const struct k_bias *bias; /* or NULL */
-    const float *a;            /* [n_rows, cols] or NULL: plain norm of `x` */
+    const float *x;            /* [n_rows, cols] */
+    const float *a;            /* the same; norm of alpha * a + x + bias. NULL: of x */
     float alpha, eps;
-    const float *x;
-    float *residual; /* where x is kept, with `a` */
-    float *y;
+    float *sum; /* where that goes, with `a`; x or y */
+    float *y;   /* perhaps a */
 };
 
 struct cpu_glu_job {

@@ -1,6 +1,9 @@
 /* norm.c: LayerNorm or RMSNorm of rows, alone or behind the residual sum. Mean (or zero) first,
  * then the squares of the differences: four partial sums of 16 lanes each (vector i counts for sum
  * i % 4), combined in a fixed order.
+ *
+ * The rows of a long batch come from far caches, so that the first pass over a row, which takes it
+ * in, does as much as it can, and the others bring in the next row.
  */
 #include "isa.h"
 
@@ -18,22 +21,54 @@ VEC_FN float combine(const vf part[PARTS])
     return vf_sum(vf_add(vf_add(part[0], part[1]), vf_add(part[2], part[3])));
 }
 
-static float row_mean(const float *x, uint32_t cols)
+/* A row as it comes: x, or alpha * a + x + bias, which goes to `sum`. */
+struct row_input {
+    const float *a, *bias; /* NULL: none */
+    const float *x;
+    float *sum;
+    vf alpha;
+};
+
+VEC_FN vf take_in(const struct row_input *in, uint32_t i)
+{
+    vf x = vf_load(in->x + i);
+    if (!in->a)
+        return x;
+    x = vf_fma(in->alpha, vf_load(in->a + i), x);
+    x = in->bias ? vf_add(x, vf_load(in->bias + i)) : x;
+    vf_store(in->sum + i, x);
+    return x;
+}
+
+VEC_FN vf take_in_n(const struct row_input *in, uint32_t i, int n)
+{
+    vf x = vf_load_n(in->x + i, n);
+    if (!in->a)
+        return x;
+    x = vf_fma(in->alpha, vf_load_n(in->a + i, n), x);
+    x = in->bias ? vf_add(x, vf_load_n(in->bias + i, n)) : x;
+    vf_store_n(in->sum + i, x, n);
+    return x;
+}
+
+/* Takes the row in. */
+VEC_FN float row_sum(const struct row_input *in, uint32_t cols)
 {
     vf part[PARTS] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
     uint32_t i = 0;
     for (; i + PARTS * VEC <= cols; i += PARTS * VEC)
         TILE_UNROLL for (uint32_t p = 0; p < PARTS; p++) part[p] =
-            vf_add(part[p], vf_load(x + i + p * VEC));
+            vf_add(part[p], take_in(in, i + p * VEC));
     TILE_UNROLL for (uint32_t p = 0; p < PARTS; p++)
     {
         if (i + p * VEC < cols)
-            part[p] = vf_add(part[p], vf_load_n(x + i + p * VEC, lanes_left(cols, i + p * VEC)));
+            part[p] = vf_add(part[p], take_in_n(in, i + p * VEC, lanes_left(cols, i + p * VEC)));
     }
-    return combine(part) / (float)cols;
+    return combine(part);
 }
 
-static float row_variance(const float *x, uint32_t cols, float mean)
+/* The squares of the differences from the mean, added up; brings in `next`. */
+VEC_FN float row_squares(const float *x, uint32_t cols, float mean, const float *next)
 {
     vf part[PARTS] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
     const vf m = vf_set1(mean);
@@ -42,6 +77,7 @@ static float row_variance(const float *x, uint32_t cols, float mean)
         TILE_UNROLL for (uint32_t p = 0; p < PARTS; p++)
         {
             vf d = vf_sub(vf_load(x + i + p * VEC), m);
+            VEC_PREFETCH(next + i + p * VEC);
             part[p] = vf_fma(d, d, part[p]);
         }
     TILE_UNROLL for (uint32_t p = 0; p < PARTS; p++)
@@ -52,35 +88,20 @@ static float row_variance(const float *x, uint32_t cols, float mean)
             part[p] = vf_fma(d, d, part[p]);
         }
     }
-    return combine(part) / (float)cols;
+    return combine(part);
 }
 
-/* x = alpha * a + r + bias, into r */
-static void add_residual(const struct cpu_norm_job *j, const float *a, float *r, uint32_t cols)
-{
-    const vf alpha = vf_set1(j->alpha);
-    const float *bias = j->bias ? j->bias->values : NULL;
-    uint32_t i = 0;
-    for (; i + VEC <= cols; i += VEC) {
-        vf x = vf_fma(alpha, vf_load(a + i), vf_load(r + i));
-        vf_store(r + i, bias ? vf_add(x, vf_load(bias + i)) : x);
-    }
-    if (i < cols) {
-        int n = lanes_left(cols, i);
-        vf x = vf_fma(alpha, vf_load_n(a + i, n), vf_load_n(r + i, n));
-        vf_store_n(r + i, bias ? vf_add(x, vf_load_n(bias + i, n)) : x, n);
-    }
-}
-
-/* y = (x - mean) * inverse * weight + bias */
-static void scale_row(const struct k_norm *norm, const float *x, float mean, float inverse,
-                      float *y)
+/* y = (x - mean) * inverse * weight + bias; brings in `next` */
+VEC_FN void scale_row(const struct k_norm *norm, const float *x, float mean, float inverse,
+                      const float *next, float *y)
 {
     const vf m = vf_set1(mean), scale = vf_set1(inverse);
     uint32_t i = 0;
-    for (; i + VEC <= norm->cols; i += VEC)
+    for (; i + VEC <= norm->cols; i += VEC) {
         vf_store(y + i, vf_fma(vf_mul(vf_sub(vf_load(x + i), m), scale), vf_load(norm->weight + i),
                                vf_load(norm->bias + i)));
+        VEC_PREFETCH(next + i);
+    }
     if (i < norm->cols) {
         int n = lanes_left(norm->cols, i);
         vf d = vf_mul(vf_sub(vf_load_n(x + i, n), m), scale);
@@ -91,13 +112,20 @@ static void scale_row(const struct k_norm *norm, const float *x, float mean, flo
 
 CPU_RANGE_FN(norm, cpu_norm_job)
 {
-    uint32_t cols = j->norm->cols;
+    const uint32_t cols = j->norm->cols;
     for (uint64_t row = first; row < end; row++) {
-        if (j->a)
-            add_residual(j, j->a + row * cols, j->residual + row * cols, cols);
-        const float *x = (j->a ? j->residual : j->x) + row * cols;
-        float mean = j->norm->kind == K_NORM_RMS ? 0.0f : row_mean(x, cols);
-        float inverse = 1.0f / sqrtf(row_variance(x, cols, mean) + j->eps);
-        scale_row(j->norm, x, mean, inverse, j->y + row * cols);
+        const size_t at = row * cols, next = at + (row + 1 < end ? cols : 0);
+        const struct row_input in = {
+            .a = j->a ? j->a + at : NULL,
+            .bias = j->bias ? j->bias->values : NULL,
+            .x = j->x + at,
+            .sum = j->a ? j->sum + at : NULL,
+            .alpha = vf_set1(j->alpha),
+        };
+        const float sum = row_sum(&in, cols), *x = j->a ? in.sum : in.x;
+        const float mean = j->norm->kind == K_NORM_RMS ? 0.0f : sum / (float)cols;
+        const float variance = row_squares(x, cols, mean, j->x + next) / (float)cols;
+        scale_row(j->norm, x, mean, 1.0f / sqrtf(variance + j->eps), (j->a ? j->a : j->x) + next,
+                  j->y + at);
     }
 }

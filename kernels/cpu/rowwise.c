@@ -96,7 +96,14 @@ void cpu_residual_norm(struct k_ctx *c, const struct k_norm *n, float eps, float
     assert(!bias || bias->cols == n->cols);
     struct norm_section s = {
         c->kernels,
-        {.norm = n, .bias = bias, .a = a, .alpha = alpha, .eps = eps, .residual = r, .y = y},
+        {.norm = n,
+         .bias = bias,
+         .x = r,
+         .a = a,
+         .alpha = alpha,
+         .eps = eps,
+         .sum = y == a ? y : r,
+         .y = y},
     };
     run_norm(c, &s, n_rows);
 }

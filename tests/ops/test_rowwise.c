@@ -68,6 +68,11 @@ static void check_norms(uint32_t cols, enum k_norm_kind kind)
                 if (!set && threads == 1)
                     memcpy(first[with_bias], y, n * 4);
                 assert_same_bits(y, first[with_bias], n, "residual norm, %s", op_sets[set]);
+                memcpy(y, a, n * 4);
+                memcpy(sum, res, n * 4);
+                assert_true(ops->norm_in_place);
+                ops->residual_norm(c, norm, 1e-5f, alpha, y, sum, with_bias ? b : NULL, ROWS, y);
+                assert_same_bits(y, first[with_bias], n, "in place, %s", op_sets[set]);
             }
             ops->norm(c, norm, 1e-5f, a, ROWS, y);
             for (uint32_t t = 0; t < ROWS && !set; t++) {

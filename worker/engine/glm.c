@@ -252,6 +252,7 @@ static int run_layer(struct glm *m, const struct glm_batch *batch, uint32_t laye
                                        .n_kv_heads = arch->n_kv_heads / m->tp_size,
                                        .head_dim = arch->head_dim,
                                        .layer = idx};
+    void *b = op->norm_in_place && !m->capture ? ws->a : ws->b;
 
     /* r = alpha a + Attn(a); b = LN_post(r) */
     if (op->linear_rope_kv) {
@@ -264,16 +265,16 @@ static int run_layer(struct glm *m, const struct glm_batch *batch, uint32_t laye
     }
     op->attention(c, &attn, ws->q, batch->seqs, n_seqs, m->kv, ws->context);
     op->linear(c, l->dense, ws->context, n_rows, ws->r);
-    int r = sum_residual_norm(m, comm, l->post_norm, ws->a, l->dense_bias, n_rows, ws->b,
-                              l->h_to_4h, "attention of layer", layer, e);
+    int r = sum_residual_norm(m, comm, l->post_norm, ws->a, l->dense_bias, n_rows, b, l->h_to_4h,
+                              "attention of layer", layer, e);
     if (r < 0)
         return r;
 
     /* r = alpha b + MLP(b); a = LN of what comes next (r) */
     if (op->linear_glu) {
-        op->linear_glu(c, l->h_to_4h, K_GLU_GEGLU, ws->b, n_rows, ws->u, ws->g);
+        op->linear_glu(c, l->h_to_4h, K_GLU_GEGLU, b, n_rows, ws->u, ws->g);
     } else {
-        op->linear(c, l->h_to_4h, ws->b, n_rows, ws->u);
+        op->linear(c, l->h_to_4h, b, n_rows, ws->u);
         op->glu(c, K_GLU_GEGLU, ws->u, n_rows, arch->inner / m->tp_size, ws->g);
     }
     op->linear(c, l->four_h_to_h, ws->g, n_rows, ws->r);
@@ -281,7 +282,7 @@ static int run_layer(struct glm *m, const struct glm_batch *batch, uint32_t laye
         layer + 1 < m->layer_end ? m->weights.layers[idx + 1].input_norm : m->weights.exit_norm;
     const struct k_linear *behind =
         layer + 1 < m->layer_end ? m->weights.layers[idx + 1].qkv : NULL;
-    r = sum_residual_norm(m, comm, next, ws->b, l->four_h_to_h_bias, n_rows, ws->a, behind,
+    r = sum_residual_norm(m, comm, next, b, l->four_h_to_h_bias, n_rows, ws->a, behind,
                           "the MLP of layer", layer, e);
     if (r < 0)
         return r;
