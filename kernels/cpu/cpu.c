@@ -214,6 +214,7 @@ const struct k_ops cpu_ops = {
     .attention = cpu_attention,
     .glu = cpu_glu,
     .linear_glu = cpu_linear_glu,
+    .linear_rope_kv = cpu_linear_rope_kv,
     .gather = cpu_gather,
     .feed = &cpu_feed_ops,
     .each_thread = cpu_each_thread,

@@ -89,6 +89,9 @@ static inline uint32_t cpu_glu_pieces(uint32_t inner)
     return (inner + CPU_GLU_PIECE - 1) / CPU_GLU_PIECE;
 }
 
+/* Floats between keys: no power of two, so that they do not compete for the same lines. */
+enum { CPU_KEY_STRIDE = CPU_MAX_HEAD_DIM + 32 };
+
 struct cpu_rope_job {
     struct k_attn_params p;
     const struct k_rope *rope;
@@ -98,6 +101,11 @@ struct cpu_rope_job {
     uint32_t n_seqs;
     struct k_kv *kv;
     float *q;
+};
+
+/* Rotated keys of tokens that share a group of 16 in the cache, until all of a step are there. */
+struct cpu_rope_keys {
+    float values[CPU_KV_LANES * CPU_KEY_STRIDE];
 };
 
 /* Items of an attention, in this order: (sequence, key-value head, row tile). A row is a token with
@@ -135,6 +143,10 @@ struct cpu_kernels {
     void (*glu)(const struct cpu_glu_job *j, uint64_t first, uint64_t end);
     /* items: key-value heads */
     void (*rope)(const struct cpu_rope_job *j, uint64_t first, uint64_t end);
+    /* the same for rows [row, end) of one head, which come in ascending order, call by call; x: its
+     * columns of them; keys: what the call before has left */
+    void (*rope_rows)(const struct cpu_rope_job *j, uint32_t kv_head, uint32_t row, uint32_t end,
+                      const float *x, struct cpu_rope_keys *keys);
     /* one tile of rows [row, row + n) of a sequence and key-value head, n <= attention_rows;
      * scores: attention_rows times the padded length of the sequence; next, next_head: whose first
      * keys to bring in at the end, NULL: nobody's */
@@ -214,6 +226,10 @@ void cpu_linear_free(struct k_ctx *c, struct k_linear *l);
 void cpu_linear(struct k_ctx *c, const struct k_linear *l, const void *x, uint32_t n_rows, void *y);
 void cpu_linear_glu(struct k_ctx *c, const struct k_linear *l, enum k_glu glu, const void *x,
                     uint32_t n_rows, void *u, void *g);
+void cpu_linear_rope_kv(struct k_ctx *c, const struct k_linear *l, const void *x,
+                        const struct k_attn_params *p, const struct k_rope *r,
+                        const int32_t *positions, const struct k_seq *seqs, uint32_t n_seqs,
+                        struct k_kv *kv, void *qkv, void *q);
 void cpu_embed(struct k_ctx *c, const struct k_linear *table, uint32_t first_row,
                const int32_t *ids, uint32_t n_rows, void *y);
 
@@ -244,7 +260,11 @@ static inline size_t cpu_context_bytes(size_t groups, uint32_t dim_pad, uint32_t
     return groups * CPU_KV_LANES * token + groups / 4 * rows * sizeof(float);
 }
 
-/* sequence.c: rope, attention */
+/* sequence.c: rope, attention. The job of rope_kv, whose parameters it checks: */
+struct cpu_rope_job cpu_rope_job(const struct k_attn_params *p, const struct k_rope *r,
+                                 const void *qkv, const int32_t *positions,
+                                 const struct k_seq *seqs, uint32_t n_seqs, struct k_kv *kv,
+                                 void *q);
 size_t cpu_sizes_rope(uint32_t max_seq, uint32_t half_dim);
 struct k_rope *cpu_rope_new(struct k_ctx *c, const float *cos, const float *sin, uint32_t max_seq,
                             uint32_t half_dim);

@@ -49,6 +49,7 @@ const struct cpu_kernels CPU_FN(cpu_kernels) = {
     .norm = CPU_FN(norm),
     .glu = CPU_FN(glu),
     .rope = CPU_FN(rope),
+    .rope_rows = CPU_FN(rope_rows),
     .attention = CPU_FN(attention),
     .attention_context = CPU_FN(attention_context),
     .embed = CPU_FN(embed),

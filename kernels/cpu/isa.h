@@ -73,6 +73,8 @@ CPU_PANELS_FN(multiply_glu_i8_i4);
 CPU_RANGE_FN(norm, cpu_norm_job);
 CPU_RANGE_FN(glu, cpu_glu_job);
 CPU_RANGE_FN(rope, cpu_rope_job);
+void CPU_FN(rope_rows)(const struct cpu_rope_job *j, uint32_t kv_head, uint32_t row, uint32_t end,
+                       const float *x, struct cpu_rope_keys *keys);
 void CPU_FN(attention)(const struct cpu_attention_job *j, const struct k_seq *seq, uint32_t kv_head,
                        uint32_t row, uint32_t n, float *scores, const struct k_seq *next,
                        uint32_t next_head);

@@ -259,6 +259,174 @@ void cpu_linear_glu(struct k_ctx *c, const struct k_linear *l, enum k_glu glu, c
     }
 }
 
+struct rope_product {
+    struct cpu_product job;
+    struct cpu_rope_job rope;
+    const struct cpu_kernels *kernels;
+    size_t row_bytes; /* of a row of job.data */
+    uint32_t head_columns;
+    pthread_t driver;
+    uint64_t rope_ns; /* of the driving thread */
+};
+
+/* Of a head: its columns of a tile's rows stay in the first two caches, and its panels, and the
+ * next head's on their way, in the second. */
+enum { HEAD_COLUMNS = 512, HEAD_TILE_ROWS = 24, HEAD_BYTES = 512 << 10 };
+
+/* The rows of the matrix that make one head, as a matrix. */
+static struct k_linear head_of(const struct rope_product *p, uint64_t head)
+{
+    struct k_linear l = *p->job.l;
+    l.shape.rows = p->head_columns;
+    l.shape.n_panels = p->head_columns / PACK_LANES;
+    l.panels += head * l.shape.n_panels * l.shape.panel_bytes;
+    l.bias += head * l.shape.rows;
+    return l;
+}
+
+/* One tile of a product as a product, to `y`. */
+static struct cpu_product tile_of(const struct rope_product *p, uint32_t tile,
+                                  const struct k_linear *l, float *y)
+{
+    const uint32_t row = cpu_tile_row(&p->job, tile);
+    struct cpu_product j = p->job;
+    j.l = l;
+    j.y = y;
+    j.n_rows = cpu_tile_row(&p->job, tile + 1) - row;
+    j.n_tiles = 1;
+    j.data = (uint8_t *)j.data + row * p->row_bytes;
+    j.scale += (size_t)row * l->shape.n_blocks;
+    j.start += (size_t)row * l->shape.n_blocks;
+    return j;
+}
+
+/* Brings in part `i` of `n` of what follows the head's panels. */
+static void look_ahead(const struct k_linear *head, uint32_t i, uint32_t n)
+{
+    const size_t bytes = head->shape.n_panels * head->shape.panel_bytes;
+    const uint8_t *next = head->panels + bytes;
+    for (size_t at = bytes * i / n / 64 * 64; at < bytes * (i + 1) / n; at += 64)
+        __builtin_prefetch(next + at, 0, 2);
+}
+
+static void bring_in(const void *p, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch((const uint8_t *)p + at, 1, 2);
+}
+
+/* Brings in where a row of a head goes: its q, key and value. */
+static void bring_in_places(const struct cpu_rope_job *j, uint32_t head, uint32_t row)
+{
+    const uint32_t shared = j->p.n_heads / j->p.n_kv_heads, dim = j->p.head_dim;
+    bring_in(j->q + ((size_t)row * j->p.n_heads + (size_t)head * shared) * dim,
+             (size_t)shared * dim * sizeof *j->q);
+    const struct k_seq *seq = j->seqs;
+    while (row >= seq->row0 + seq->n_rows)
+        seq++;
+    const struct k_kv *kv = j->kv;
+    const uint32_t token = seq->start + row - seq->row0, slot = token % kv->p.block_tokens;
+    const size_t bytes = kv->dim_pad * kv->value_bytes;
+    const uint8_t *at =
+        cpu_kv_head(kv, j->p.layer, seq->blocks[token / kv->p.block_tokens], head) + slot * bytes;
+    bring_in(at + kv->keys_at, bytes); /* of the group, as many as the token has */
+    bring_in(at + kv->values_at, bytes);
+}
+
+/* Items: key-value heads. What a tile's rows get of a head is rotated and filed while it is near:
+ * of a long batch it would be written and read through memory. */
+static void multiply_rope(void *arg, uint64_t first, uint64_t end, uint64_t more)
+{
+    struct rope_product *p = arg;
+    const bool timed = pthread_equal(p->driver, pthread_self());
+    float y[HEAD_TILE_ROWS * HEAD_COLUMNS] __attribute__((aligned(64)));
+    struct cpu_rope_keys keys;
+    for (uint64_t head = first; head < end; head++) {
+        const struct k_linear l = head_of(p, head);
+        const uint32_t n_panels = l.shape.n_panels, n_visits = p->job.n_tiles * n_panels;
+        for (uint32_t tile = 0; tile < p->job.n_tiles; tile++) {
+            const struct cpu_product j = tile_of(p, tile, &l, y);
+            const uint32_t row = cpu_tile_row(&p->job, tile);
+            for (uint32_t panel = 0; panel < n_panels; panel++) {
+                if (head + 1 < more)
+                    look_ahead(&l, tile * n_panels + panel, n_visits);
+                for (uint32_t i = j.n_rows * panel / n_panels;
+                     i < j.n_rows * (panel + 1) / n_panels; i++)
+                    bring_in_places(&p->rope, (uint32_t)head, row + i);
+                j.multiply(&j, panel, panel + 1, panel + 1);
+            }
+            const uint64_t begin_ns = timed ? cpu_now_ns() : 0;
+            p->kernels->rope_rows(&p->rope, (uint32_t)head, row, row + j.n_rows, y, &keys);
+            if (timed)
+                p->rope_ns += cpu_now_ns() - begin_ns;
+        }
+    }
+}
+
+static uint32_t head_columns(const struct k_attn_params *p)
+{
+    return (p->n_heads / p->n_kv_heads + 2) * p->head_dim;
+}
+
+static uint32_t rows_of(const struct k_seq *seqs, uint32_t n_seqs)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < n_seqs; i++)
+        n += seqs[i].n_rows;
+    return n;
+}
+
+static bool follow_each_other(const struct k_seq *seqs, uint32_t n_seqs)
+{
+    for (uint32_t i = 0, n = 0; i < n_seqs; n += seqs[i++].n_rows)
+        if (seqs[i].row0 != n)
+            return false;
+    return true;
+}
+
+/* Items for each thread from which on they are shared out evenly enough. */
+enum { HEADS_PER_THREAD = 4 };
+
+static bool rope_fits(const struct k_ctx *c, const struct k_linear *l,
+                      const struct k_attn_params *p, const struct k_seq *seqs, uint32_t n_seqs)
+{
+    const enum cpu_format format = format_of(c, l->type);
+    const uint32_t tile_rows = c->kernels->tile_rows[format], n_rows = rows_of(seqs, n_seqs);
+    const uint32_t columns = head_columns(p), n_panels = columns / PACK_LANES;
+    return format != CPU_F32 && tile_rows == HEAD_TILE_ROWS && n_rows > tile_rows &&
+           n_rows <= CPU_PASS_ROWS && follow_each_other(seqs, n_seqs) &&
+           columns % PACK_LANES == 0 && columns <= HEAD_COLUMNS &&
+           columns * p->n_kv_heads == l->shape.rows &&
+           n_panels * l->shape.panel_bytes <= HEAD_BYTES &&
+           p->n_kv_heads / HEADS_PER_THREAD >= pool_threads(c->pool);
+}
+
+void cpu_linear_rope_kv(struct k_ctx *c, const struct k_linear *l, const void *x,
+                        const struct k_attn_params *p, const struct k_rope *r,
+                        const int32_t *positions, const struct k_seq *seqs, uint32_t n_seqs,
+                        struct k_kv *kv, void *qkv, void *q)
+{
+    const uint32_t n_rows = rows_of(seqs, n_seqs);
+    if (!rope_fits(c, l, p, seqs, n_seqs)) {
+        cpu_linear(c, l, x, n_rows, qkv);
+        cpu_rope_kv(c, p, r, qkv, positions, seqs, n_seqs, kv, q);
+        return;
+    }
+    const size_t value_bytes = format_of(c, l->type) == CPU_I16 ? sizeof(int16_t) : sizeof(int8_t);
+    struct rope_product s = {
+        .job = product_of(c, l, x, 0, n_rows),
+        .rope = cpu_rope_job(p, r, NULL, positions, seqs, n_seqs, kv, q),
+        .kernels = c->kernels,
+        .row_bytes = l->shape.k_pad * value_bytes,
+        .head_columns = head_columns(p),
+        .driver = pthread_self(),
+    };
+    pack(c, &s.job);
+    cpu_run_items(c, K_PART_PRODUCTS, p->n_kv_heads, 1, multiply_rope, &s);
+    c->profile.ns[K_PART_PRODUCTS] -= s.rope_ns;
+    c->profile.ns[K_PART_ROPE] += s.rope_ns;
+}
+
 struct embed_job {
     const struct cpu_kernels *kernels;
     const struct k_linear *table;

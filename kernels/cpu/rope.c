@@ -10,8 +10,7 @@
 #include <assert.h>
 
 enum { MAX_DIM = CPU_MAX_HEAD_DIM };
-/* Floats between keys of a run: no power of two, so that they do not compete for the same lines. */
-enum { KEY_STRIDE = MAX_DIM + 2 * VEC };
+enum { KEY_STRIDE = CPU_KEY_STRIDE };
 
 /* y[i] = x[i] cos - x[i + half] sin; y[i + half] = x[i + half] cos + x[i] sin */
 static void rotate(const struct k_rope *r, uint32_t position, const float *x, float *y)
@@ -161,16 +160,16 @@ VEC_FN void store_value(const struct run *run, enum k_kv_type type, uint32_t t, 
               run->values + (size_t)(run->slot + t) * dim_pad * CPU_KV_VALUE_BYTES(type));
 }
 
-/* A run with the head's rows of q. */
-VEC_FN void rope_run(const struct run *run, enum k_kv_type type)
+/* Tokens [t, end) of a run, with the head's rows of q; x: the head's columns of the first of them,
+ * rows are x_stride apart. keys: [n][KEY_STRIDE], filed with the last token. */
+VEC_FN void rope_tokens(const struct run *run, enum k_kv_type type, uint32_t t, uint32_t end,
+                        const float *x, size_t x_stride, float *keys)
 {
     const struct cpu_rope_job *j = run->j;
     const struct k_attn_params *p = &j->p;
     const uint32_t dim = p->head_dim, shared = p->n_heads / p->n_kv_heads;
-    float keys[VEC * KEY_STRIDE];
-    for (uint32_t t = 0; t < run->n; t++) {
+    for (; t < end; t++, x += x_stride) {
         const size_t row = run->row0 + t;
-        const float *x = j->qkv + (row * p->n_kv_heads + run->kv_head) * (shared + 2) * dim;
         float *q = j->q + (row * p->n_heads + (size_t)run->kv_head * shared) * dim;
         const int32_t position = j->positions[row];
         assert(position >= 0 && (uint32_t)position < j->rope->max_seq);
@@ -181,29 +180,76 @@ VEC_FN void rope_run(const struct run *run, enum k_kv_type type)
         memset(key + dim, 0, (j->kv->dim_pad - dim) * sizeof *key);
         store_value(run, type, t, x + (size_t)(shared + 1) * dim);
     }
-    store_keys(run, type, keys);
+    if (end == run->n)
+        store_keys(run, type, keys);
+}
+
+static void rope_run(const struct run *run, uint32_t t, uint32_t end, const float *x,
+                     size_t x_stride, float *keys)
+{
+    const enum k_kv_type type = run->j->kv->type;
+    if (type == K_KV_I8)
+        rope_tokens(run, K_KV_I8, t, end, x, x_stride, keys);
+    else if (type == K_KV_F16)
+        rope_tokens(run, K_KV_F16, t, end, x, x_stride, keys);
+    else
+        rope_tokens(run, K_KV_F32, t, end, x, x_stride, keys);
+}
+
+/* Tokens of the run that begins with row i of the sequence. */
+static uint32_t run_length(const struct cpu_rope_job *j, const struct k_seq *seq, uint32_t i)
+{
+    const uint32_t block_tokens = j->kv->p.block_tokens, slot = (seq->start + i) % block_tokens;
+    uint32_t n = VEC - slot % VEC;
+    n = n < block_tokens - slot ? n : block_tokens - slot;
+    return n < seq->n_rows - i ? n : seq->n_rows - i;
+}
+
+/* Columns of a head in a row of qkv. */
+static uint32_t head_columns(const struct k_attn_params *p)
+{
+    return (p->n_heads / p->n_kv_heads + 2) * p->head_dim;
 }
 
 /* Rows of a step are read front to back: all heads of a run before the next one. */
 CPU_RANGE_FN(rope, cpu_rope_job)
 {
-    const uint32_t block_tokens = j->kv->p.block_tokens;
+    const uint32_t columns = head_columns(&j->p);
+    const size_t stride = (size_t)j->p.n_kv_heads * columns;
+    struct cpu_rope_keys keys;
     for (uint32_t s = 0; s < j->n_seqs; s++) {
         const struct k_seq *seq = &j->seqs[s];
         for (uint32_t i = 0, n; i < seq->n_rows; i += n) {
-            const uint32_t slot = (seq->start + i) % block_tokens;
-            n = VEC - slot % VEC;
-            n = n < block_tokens - slot ? n : block_tokens - slot;
-            n = n < seq->n_rows - i ? n : seq->n_rows - i;
+            n = run_length(j, seq, i);
             for (uint64_t head = first; head < end; head++) {
                 const struct run run = find_run(j, seq, (uint32_t)head, i, n);
-                if (j->kv->type == K_KV_I8)
-                    rope_run(&run, K_KV_I8);
-                else if (j->kv->type == K_KV_F16)
-                    rope_run(&run, K_KV_F16);
-                else
-                    rope_run(&run, K_KV_F32);
+                rope_run(&run, 0, n, j->qkv + run.row0 * stride + head * columns, stride,
+                         keys.values);
             }
+        }
+    }
+}
+
+/* The row of the sequence that the run of row i begins with. */
+static uint32_t run_begin(const struct cpu_rope_job *j, const struct k_seq *seq, uint32_t i)
+{
+    const uint32_t before = (seq->start + i) % j->kv->p.block_tokens % VEC;
+    return before < i ? i - before : 0;
+}
+
+void CPU_FN(rope_rows)(const struct cpu_rope_job *j, uint32_t kv_head, uint32_t row, uint32_t end,
+                       const float *x, struct cpu_rope_keys *keys)
+{
+    const uint32_t columns = head_columns(&j->p);
+    for (uint32_t s = 0; s < j->n_seqs && row < end; s++) {
+        const struct k_seq *seq = &j->seqs[s];
+        while (row < end && row < seq->row0 + seq->n_rows) {
+            const uint32_t i = row - seq->row0, begin = run_begin(j, seq, i);
+            const struct run run = find_run(j, seq, kv_head, begin, run_length(j, seq, begin));
+            const uint32_t t = i - begin, left = run.n - t, n = left < end - row ? left : end - row;
+            rope_run(&run, t, t + n, x, columns, keys->values);
+            row += n;
+            x += (size_t)n * columns;
         }
     }
 }

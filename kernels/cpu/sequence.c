@@ -50,6 +50,16 @@ static void check_params(const struct k_attn_params *p, const struct k_kv *kv)
     assert(p->layer < kv->p.n_layers);
 }
 
+struct cpu_rope_job cpu_rope_job(const struct k_attn_params *p, const struct k_rope *r,
+                                 const void *qkv, const int32_t *positions,
+                                 const struct k_seq *seqs, uint32_t n_seqs, struct k_kv *kv,
+                                 void *q)
+{
+    check_params(p, kv);
+    assert(r->half_dim * 2 == p->head_dim);
+    return (struct cpu_rope_job){*p, r, qkv, positions, seqs, n_seqs, kv, q};
+}
+
 struct rope_section {
     const struct cpu_kernels *kernels;
     struct cpu_rope_job job;
@@ -67,9 +77,7 @@ void cpu_rope_kv(struct k_ctx *c, const struct k_attn_params *p, const struct k_
                  const void *qkv, const int32_t *positions, const struct k_seq *seqs,
                  uint32_t n_seqs, struct k_kv *kv, void *q)
 {
-    check_params(p, kv);
-    assert(r->half_dim * 2 == p->head_dim);
-    struct rope_section s = {c->kernels, {*p, r, qkv, positions, seqs, n_seqs, kv, q}};
+    struct rope_section s = {c->kernels, cpu_rope_job(p, r, qkv, positions, seqs, n_seqs, kv, q)};
     uint64_t n_rows = 0;
     for (uint32_t i = 0; i < n_seqs; i++)
         n_rows += seqs[i].n_rows;

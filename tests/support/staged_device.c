@@ -330,6 +330,7 @@ static void fill_in(void)
     ops.attention = staged_attention;
     ops.glu = staged_glu;
     ops.linear_glu = NULL;
+    ops.linear_rope_kv = NULL;
     ops.gather = staged_gather;
 }
 
