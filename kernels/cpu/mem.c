@@ -1,9 +1,13 @@
-/* mem.c: small areas come from malloc, where sanitizers watch them; large ones are mapped, so that
- * they start as zero pages and are placed near the thread that writes them first. */
+/* mem.c: small areas come from malloc, where sanitizers watch them; large ones are cut from mapped
+ * chunks, so that they start as zero pages and are placed near the thread that writes them first.
+ * What follows each other in a chunk shares its huge pages: of a matrix of some MiB with a mapping
+ * of its own a third or more would lie in small ones. Any thread. */
 #include "mem.h"
 #include "watch.h"
 
+#include <assert.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +15,7 @@
 #include <unistd.h>
 
 enum { ALIGN = 64, MAP_FROM_BYTES = 1 << 20, PAGE = 4096, HUGE_PAGE = 2 << 20 };
+enum { CHUNK_BYTES = 256 << 20 }; /* of addresses; pages are made when they are written */
 
 /* Bytes behind an area, for what reads or writes past its end to be noticed. */
 #ifdef WATCH_AREAS
@@ -23,20 +28,85 @@ enum { BEHIND = 0 };
 #define MADV_POPULATE_WRITE 23
 #endif
 
+struct chunk {
+    uint8_t *pages; /* begins with a huge page */
+    size_t bytes, used;
+    size_t n_areas; /* that have not been freed; the last one takes the chunk with it */
+};
+
 /* In front of every area, ALIGN bytes long. */
 struct header {
     size_t mapped_bytes; /* 0 = malloc */
+    struct chunk *chunk;
 };
+static_assert(sizeof(struct header) <= ALIGN, "room in front of an area");
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards the chunks */
+static struct chunk *newest;                             /* that areas are cut from, or NULL */
+
+static struct chunk *chunk_new(size_t bytes)
+{
+    struct chunk *c = malloc(sizeof *c);
+    if (!c)
+        return NULL;
+    uint8_t *p =
+        mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) {
+        free(c);
+        return NULL;
+    }
+    const size_t front = -(uintptr_t)p % HUGE_PAGE;
+    if (front)
+        munmap(p, front);
+    munmap(p + front + bytes, HUGE_PAGE - front);
+    madvise(p + front, bytes, MADV_HUGEPAGE); /* a wish: refused where huge pages are off */
+    *c = (struct chunk){.pages = p + front, .bytes = bytes};
+    return c;
+}
+
+/* A chunk with room for `total` bytes. Of its own, where there are no addresses for one to share.
+ */
+static struct chunk *chunk_for(size_t total)
+{
+    if (newest && newest->bytes - newest->used >= total)
+        return newest;
+    struct chunk *c = total <= CHUNK_BYTES ? chunk_new(CHUNK_BYTES) : NULL;
+    if (c)
+        newest = c;
+    return c ? c : chunk_new(total);
+}
 
 static void *map(size_t total)
 {
-    struct header *h =
-        mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (h == MAP_FAILED)
-        return NULL;
-    madvise(h, total, MADV_HUGEPAGE); /* a wish: refused where huge pages are off */
-    h->mapped_bytes = total;
+    total = (total + PAGE - 1) / PAGE * PAGE;
+    struct header *h = NULL;
+    pthread_mutex_lock(&lock);
+    struct chunk *c = chunk_for(total);
+    if (c) {
+        h = (struct header *)(c->pages + c->used);
+        c->used += total;
+        c->n_areas++;
+    }
+    pthread_mutex_unlock(&lock);
+    if (h)
+        *h = (struct header){.mapped_bytes = total, .chunk = c};
     return h;
+}
+
+/* Its pages go; its addresses go with the chunk's. */
+static void unmap(struct header *h)
+{
+    struct chunk *c = h->chunk;
+    madvise(h, h->mapped_bytes, MADV_DONTNEED);
+    pthread_mutex_lock(&lock);
+    const bool last = --c->n_areas == 0;
+    if (last && newest == c)
+        newest = NULL;
+    pthread_mutex_unlock(&lock);
+    if (last) {
+        munmap(c->pages, c->bytes);
+        free(c);
+    }
 }
 
 static void *take(size_t total)
@@ -78,7 +148,7 @@ void mem_free(void *p)
         return;
     }
     watch_allow(all, mapped); /* something else may come to be there */
-    munmap(all, mapped);
+    unmap((struct header *)all);
 }
 
 /* A fault for every page, where the kernel does not make many at once. */

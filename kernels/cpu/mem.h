@@ -1,4 +1,5 @@
-/* mem.h: memory of the CPU backend: 64-byte aligned, zeroed; large areas ask for huge pages. */
+/* mem.h: memory of the CPU backend: 64-byte aligned, zeroed. Large areas lie one behind the other,
+ * in huge pages where the system allows them. Any thread. */
 #ifndef GLMD_KERNELS_CPU_MEM_H
 #define GLMD_KERNELS_CPU_MEM_H
 

@@ -6,9 +6,11 @@
 #include "kernels/cpu/watch.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -37,6 +39,116 @@ static void test_areas(void **state)
     }
     mem_free(NULL);
     assert_null(mem_alloc(SIZE_MAX));
+}
+
+/* What is mapped shares huge pages with its neighbours, whose sizes are no multiples of them. */
+static void test_large_areas_are_neighbours(void **state)
+{
+    (void)state;
+    enum { N = 4, BYTES = (3 << 20) + 5, PAGE = 4096 };
+    uint8_t *areas[N];
+    int n_near = 0;
+    for (int i = 0; i < N; i++) {
+        areas[i] = mem_alloc(BYTES);
+        assert_non_null(areas[i]);
+        n_near +=
+            i > 0 && areas[i] - areas[i - 1] >= BYTES && areas[i] - areas[i - 1] < BYTES + 2 * PAGE;
+    }
+    for (int i = 0; i < N; i++)
+        mem_free(areas[i]);
+    if (n_near < N - 2) /* all but where a chunk ended */
+        fail_msg("%d of %d areas lie behind the one before, expected %d", n_near, N - 1, N - 2);
+}
+
+/* Its memory goes with an area, though its neighbours stay. */
+static void test_freed_areas_take_nothing(void **state)
+{
+    (void)state;
+    enum { N = 3, BYTES = 5 << 20, PAGE = 4096 };
+    uint8_t *areas[N];
+    for (int i = 0; i < N; i++) {
+        areas[i] = mem_alloc(BYTES);
+        assert_non_null(areas[i]);
+        memset(areas[i], i + 1, BYTES);
+    }
+    uint8_t *first_page = areas[1] + (PAGE - (uintptr_t)areas[1] % PAGE) % PAGE;
+    uint8_t resident[BYTES / PAGE - 1];
+    assert_int_equal(mincore(first_page, sizeof resident * PAGE, resident), 0);
+    assert_int_equal(resident[0] & 1, 1);
+    mem_free(areas[1]);
+    if (mincore(first_page, sizeof resident * PAGE, resident) == 0) /* or it is not mapped */
+        for (size_t i = 0; i < sizeof resident; i++)
+            if (resident[i] & 1)
+                fail_msg("page %zu of a freed area is there", i);
+    for (int i = 0; i < N; i += 2) {
+        for (size_t k = 0; k < BYTES; k += 511)
+            assert_int_equal(areas[i][k], i + 1);
+        mem_free(areas[i]);
+    }
+}
+
+struct churn {
+    pthread_t thread;
+    uint32_t seed;
+    char wrong[128];
+};
+
+/* Areas of all sizes come and go; each starts as zeros and keeps what is written into it. */
+static void *churn(void *context)
+{
+    struct churn *c = context;
+    enum { SLOTS = 12, STEP = 509 };
+    uint8_t *areas[SLOTS] = {0};
+    size_t bytes[SLOTS] = {0};
+    for (uint32_t i = 0; i < 150 && !c->wrong[0]; i++) {
+        c->seed = c->seed * 1664525u + 1013904223u;
+        uint32_t slot = c->seed >> 16 & 0xffff, value = slot % SLOTS + 1;
+        slot %= SLOTS;
+        for (size_t k = 0; areas[slot] && k < bytes[slot]; k += STEP)
+            if (areas[slot][k] != value)
+                snprintf(c->wrong, sizeof c->wrong, "byte %zu of %zu is %u, expected %u", k,
+                         bytes[slot], areas[slot][k], value);
+        mem_free(areas[slot]);
+        bytes[slot] = sizes[c->seed % N_SIZES] + (c->seed >> 8) % 5000;
+        areas[slot] = mem_alloc(bytes[slot]);
+        for (size_t k = 0; k < bytes[slot]; k += STEP) {
+            if (areas[slot][k])
+                snprintf(c->wrong, sizeof c->wrong, "byte %zu of %zu is %u, expected 0", k,
+                         bytes[slot], areas[slot][k]);
+            areas[slot][k] = (uint8_t)value;
+        }
+    }
+    for (int i = 0; i < SLOTS; i++)
+        mem_free(areas[i]);
+    return NULL;
+}
+
+static void test_areas_come_and_go(void **state)
+{
+    (void)state;
+    struct churn threads[2] = {{.seed = 1}, {.seed = 77}};
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pthread_create(&threads[i].thread, NULL, churn, &threads[i]), 0);
+    for (int i = 0; i < 2; i++)
+        pthread_join(threads[i].thread, NULL);
+    for (int i = 0; i < 2; i++)
+        if (threads[i].wrong[0])
+            fail_msg("%s", threads[i].wrong);
+}
+
+/* More than a chunk of the others. */
+static void test_huge_area(void **state)
+{
+    (void)state;
+    const size_t bytes = ((size_t)300 << 20) + 1;
+    uint8_t *p = mem_alloc(bytes), *other = mem_alloc(2 << 20);
+    assert_non_null(p);
+    assert_non_null(other);
+    p[0] = p[bytes - 1] = 1;
+    assert_int_equal(p[bytes / 2], 0);
+    mem_free(p);
+    assert_int_equal(other[(2 << 20) - 1], 0);
+    mem_free(other);
 }
 
 static void test_reserve(void **state)
@@ -132,6 +244,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_areas),
+        cmocka_unit_test(test_large_areas_are_neighbours),
+        cmocka_unit_test(test_freed_areas_take_nothing),
+        cmocka_unit_test(test_areas_come_and_go),
+        cmocka_unit_test(test_huge_area),
         cmocka_unit_test(test_reserve),
 #ifdef WATCH_AREAS
         cmocka_unit_test(test_ends_are_watched),
