@@ -114,8 +114,9 @@ VEC_FN void store_integers(int bits, uint8_t *to, vi x)
 
 /* ---- keys and values ---- */
 
+/* next: the group whose keys and values come into the cache meanwhile: blocks are far apart. */
 VEC_FN void convert_keys(const struct context *c, enum k_kv_type type, int bits,
-                         const struct group *at, uint32_t g)
+                         const struct group *at, uint32_t g, const struct group *next)
 {
     const uint32_t dim = c->dim_pad, in_word = IN_WORD(bits);
     uint8_t *to = c->keys + (size_t)g * dim / in_word * sizeof(vi);
@@ -130,7 +131,12 @@ VEC_FN void convert_keys(const struct context *c, enum k_kv_type type, int bits,
         inverse = vf_div(vf_set1(c->key_limit), m);
         scale = vf_div(m, vf_set1(c->key_limit));
     }
+    const size_t step = (size_t)in_word * VEC * CPU_KV_VALUE_BYTES(type);
     for (uint32_t d = 0; d < dim; d += in_word, to += sizeof(vi)) {
+        for (size_t i = 0; i < step; i += 64) {
+            VEC_PREFETCH(next->k + d / in_word * step + i);
+            VEC_PREFETCH(next->v + d / in_word * step + i);
+        }
         vi k[MAX_IN_WORD];
         TILE_UNROLL for (uint32_t i = 0; i < in_word; i++)
         {
@@ -197,8 +203,10 @@ VEC_FN void convert(const struct context *c, enum k_kv_type type, int bits)
 {
     uint8_t *first = cpu_kv_head(c->j->kv, c->j->p.layer, 0, c->kv_head);
     for (uint32_t g = 0; g < c->n_groups; g++) {
-        struct group at = find_group(c->j->kv, first, c->seq->blocks, g);
-        convert_keys(c, type, bits, &at, g);
+        const uint32_t next_g = g + 1 < c->n_groups ? g + 1 : g;
+        const struct group at = find_group(c->j->kv, first, c->seq->blocks, g);
+        const struct group next = find_group(c->j->kv, first, c->seq->blocks, next_g);
+        convert_keys(c, type, bits, &at, g, &next);
         convert_values(c, type, bits, &at, g);
     }
 }

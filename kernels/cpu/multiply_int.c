@@ -265,6 +265,18 @@ VEC_FN void end_glu(const struct cpu_product *j, const struct glu_area *area, ui
         *j->glu_ns += cpu_now_ns() - begin_ns;
 }
 
+/* Visit `at` of the 2 n that end in end_glu brings in its part of where that will write: rows are
+ * far apart, and a store to memory takes as long as the unit's arithmetic. */
+VEC_FN void bring_in_places(const struct tile *t, uint64_t panel, uint64_t n, uint64_t at)
+{
+    const uint32_t inner = t->j->l->shape.rows / 2;
+    for (uint64_t r = t->rows * at / (2 * n); r < t->rows * (at + 1) / (2 * n); r++) {
+        const float *g = t->j->g + (t->row0 + r) * inner + panel * PACK_LANES;
+        for (uint64_t i = 0; i < n * PACK_LANES; i += VEC)
+            VEC_PREFETCH_L2(g + i);
+    }
+}
+
 /* first, end, more: panels of a half. */
 VEC_FN void walk_glu(const struct cpu_product *j, uint64_t first, uint64_t end, uint64_t more,
                      const tile_fn *fns)
@@ -286,6 +298,7 @@ VEC_FN void walk_glu(const struct cpu_product *j, uint64_t first, uint64_t end, 
                 t.y_stride = sizeof area.u[0] / sizeof(float);
                 if (j->n_tiles > 1 && p + n < more)
                     tile_look_ahead(&t, i, t.panel + n * s->panel_bytes, s->panel_bytes);
+                bring_in_places(&t, p0, n, at);
                 fns[t.rows - 1](&t); /* NOLINT(clang-analyzer-core.CallAndMessage): 1 to 24 */
             }
             end_glu(j, &area, i, p0, n);
