@@ -71,7 +71,14 @@ VEC_FN void dot(int format, int type, int P, const vi *weights, const uint32_t *
 #endif
 }
 
-enum { PREFETCH_BYTES = 4096 };
+/* How far ahead of a step its panel is brought into the first-level cache; and, where it is memory
+ * that counts, into the second-level one: lines on their way to the first are too few for that. */
+enum { PREFETCH_BYTES = 4096, PREFETCH_L2_BYTES = 16384 };
+#ifdef VEC_HAVE_DOT_WORD
+#define PREFETCH_FAR(words, R) ((words) * (R) <= 16)
+#else
+#define PREFETCH_FAR(words, R) false
+#endif
 
 /* What the rows of a tile have so far. Touched once a block, so it stays in memory: the registers
  * are for the sums of the block. */
@@ -114,7 +121,12 @@ VEC_FN void add_columns(const uint8_t *w, size_t panel_bytes, const uint32_t *x,
             weight_word(w + (size_t)p * panel_bytes, format, type, 0);
     do {
         TILE_UNROLL for (int p = 0; p < P; p++) for (size_t line = 0; line < step_bytes; line += 64)
-            VEC_PREFETCH(w + (size_t)p * panel_bytes + line + PREFETCH_BYTES);
+        {
+            const uint8_t *at = w + (size_t)p * panel_bytes + line;
+            if (PREFETCH_FAR(words, R))
+                VEC_PREFETCH_L2(at + PREFETCH_L2_BYTES);
+            VEC_PREFETCH(at + PREFETCH_BYTES);
+        }
         k += PACK_COLS;
         /* nothing is read behind the block */
         const uint8_t *next = AHEAD(format, R) && k >= len ? w : w + step_bytes;
