@@ -28,8 +28,8 @@ enum { BEHIND = 0 };
 #define MADV_POPULATE_WRITE 23
 #endif
 
+/* Lies in its first page, which is that of a huge one. Areas behind it begin with pages, too. */
 struct chunk {
-    uint8_t *pages; /* begins with a huge page */
     size_t bytes, used;
     size_t n_areas; /* that have not been freed; the last one takes the chunk with it */
 };
@@ -44,23 +44,26 @@ static_assert(sizeof(struct header) <= ALIGN, "room in front of an area");
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards the chunks */
 static struct chunk *newest;                             /* that areas are cut from, or NULL */
 
-static struct chunk *chunk_new(size_t bytes)
+static size_t page_bytes(void)
 {
-    struct chunk *c = malloc(sizeof *c);
-    if (!c)
-        return NULL;
+    return (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/* area_bytes: whole pages. */
+static struct chunk *chunk_new(size_t area_bytes)
+{
+    const size_t bytes = page_bytes() + area_bytes;
     uint8_t *p =
         mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) {
-        free(c);
+    if (p == MAP_FAILED)
         return NULL;
-    }
     const size_t front = -(uintptr_t)p % HUGE_PAGE;
     if (front)
         munmap(p, front);
+    struct chunk *c = (struct chunk *)(p + front);
     munmap(p + front + bytes, HUGE_PAGE - front);
-    madvise(p + front, bytes, MADV_HUGEPAGE); /* a wish: refused where huge pages are off */
-    *c = (struct chunk){.pages = p + front, .bytes = bytes};
+    madvise(c, bytes, MADV_HUGEPAGE); /* a wish: refused where huge pages are off */
+    *c = (struct chunk){.bytes = bytes, .used = page_bytes()};
     return c;
 }
 
@@ -78,12 +81,12 @@ static struct chunk *chunk_for(size_t total)
 
 static void *map(size_t total)
 {
-    total = (total + PAGE - 1) / PAGE * PAGE;
+    total = (total + page_bytes() - 1) / page_bytes() * page_bytes();
     struct header *h = NULL;
     pthread_mutex_lock(&lock);
     struct chunk *c = chunk_for(total);
     if (c) {
-        h = (struct header *)(c->pages + c->used);
+        h = (struct header *)((uint8_t *)c + c->used);
         c->used += total;
         c->n_areas++;
     }
@@ -103,10 +106,8 @@ static void unmap(struct header *h)
     if (last && newest == c)
         newest = NULL;
     pthread_mutex_unlock(&lock);
-    if (last) {
-        munmap(c->pages, c->bytes);
-        free(c);
-    }
+    if (last)
+        munmap(c, c->bytes);
 }
 
 static void *take(size_t total)

@@ -45,14 +45,15 @@ static void test_areas(void **state)
 static void test_large_areas_are_neighbours(void **state)
 {
     (void)state;
-    enum { N = 4, BYTES = (3 << 20) + 5, PAGE = 4096 };
+    enum { N = 4, BYTES = (3 << 20) + 5 };
+    const long page = sysconf(_SC_PAGESIZE);
     uint8_t *areas[N];
     int n_near = 0;
     for (int i = 0; i < N; i++) {
         areas[i] = mem_alloc(BYTES);
         assert_non_null(areas[i]);
         n_near +=
-            i > 0 && areas[i] - areas[i - 1] >= BYTES && areas[i] - areas[i - 1] < BYTES + 2 * PAGE;
+            i > 0 && areas[i] - areas[i - 1] >= BYTES && areas[i] - areas[i - 1] < BYTES + 2 * page;
     }
     for (int i = 0; i < N; i++)
         mem_free(areas[i]);
@@ -64,20 +65,21 @@ static void test_large_areas_are_neighbours(void **state)
 static void test_freed_areas_take_nothing(void **state)
 {
     (void)state;
-    enum { N = 3, BYTES = 5 << 20, PAGE = 4096 };
+    enum { N = 3, BYTES = 5 << 20 };
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), n_pages = BYTES / page - 1;
     uint8_t *areas[N];
     for (int i = 0; i < N; i++) {
         areas[i] = mem_alloc(BYTES);
         assert_non_null(areas[i]);
         memset(areas[i], i + 1, BYTES);
     }
-    uint8_t *first_page = areas[1] + (PAGE - (uintptr_t)areas[1] % PAGE) % PAGE;
-    uint8_t resident[BYTES / PAGE - 1];
-    assert_int_equal(mincore(first_page, sizeof resident * PAGE, resident), 0);
+    uint8_t *first_page = areas[1] + (page - (uintptr_t)areas[1] % page) % page;
+    uint8_t resident[BYTES / 4096];
+    assert_int_equal(mincore(first_page, n_pages * page, resident), 0);
     assert_int_equal(resident[0] & 1, 1);
     mem_free(areas[1]);
-    if (mincore(first_page, sizeof resident * PAGE, resident) == 0) /* or it is not mapped */
-        for (size_t i = 0; i < sizeof resident; i++)
+    if (mincore(first_page, n_pages * page, resident) == 0) /* or it is not mapped */
+        for (size_t i = 0; i < n_pages; i++)
             if (resident[i] & 1)
                 fail_msg("page %zu of a freed area is there", i);
     for (int i = 0; i < N; i += 2) {
