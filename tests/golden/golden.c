@@ -212,6 +212,22 @@ const float *golden_logits(struct golden_engine *g, const int32_t *ids, const in
     return golden_step(g, &item, 1, NULL, 0, NULL, 0)->items[0].logits;
 }
 
+struct plan_item golden_prompt(struct golden_engine *g, uint32_t slot, const int32_t *tokens,
+                               const int32_t *positions, uint32_t n,
+                               const uint32_t blocks[GOLDEN_BLOCKS_PER_SEQ])
+{
+    return (struct plan_item){.slot = slot,
+                              .slot_gen = ++g->next_gen,
+                              .n_tokens = n,
+                              .prefix_len = n - 1,
+                              .tokens = tokens,
+                              .positions = positions,
+                              .blocks = blocks,
+                              .n_blocks = GOLDEN_BLOCKS_PER_SEQ,
+                              .output = PLAN_OUTPUT_SAMPLE,
+                              .sampling = {.temperature = 1.0f, .top_k = 1}};
+}
+
 void golden_blocks(uint32_t first, uint32_t blocks[GOLDEN_BLOCKS_PER_SEQ])
 {
     for (uint32_t i = 0; i != GOLDEN_BLOCKS_PER_SEQ; i++)

@@ -94,6 +94,12 @@ void golden_run_refused(struct golden_engine *g, struct plan *plan, const char *
 const float *golden_logits(struct golden_engine *g, const int32_t *ids, const int32_t *positions,
                            uint32_t n, uint32_t prefix_len);
 
+/* A greedy step over a prompt of n tokens in `slot`, a new life of it; all but the last one are its
+ * context. What is pointed to is borrowed. */
+struct plan_item golden_prompt(struct golden_engine *g, uint32_t slot, const int32_t *tokens,
+                               const int32_t *positions, uint32_t n,
+                               const uint32_t blocks[GOLDEN_BLOCKS_PER_SEQ]);
+
 /* blocks[i] = first + i for a whole sequence. */
 void golden_blocks(uint32_t first, uint32_t blocks[GOLDEN_BLOCKS_PER_SEQ]);
 

@@ -32,16 +32,7 @@ static void open_shape(struct golden_engine *g, const char *model, struct golden
 /* Greedy over the prompt in `slot`, a new life. */
 static struct plan_item begin(struct golden_engine *g, uint32_t slot)
 {
-    return (struct plan_item){.slot = slot,
-                              .slot_gen = ++g->next_gen,
-                              .n_tokens = N_PROMPT,
-                              .prefix_len = N_PROMPT - 1,
-                              .tokens = prompt,
-                              .positions = positions,
-                              .blocks = tables[slot],
-                              .n_blocks = GOLDEN_BLOCKS_PER_SEQ,
-                              .output = PLAN_OUTPUT_SAMPLE,
-                              .sampling = {.temperature = 1.0f, .top_k = 1}};
+    return golden_prompt(g, slot, prompt, positions, N_PROMPT, tables[slot]);
 }
 
 static struct plan_item begin_sliced(struct golden_engine *g, uint32_t slot)
